@@ -1,0 +1,20 @@
+"""What all tests share: eight virtual CPU devices, and how hard hypothesis tries.
+
+The environment is set here, at the top of the tree, since JAX reads it when it is imported.
+"""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+
+import hypothesis
+
+_COMMON = {
+    "deadline": None,
+    "derandomize": True,
+    "suppress_health_check": [hypothesis.HealthCheck.too_slow],
+}
+hypothesis.settings.register_profile("quick", max_examples=50, **_COMMON)
+hypothesis.settings.register_profile("large", max_examples=1000, **_COMMON)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))

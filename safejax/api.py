@@ -1,0 +1,228 @@
+"""The main job: save and load, whole trees at a time."""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import jax
+
+from safejax.codec import IN_MEMORY, Layout, decode, layout, open_file
+from safejax.files import PathLike, checked_path, write_atomically
+from safejax.lazy import LazyArray
+from safejax.leaves import Leaves, is_array
+from safejax.placing import concretely_all
+from safejax.shardings import ShardingArgument
+from safejax.steps import apply
+from safejax.tree import assemble, flatten
+
+TransformArgument: TypeAlias = Callable[[Leaves], Leaves]
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with the bytes done so far and the bytes there are in all."""
+
+
+def save(
+    tree: Any,
+    path: PathLike,
+    *,
+    transform: TransformArgument | None = None,
+    metadata: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Store a pytree as a safetensors file at `path`: wholly, or not at all.
+
+    Leaves are arrays of JAX (lazy ones are streamed from their file) or NumPy, typed PRNG keys,
+    Python scalars, strings and None, in any pytree. `transform` is applied to the Leaves first.
+    `metadata` maps strings to strings. `progress(done, total)` counts bytes of the file. The
+    tree is not changed, and the same tree always gives the same bytes.
+
+    >>> import jax.numpy as jnp, safejax, tempfile, os
+    >>> path = os.path.join(tempfile.mkdtemp(), "params.safetensors")
+    >>> safejax.save({"mlp": {"w": jnp.ones((4, 2))}}, path, metadata={"step": "3"})
+    >>> safejax.load(path)["mlp"]["w"]
+    LazyArray(float32[4,2], name='mlp.w', unread)
+
+    Raises `LeafError` for a leaf that no file can hold, `TransformError` where the transform
+    does not fit, `OSError` where the file cannot be written; the old file is then still there.
+    """
+    target = checked_path(path)
+    plan = _layout(tree, transform, metadata, target)
+    done = 0
+
+    def wrote(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        if progress is not None:
+            progress(done, plan.nbytes)
+
+    write_atomically(target, plan.chunks(), wrote)
+
+
+def serialize(
+    tree: Any,
+    *,
+    transform: TransformArgument | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> bytes:
+    """The bytes of the safetensors file that `save` would write.
+
+    >>> import jax.numpy as jnp, safejax
+    >>> safejax.deserialize(safejax.serialize({"w": jnp.arange(3)}))["w"].sum().item()
+    3
+    """
+    return b"".join(_layout(tree, transform, metadata, IN_MEMORY).chunks())
+
+
+def load(
+    path: PathLike,
+    *,
+    like: Any = None,
+    sharding: ShardingArgument = None,
+    transform: TransformArgument | None = None,
+    strict: bool = True,
+) -> Any:
+    """The pytree in a safetensors file, with lazy leaves; only the header is read.
+
+    The order is: decode, `transform`, match `like`, choose the sharding; each leaf is read and
+    placed when its values are first needed, and a process reads only what its devices hold.
+
+    `like` is a tree of arrays or `jax.ShapeDtypeStruct`s: its structure is rebuilt, leaves are
+    matched by name, and shapes and dtypes are checked. Without it, the structure that the file
+    records is built; node types that are not built in come back as dicts of their fields.
+    With `strict=False` leaves that are missing come from `like`, and unexpected ones are left
+    out, with a `PartialLoadWarning` that names them.
+
+    `sharding` is one `Sharding` or `Device`, a prefix tree of them (None: the default), or a
+    function `(name, aval) -> Sharding | None`, as `sharding_rules` makes. Where it says nothing,
+    the sharding of `like`'s leaf counts if that is committed or abstract, else JAX's default
+    device, uncommitted.
+
+    >>> import jax, jax.numpy as jnp, safejax, tempfile, os
+    >>> path = os.path.join(tempfile.mkdtemp(), "params.safetensors")
+    >>> safejax.save({"w": jnp.ones((4, 2))}, path)
+    >>> mesh = jax.make_mesh((1,), ("x",))
+    >>> rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+    >>> tree = safejax.load(path, sharding=rows)
+    >>> tree["w"].shape, tree["w"].is_placed
+    ((4, 2), False)
+
+    Raises `FileNotFoundError`; `InvalidFileError` for what is no safetensors file;
+    `MismatchError` with everything that does not match `like`; `ShardingError` with every leaf
+    that the sharding does not divide; `TransformError`.
+    """
+    file = checked_path(path)
+    return _load(open_path(file), like, sharding, transform, strict, file)
+
+
+def deserialize(
+    data: bytes | bytearray | memoryview,
+    *,
+    like: Any = None,
+    sharding: ShardingArgument = None,
+    transform: TransformArgument | None = None,
+    strict: bool = True,
+) -> Any:
+    """The pytree in the bytes of a safetensors file, with lazy leaves, as `load` gives it."""
+    return _load(decode(data), like, sharding, transform, strict, IN_MEMORY)
+
+
+def materialize(tree: Any, *, progress: Progress | None = None) -> Any:
+    """The same tree with every lazy leaf a plain, placed `jax.Array`; read in parallel.
+
+    Call it before a loop: dispatch then costs what it costs for any array. Leaves that are no
+    lazy arrays stay as they are. `progress(done, total)` counts bytes of leaves.
+
+    >>> import jax.numpy as jnp, safejax
+    >>> tree = safejax.deserialize(safejax.serialize({"w": jnp.ones(3)}))
+    >>> isinstance(safejax.materialize(tree)["w"], safejax.LazyArray)
+    False
+    """
+    lazy: dict[int, LazyArray] = {}
+    for leaf in jax.tree_util.tree_leaves(tree):
+        if isinstance(leaf, LazyArray):
+            lazy[id(leaf)] = leaf
+    total = sum(leaf.nbytes for leaf in lazy.values())
+    done = 0
+    placed: dict[int, jax.Array] = {}
+
+    def task(leaf: LazyArray) -> Callable[[], None]:
+        def run() -> None:
+            nonlocal done
+            placed[id(leaf)] = leaf.place_with(lambda make: make())
+            done += leaf.nbytes
+            if progress is not None:
+                progress(done, total)
+
+        return run
+
+    tasks = [(task(leaf), leaf.content.view.dtype) for leaf in lazy.values()]
+    concretely_all(tasks, workers=min(8, os.cpu_count() or 1))
+    return jax.tree.map(lambda leaf: placed.get(id(leaf), leaf), tree)
+
+
+def abstract(tree: Any) -> Any:
+    """The same tree with each array a `jax.ShapeDtypeStruct`, sharding included; reads nothing.
+
+    The result serves as `like`. Leaves that are no arrays stay as they are.
+
+    >>> import jax.numpy as jnp, safejax
+    >>> safejax.abstract({"w": jnp.ones(3), "step": 1})["step"]
+    1
+    """
+
+    def of_leaf(leaf: Any) -> Any:
+        if not is_array(leaf):
+            return leaf
+        sharding = getattr(leaf, "sharding", None)
+        if isinstance(leaf, jax.Array) and not getattr(leaf, "committed", True):
+            # An uncommitted array follows the others; a sharding in like would commit it.
+            sharding = None
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(of_leaf, tree)
+
+
+def metadata(source: PathLike | bytes | bytearray | memoryview) -> dict[str, str]:
+    """The user's metadata in a file, by its path or its bytes; only the header is read.
+
+    What `save(..., metadata=m)` stored comes back as it was; safejax's own record is not shown.
+
+    >>> import jax.numpy as jnp, safejax
+    >>> safejax.metadata(safejax.serialize({"w": jnp.ones(3)}, metadata={"step": "7"}))
+    {'step': '7'}
+    """
+    if isinstance(source, bytes | bytearray | memoryview):
+        return dict(decode(source).metadata)
+    return dict(open_path(checked_path(source)).metadata)
+
+
+def open_path(file: str) -> Leaves:
+    """The Leaves at a path, unread."""
+    if os.path.isdir(file):
+        raise IsADirectoryError(f"{file}: expected a safetensors file, got a folder: name the file")
+    return open_file(file)
+
+
+def _layout(
+    tree: Any,
+    transform: TransformArgument | None,
+    metadata: Mapping[str, str] | None,
+    file: str,
+) -> Layout:
+    leaves = tree if isinstance(tree, Leaves) else flatten(tree)
+    leaves = apply(transform, leaves)
+    if metadata is not None:
+        leaves = leaves.replace(metadata={**leaves.metadata, **metadata})
+    return layout(leaves, file)
+
+
+def _load(
+    leaves: Leaves,
+    like: Any,
+    sharding: ShardingArgument,
+    transform: TransformArgument | None,
+    strict: bool,
+    file: str,
+) -> Any:
+    return assemble(
+        apply(transform, leaves), like=like, sharding=sharding, strict=strict, file=file
+    )

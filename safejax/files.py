@@ -1,0 +1,118 @@
+"""Files: written whole or not at all."""
+
+import contextlib
+import os
+import secrets
+import stat
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Final, TypeAlias
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+PathLike: TypeAlias = str | os.PathLike[str]
+
+_SUFFIX: Final = ".safejax-tmp"
+
+
+def checked_path(path: PathLike) -> str:
+    """`path` as a string; `TypeError` for what is none."""
+    if not isinstance(path, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"expected a path, a str or os.PathLike, got {type(path).__name__}: bytes of a file "
+            "go to safejax.deserialize"
+        )
+    return os.fspath(path)
+
+
+def write_atomically(path: str, chunks: Iterator[memoryview], wrote: Callable[[int], None]) -> None:
+    """Make the file at `path` hold `chunks`, or leave it as it was.
+
+    They go to a temporary file beside the target, which is flushed to disk and renamed over it;
+    then the folder is flushed. A target that is a symbolic link is written through; the mode
+    follows the umask. What saves of the same target left behind when they were killed is
+    removed. `wrote(n)` is called after every `n` bytes.
+
+    Raises `OSError`: a missing or unwritable folder, a full disk, a target that is a folder.
+    """
+    target = os.path.realpath(path)
+    if os.path.isdir(target):
+        raise IsADirectoryError(
+            f"{path}: expected the path of a file to write, got a folder: add a file name"
+        )
+    folder = os.path.dirname(target)
+    remove_litter(target)
+    with _temporary_file(target) as (descriptor, temporary):
+        with open(descriptor, "wb", closefd=False) as file:
+            for chunk in chunks:
+                file.write(chunk)
+                wrote(chunk.nbytes)
+            file.flush()
+        os.fsync(descriptor)
+        os.replace(temporary, target)
+    _flush_folder(folder)
+
+
+def remove_litter(target: str) -> None:
+    """Remove temporary files of saves to `target` that no process is writing any more."""
+    if fcntl is None:
+        return
+    folder, prefix = os.path.dirname(target), _prefix(target)
+    with contextlib.suppress(FileNotFoundError):
+        for entry in Path(folder).iterdir():
+            if entry.name.startswith(prefix) and entry.name.endswith(_SUFFIX):
+                with contextlib.suppress(OSError):
+                    _remove_if_abandoned(entry)
+
+
+def _remove_if_abandoned(entry: Path) -> None:
+    assert fcntl is not None
+    if not stat.S_ISREG(entry.lstat().st_mode):
+        return
+    descriptor = os.open(entry, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        # Its writer holds the lock for as long as it lives.
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        entry.unlink()
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _temporary_file(target: str) -> Generator[tuple[int, str], None, None]:
+    """A locked new file beside `target`, which is gone at the end unless it was renamed."""
+    while True:
+        name = f"{_prefix(target)}{secrets.token_hex(8)}{_SUFFIX}"
+        temporary = os.path.join(os.path.dirname(target), name)
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            if fcntl is not None:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                if os.fstat(descriptor).st_nlink == 0:
+                    continue  # Another save took it for litter before it was locked.
+            try:
+                yield descriptor, temporary
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(temporary)
+            return
+        finally:
+            os.close(descriptor)
+
+
+def _prefix(target: str) -> str:
+    # File systems limit a name to 255 bytes.
+    return f".{os.path.basename(target)[:120]}."
+
+
+def _flush_folder(folder: str) -> None:
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,291 @@
+"""The safetensors header: bytes to a table of tensors and back, with no I/O in it.
+
+A file is 8 bytes of header length (little-endian), that many bytes of JSON, padded with
+spaces, and the data. The JSON object maps each name to `dtype`, `shape` and `data_offsets`
+(half-open, counted from the end of the header), and `__metadata__` to strings. Rules by the
+safetensors format description and its reference reader; where this reader is stricter, the
+reason stands beside the rule.
+"""
+
+import reprlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, cast, final
+
+from safejax import strict_json
+from safejax.dtypes import BITS
+from safejax.errors import InvalidFileError, LeafError
+from safejax.windows import MAX_AXES
+
+LENGTH_BYTES: Final = 8
+"""Bytes of the length that a file begins with."""
+
+MAX_HEADER_BYTES: Final = 100_000_000
+"""Longest header that the reference reader accepts, in bytes."""
+
+METADATA_NAME: Final = "__metadata__"
+"""The one key of the header that names no tensor."""
+
+SMALL_ALIGNMENT: Final = 64
+"""Bytes: XLA's CPU client takes a buffer that is so aligned in place, without a copy."""
+
+PAGE_ALIGNMENT: Final = 4096
+"""Bytes: where the data of a large file begins, so that pages of data hold nothing else."""
+
+LARGE_DATA_BYTES: Final = 1 << 20
+"""Bytes of data from which on a file counts as large."""
+
+_MAX_COUNT: Final = 1 << 64
+_MAX_EXTENT: Final = 1 << 63
+_BITS: Final = dict(BITS)  # read 100,000 times; a MappingProxyType takes twice as long
+
+# Long names, and lists of a million sizes, are cut short in messages.
+_SHORT: Final = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
+_SHORT.maxlist = _SHORT.maxdict = 8
+_short: Final = _SHORT.repr
+
+
+# A named tuple and no dataclass: a file may hold 100,000, and a frozen one takes thrice as long.
+class Tensor(NamedTuple):
+    """A tensor's entry: file dtype code, shape, and its bytes `[begin, end)` in the file."""
+
+    code: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A parsed header; `tensors` in the file's order, offsets counted from the file's begin."""
+
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+
+
+def read_header(prefix: Callable[[int, int], bytes], size: int, file: str) -> Header:
+    """The header of a file of `size` bytes; `prefix(begin, end)` gives bytes of it.
+
+    Raises `InvalidFileError`, which names `file` and the tensor at fault.
+    """
+    if size < LENGTH_BYTES:
+        raise InvalidFileError(
+            f"{file}: expected the {LENGTH_BYTES} bytes of a header length, got {size} bytes: "
+            "this is no safetensors file, or was cut short"
+        )
+    length = int.from_bytes(prefix(0, LENGTH_BYTES), "little")
+    if length > MAX_HEADER_BYTES:
+        raise InvalidFileError(
+            f"{file}: expected a header of at most {MAX_HEADER_BYTES} bytes, got a length of "
+            f"{length}: this is no safetensors file"
+        )
+    data_begin = LENGTH_BYTES + length
+    if data_begin > size:
+        raise InvalidFileError(
+            f"{file}: expected a header of {length} bytes, got {size - LENGTH_BYTES}: "
+            "the file was cut short, or is no safetensors file"
+        )
+    return parse_header(prefix(LENGTH_BYTES, data_begin), size - data_begin, file)
+
+
+def parse_header(encoded: bytes, data_size: int, file: str) -> Header:
+    """The header that the JSON bytes hold, for a file with `data_size` bytes of data."""
+
+    def fault(sentence: str) -> InvalidFileError:
+        return InvalidFileError(f"{file}: invalid header: {sentence}")
+
+    if encoded[:1] != b"{":
+        raise fault(f"expected it to begin with '{{', got {encoded[:1]!r}")
+    with strict_json.collector_paused():
+        try:
+            table = strict_json.parse(encoded.decode())
+        except ValueError as error:  # UnicodeDecodeError is one.
+            raise fault(f"expected JSON in UTF-8; {error}") from None
+        metadata = _metadata(table.pop(METADATA_NAME, None), fault)
+        data_begin = LENGTH_BYTES + len(encoded)
+        tensors = {
+            name: _tensor(name, info, data_begin, fault)
+            for name, info in cast("dict[str, Any]", table).items()
+        }
+    _check_layout(tensors, data_begin, data_begin + data_size, fault)
+    return Header(tensors, metadata)
+
+
+_Fault = Callable[[str], InvalidFileError]
+
+
+def _metadata(entries: Any, fault: _Fault) -> dict[str, str]:
+    if entries is None:  # MLX writes null.
+        return {}
+    if not isinstance(entries, dict):
+        raise fault(f"expected '{METADATA_NAME}' to map strings to strings, got {_short(entries)}")
+    strings = cast("dict[str, Any]", entries)
+    for key, value in strings.items():
+        if not isinstance(value, str):
+            raise fault(
+                f"expected a string under '{METADATA_NAME}' {_short(key)}, got {_short(value)}"
+            )
+    return strings
+
+
+def _tensor(name: str, info: Any, data_begin: int, fault: _Fault) -> Tensor:
+    # Fields that the format does not name are refused, which the reference reader skips:
+    # they could change what the others mean.
+    try:
+        code, shape, offsets = info["dtype"], info["shape"], info["data_offsets"]
+        named = len(info) == 3
+    except (KeyError, TypeError):
+        named = False
+        code = shape = offsets = None
+    if not named:
+        raise fault(
+            f"tensor {_short(name)}: expected the fields dtype, shape and data_offsets, "
+            f"got {_short(info)}"
+        )
+    bits = _BITS.get(code) if type(code) is str else None
+    if bits is None:
+        raise fault(f"tensor {_short(name)}: expected a known dtype, got {_short(code)}")
+    if type(shape) is not list or not _are_counts(cast("list[Any]", shape)):
+        raise fault(f"tensor {_short(name)}: expected a shape of sizes, got {_short(shape)}")
+    if len(shape) > MAX_AXES:
+        raise fault(f"tensor {_short(name)}: expected at most {MAX_AXES} axes, got {len(shape)}")
+    if type(offsets) is not list or len(offsets) != 2 or not _are_counts(offsets):
+        raise fault(f"tensor {_short(name)}: expected two offsets, got {_short(offsets)}")
+    begin, end = offsets
+    count = 1
+    for size in shape:
+        count *= size
+    if count * bits != (end - begin) * 8:
+        raise fault(
+            f"tensor {_short(name)}: expected {_bytes(count * bits)} for {code}{_short(shape)}, "
+            f"got the offsets [{begin}, {end})"
+        )
+    if count == 0:
+        _check_extent(name, code, shape, fault)
+    return Tensor(code, tuple(shape), data_begin + begin, data_begin + end)
+
+
+def _are_counts(items: list[Any]) -> bool:
+    for item in items:  # `all` of a generator takes thrice as long.
+        # A bool is an int to isinstance.
+        if type(item) is not int or not 0 <= item < _MAX_COUNT:
+            return False
+    return True
+
+
+def _bytes(bits: int) -> str:
+    return f"{bits // 8} bytes" if bits % 8 == 0 else f"whole bytes, not {bits} bits,"
+
+
+def _check_extent(name: str, code: str, shape: list[int], fault: _Fault) -> None:
+    # No data bounds the other sizes of an empty tensor. NumPy has no array of a shape whose
+    # strides, in bytes, pass 63 bits; the reference reader takes some of them.
+    extent = _BITS[code]
+    for size in shape:
+        extent *= max(size, 1)
+    if extent >= _MAX_EXTENT * 8:
+        raise fault(f"tensor {_short(name)}: the shape {_short(shape)} overflows 63 bits")
+
+
+def _check_layout(
+    tensors: Mapping[str, Tensor], data_begin: int, data_end: int, fault: _Fault
+) -> None:
+    if _are_side_by_side(tensors.values(), data_begin, data_end):
+        return  # in the header's order already, as most files are
+    reached = data_begin
+    before = "the header"
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if tensor.begin != reached:
+            kind = "a hole" if tensor.begin > reached else "an overlap"
+            raise fault(
+                f"tensor {_short(name)}: expected its data to begin where that of {before} ends, "
+                f"at byte {reached} of the file, got {tensor.begin}: {kind}"
+            )
+        reached = tensor.end
+        before = _short(name)
+    if reached != data_end:
+        raise fault(
+            f"expected {reached - data_begin} bytes of data, got {data_end - data_begin}: "
+            + ("the file was cut short" if reached > data_end else "bytes that belong to no tensor")
+        )
+
+
+def _are_side_by_side(tensors: Iterable[Tensor], begin: int, end: int) -> bool:
+    for tensor in tensors:
+        if tensor.begin != begin:
+            return False
+        begin = tensor.end
+    return begin == end
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A tensor to be written: its name, file dtype code, shape, and size in bytes."""
+
+    name: str
+    code: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+def data_order(entries: Sequence[Entry]) -> list[Entry]:
+    """The entries in the order in which their data is laid out.
+
+    Empty tensors come first; then those whose size is a multiple of 64 bytes, so that each
+    begins on one; then the rest by falling width of their elements, so that each is at least
+    aligned for its dtype; by name within each.
+    """
+
+    def rank(entry: Entry) -> tuple[int, int, str]:
+        if entry.nbytes == 0:
+            return 0, 0, entry.name
+        if entry.nbytes % SMALL_ALIGNMENT == 0:
+            return 1, 0, entry.name
+        return 2, -BITS[entry.code], entry.name
+
+    return sorted(entries, key=rank)
+
+
+def write_header(entries: Sequence[Entry], metadata: Mapping[str, str], file: str) -> bytes:
+    """The length and the header of a file that holds the entries' data in their order.
+
+    Raises `LeafError` for a name or metadata that no header can hold, and `InvalidFileError`
+    for a header so long that readers refuse it.
+    """
+    table: dict[str, Any] = {}
+    if metadata:
+        table[METADATA_NAME] = dict(sorted(metadata.items()))
+    reached = 0
+    for entry in entries:
+        if entry.name == METADATA_NAME:
+            raise LeafError(
+                f"{file}: expected a tensor's name, got {METADATA_NAME!r}, where the format keeps "
+                "its metadata: rename the leaf"
+            )
+        end = reached + entry.nbytes
+        table[entry.name] = {
+            "dtype": entry.code,
+            "shape": list(entry.shape),
+            "data_offsets": [reached, end],
+        }
+        reached = end
+    assert len(table) == len(entries) + bool(metadata), "names are distinct"
+    try:
+        encoded = strict_json.write(table).encode()
+    except UnicodeEncodeError as error:
+        around = error.object[max(0, error.start - 20) : error.end + 20]
+        raise LeafError(
+            f"{file}: expected names and metadata that UTF-8 can hold, got {around!r}, which has "
+            "half a surrogate pair: rename the leaf"
+        ) from None
+    alignment = PAGE_ALIGNMENT if reached >= LARGE_DATA_BYTES else SMALL_ALIGNMENT
+    encoded += b" " * (-(LENGTH_BYTES + len(encoded)) % alignment)
+    if len(encoded) > MAX_HEADER_BYTES:
+        raise InvalidFileError(
+            f"{file}: expected a header of at most {MAX_HEADER_BYTES} bytes, got {len(encoded)} "
+            f"for {len(entries)} tensors: readers refuse it; store fewer or shorter names"
+        )
+    return len(encoded).to_bytes(LENGTH_BYTES, "little") + encoded

@@ -1,0 +1,74 @@
+"""How a class of ours becomes an array to JAX: the only module that touches `jax._src`.
+
+JAX lets a type in by private tables. Each is found by feature; where one is missing,
+`import safejax` still works and `missing` says which, so that a leaf that reaches `jit` can
+tell its user to call `safejax.materialize`.
+
+1. *aval*: the abstract value that tracing sees, without reading.
+2. *canonicalizer*: what a leaf becomes when JAX needs its values: the placed array. Primitives,
+   constants of a trace and arguments of Python-side dispatch all pass through it.
+3. *dispatch*: C++ dispatch flattens arguments by a registry of its own; as a node whose one
+   child is the placed array, a leaf takes the fast path. The tree that tracing sees does not
+   change: there it is still a leaf.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+
+_T = TypeVar("_T")
+
+
+def concrete_array_type() -> type[jax.Array]:
+    """The class of placed arrays, or `jax.Array` where it cannot be found."""
+    try:
+        from jax._src.array import ArrayImpl  # noqa: PLC0415
+    except ImportError:
+        return jax.Array
+    return ArrayImpl
+
+
+def register(
+    cls: type[_T], aval_of: Callable[[_T], Any], place: Callable[[_T], jax.Array]
+) -> tuple[str, ...]:
+    """Make JAX take instances of `cls` as arrays; the names of the hooks that are missing."""
+    hooks: dict[str, Callable[[], None]] = {
+        "abstract values": lambda: _register_aval(cls, aval_of),
+        "canonicalization": lambda: _register_canonicalizer(cls, place),
+        "dispatch": lambda: _register_dispatch(cls, place),
+    }
+    missing: list[str] = []
+    for name, hook in hooks.items():
+        try:
+            hook()
+        except (ImportError, AttributeError, TypeError):
+            missing.append(name)
+    return tuple(missing)
+
+
+def _register_aval(cls: type[_T], aval_of: Callable[[_T], Any]) -> None:
+    from jax._src import core  # noqa: PLC0415
+
+    core.pytype_aval_mappings[cls] = aval_of
+
+
+def _register_canonicalizer(cls: type[_T], place: Callable[[_T], jax.Array]) -> None:
+    from jax._src import dtypes  # noqa: PLC0415
+
+    if hasattr(dtypes, "register_canonicalize_value_handler"):  # JAX 0.10
+        dtypes.register_canonicalize_value_handler(cls, place)
+    else:  # JAX 0.8 and 0.9
+        dtypes.canonicalize_value_handlers[cls] = place
+
+
+def _register_dispatch(cls: type[_T], place: Callable[[_T], jax.Array]) -> None:
+    from jax._src import tree_util  # noqa: PLC0415
+
+    def flatten(leaf: _T) -> tuple[tuple[jax.Array], None]:
+        return (place(leaf),), None
+
+    def unflatten(_: None, children: Any) -> Any:
+        return children[0]
+
+    tree_util.dispatch_registry.register_node(cls, flatten, unflatten)

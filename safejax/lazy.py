@@ -1,0 +1,477 @@
+"""The lazy leaf: a JAX array, as far as JAX and its users can see, that reads when it must.
+
+What a leaf is (shape, dtype, sharding, aval) is known when it is made. Its values are read and
+placed on its devices at the first use that needs them; the placed array is kept, and made
+again if it was donated away. Everything that this class does not answer itself, it hands to
+the placed array.
+"""
+
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from types import EllipsisType
+from typing import Any, Final, cast, final
+
+import jax
+import numpy as np
+from jax.experimental.layout import Format
+from jax.sharding import Sharding
+from numpy.typing import NDArray
+
+from safejax import jax_registration
+from safejax.dtypes import Dtype
+from safejax.errors import LeafError, PrecisionWarning, UnsupportedJaxError
+from safejax.placing import Placement, concretely, default_placement, place
+from safejax.sources import AbstractSource, ArraySource
+from safejax.views import Strided, View
+from safejax.windows import BasicIndex, Window
+
+_ARRAY_TYPE: Final = jax_registration.concrete_array_type()
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a leaf holds, on the host's side.
+
+    For a typed key array `view` is the key data, uint32 with the key's own axes last, and
+    `key` names the implementation; for any other leaf `key` is None.
+    """
+
+    view: View
+    key: str | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The leaf's shape, without the key's own axes."""
+        return self.view.shape[: len(self.view.shape) - self.key_axes]
+
+    @property
+    def key_axes(self) -> int:
+        """How many trailing axes of `view` belong to a single key."""
+        return 0 if self.key is None else len(key_data_shape(self.key))
+
+
+@final
+class NarrowingNotice:
+    """Warns once, for all the leaves of a load, that 64-bit floats become narrower."""
+
+    __slots__ = ("_given",)
+
+    def __init__(self) -> None:
+        self._given = False
+
+    def give(self, name: str, stored: Dtype, placed: Any) -> None:
+        """Warn that leaf `name` is placed as a narrower dtype, unless it was said before."""
+        if not self._given:
+            self._given = True
+            warnings.warn(
+                f"leaf {name!r} is stored as {stored} and placed as {placed}, since JAX's x64 "
+                "mode is off (told once a load); turn it on with "
+                "jax.config.update('jax_enable_x64', True), or take numpy.asarray(leaf), "
+                "which has all bits",
+                PrecisionWarning,
+                stacklevel=4,
+            )
+
+
+@final
+class LazyArray(jax.Array):
+    """An array whose values are read, and placed on its devices, at the first need.
+
+    Made by `load`, `deserialize` and `decode`, and by transforms of arrays. `shape`, `dtype`,
+    `sharding`, `repr` and everything that JAX asks before it runs (`jax.tree`,
+    `jax.eval_shape`, `jax.jit(f).lower`) read nothing. `leaf[i]`, with ints, slices and `...`,
+    of a leaf that is not placed is a lazy leaf too and reads no more than its own bytes.
+    `numpy.asarray(leaf)` reads the source exactly as it is stored.
+    """
+
+    __slots__ = (
+        "_aval", "_committed", "_content", "_lock", "_name", "_notice", "_placed", "_sharding",
+        # Arrays can be referred to weakly; the base class does not always leave room for it.
+        *(() if jax.Array.__weakrefoffset__ else ("__weakref__",)),
+    )  # fmt: skip
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+    def __init__(
+        self,
+        content: Content,
+        name: str,
+        placement: Placement | None = None,
+        notice: NarrowingNotice | None = None,
+    ) -> None:
+        placement = placement or default_placement()
+        self._content = content
+        self._name = name
+        self._sharding = placement.sharding
+        self._committed = placement.committed
+        self._notice = notice or NarrowingNotice()
+        self._placed: jax.Array | None = None
+        self._lock = threading.Lock()
+        if content.key is None:
+            dtype = jax.dtypes.canonicalize_dtype(content.view.dtype)
+        else:
+            dtype = key_dtype(content.key)
+        self._aval = _aval(content.shape, dtype, placement.sharding)
+
+    # ---- known without reading
+
+    @property
+    def name(self) -> str:
+        """The leaf's name in its file or its Leaves."""
+        return self._name
+
+    @property
+    def content(self) -> Content:
+        """What the leaf holds on the host's side, unread."""
+        return self._content
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether the values are on their devices now."""
+        return self._placed is not None and not self._placed.is_deleted()
+
+    @property
+    def aval(self) -> Any:
+        return self._aval
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._aval.shape
+
+    @property
+    def dtype(self) -> Any:
+        return self._aval.dtype
+
+    @property
+    def ndim(self) -> int:
+        return len(self._aval.shape)
+
+    @property
+    def size(self) -> int:
+        return Window.whole(self._aval.shape).size
+
+    @property
+    def itemsize(self) -> int:
+        return self._aval.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.itemsize
+
+    @property
+    def weak_type(self) -> bool:
+        self._refuse_for_keys("weak_type")
+        return False
+
+    @property
+    def sharding(self) -> Sharding:
+        return self._sharding
+
+    @property
+    def committed(self) -> bool:
+        return self._committed
+
+    @property
+    def device(self) -> Any:
+        devices = self._sharding.device_set
+        return next(iter(devices)) if len(devices) == 1 else self._sharding
+
+    def devices(self) -> set[jax.Device]:
+        return set(self._sharding.device_set)
+
+    @property
+    def format(self) -> Any:
+        self._refuse_for_keys("format")
+        if self.is_placed:
+            return cast("Any", self._placed).format
+        return Format(None, self._sharding)
+
+    def _refuse_for_keys(self, attribute: str) -> None:
+        if self._content.key is not None:
+            raise AttributeError(f"a key array has no attribute {attribute!r}")
+
+    @property
+    def is_fully_addressable(self) -> bool:
+        return self._sharding.is_fully_addressable
+
+    @property
+    def is_fully_replicated(self) -> bool:
+        return self._sharding.is_fully_replicated
+
+    def is_deleted(self) -> bool:
+        """False: what was donated or deleted is placed again when it is needed."""
+        return False
+
+    def delete(self) -> None:
+        """Free the placed array; the next need places it again."""
+        if self._placed is not None:
+            self._placed.delete()
+
+    def __len__(self) -> int:
+        if not self._aval.shape:
+            raise TypeError("len() of unsized object")
+        return self._aval.shape[0]
+
+    def __repr__(self) -> str:
+        state = "placed" if self.is_placed else "unread"
+        return f"LazyArray({self._aval.str_short()}, name={self._name!r}, {state})"
+
+    __str__ = __repr__
+
+    def __format__(self, spec: str) -> str:
+        return format(self.placed(), spec) if spec else repr(self)
+
+    def __copy__(self) -> "LazyArray":
+        return self.at_placement(Placement(self._sharding, self._committed))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LazyArray":
+        return self.__copy__()
+
+    def at_placement(self, placement: Placement) -> "LazyArray":
+        """The same leaf, unread, bound for other devices."""
+        return LazyArray(self._content, self._name, placement, self._notice)
+
+    # ---- read
+
+    def placed(self) -> jax.Array:
+        """The plain array, on its devices; read and placed now if it is not yet."""
+        placed = self._placed
+        if placed is not None and not placed.is_deleted():
+            return placed
+        if _MISSING:
+            raise UnsupportedJaxError(
+                f"leaf {self._name!r}: JAX {jax.__version__} lacks the hooks for "
+                f"{', '.join(_MISSING)} that lazy leaves need: call safejax.materialize(tree) "
+                "first, and use the arrays that it gives"
+            )
+        return self.place_with(lambda task: concretely(task, self._placed_dtype()))
+
+    def place_with(
+        self, run: Callable[[Callable[[], jax.Array]], jax.Array]
+    ) -> jax.Array:
+        """The plain array; `run` calls a task that makes it, if there is none."""
+        with self._lock:
+            placed = self._placed
+            if placed is None or placed.is_deleted():
+                stored, dtype = self._content.view.dtype, self._placed_dtype()
+                if stored != dtype and dtype.kind in "fc":
+                    self._notice.give(self._name, stored, dtype)
+                placement = Placement(self._sharding, self._committed)
+                placed = run(
+                    lambda: place(
+                        self._content.view, dtype, self._content.key, placement, self._name
+                    )
+                )
+                assert placed.sharding.is_equivalent_to(self._sharding, self.ndim)
+                self._placed = placed
+            return placed
+
+    def _placed_dtype(self) -> Dtype:
+        """The dtype of what is put on a device: of the key data, for keys."""
+        return self._content.view.dtype if self._content.key is not None else self._aval.dtype
+
+    def __array__(
+        self, dtype: Any = None, context: None = None, copy: bool | None = None
+    ) -> NDArray[Any]:
+        del context
+        if self._content.key is not None:
+            return self.placed().__array__(dtype)  # JAX's own refusal
+        host = self._content.view.read()
+        return np.asarray(host, dtype) if copy is None else np.array(host, dtype, copy=copy)
+
+    def __getitem__(self, index: Any) -> jax.Array:
+        if not self.is_placed:
+            basic = _basic_index(index, self._aval.shape)
+            if basic is not None:
+                content = self._content
+                part = Content(content.view.index(basic), content.key)
+                return LazyArray(part, self._name, None, self._notice)
+        return self.placed()[_plain(index)]
+
+    def __reduce__(self) -> Any:
+        return self.placed().__reduce__()
+
+    # JAX asks isinstance(x, ArrayImpl) where arrays span devices or processes. A leaf on one
+    # device must not pretend: device_put would take its buffer for one that is there.
+    @property
+    def __class__(self) -> type[Any]:  # pyright: ignore
+        spread = len(self._sharding.device_set) > 1 and self._content.key is None
+        return _ARRAY_TYPE if spread else LazyArray
+
+
+def _basic_index(index: Any, shape: tuple[int, ...]) -> tuple[BasicIndex, ...] | None:
+    """The index as NumPy's basic one, or None where JAX's own indexing has to answer."""
+    entries = cast("tuple[Any, ...]", index) if isinstance(index, tuple) else (index,)
+    basic: list[BasicIndex] = []
+    for entry in entries:
+        if isinstance(entry, EllipsisType):
+            basic.append(entry)
+        elif isinstance(entry, slice):
+            parts = (entry.start, entry.stop, entry.step)
+            if entry.step == 0 or not all(part is None or _is_int(part) for part in parts):
+                return None
+            basic.append(entry)
+        elif _is_int(entry):
+            basic.append(int(entry))
+        else:
+            return None
+    axes = len(basic) - basic.count(...)
+    if axes > len(shape) or basic.count(...) > 1:
+        return None
+    # Trailing slices, so that an index on a key array leaves the key's own axes alone.
+    if ... not in basic:
+        basic.append(...)
+    at = basic.index(...)
+    basic[at : at + 1] = [slice(None)] * (len(shape) - axes)
+    for entry, size in zip(basic, shape, strict=True):
+        # JAX clamps what is out of range.
+        if isinstance(entry, int) and not -size <= entry < size:
+            return None
+    return tuple(basic)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _plain(value: Any) -> Any:
+    """The value with lazy leaves placed, one level into tuples, as operators need it.
+
+    JAX's operators hand back NotImplemented for a type that they do not know, and Python does
+    not try the reflected operator where both sides have one type.
+    """
+    if isinstance(value, LazyArray):
+        return value.placed()
+    if type(value) is tuple:
+        return tuple(_plain(item) for item in cast("tuple[Any, ...]", value))
+    return value
+
+
+# ---- the abstract value
+
+
+@lru_cache(maxsize=8192)
+def _aval(shape: tuple[int, ...], dtype: Any, sharding: Sharding) -> Any:
+    return jax.typeof(jax.ShapeDtypeStruct(shape, dtype, sharding=sharding))
+
+
+@lru_cache(maxsize=64)
+def key_dtype(key: str) -> Any:
+    """The dtype of key arrays of the implementation `key`."""
+    return jax.eval_shape(lambda: jax.random.key(0, impl=key)).dtype
+
+
+@lru_cache(maxsize=64)
+def key_data_shape(key: str) -> tuple[int, ...]:
+    """The shape of the uint32 data of one key of the implementation `key`."""
+    return jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0, impl=key))).shape
+
+
+# ---- what a leaf holds
+
+
+def content_of(leaf: object) -> Content | None:
+    """What an array, or an abstract one, holds; None for what is no array.
+
+    Raises `LeafError` for arrays whose values cannot be had: tracers, and arrays that other
+    processes hold a part of.
+    """
+    if isinstance(leaf, LazyArray):
+        return leaf.content
+    if isinstance(leaf, jax.core.Tracer):
+        raise LeafError(
+            f"expected an array with values, got a tracer, {leaf}: safejax cannot be "
+            "called inside jit, grad or vmap; call it on their results"
+        )
+    if isinstance(leaf, jax.Array):
+        key = None
+        if _is_key(leaf.dtype):
+            key = str(jax.random.key_impl(leaf))
+            leaf = jax.random.key_data(leaf)
+        if not leaf.is_fully_addressable:
+            raise LeafError(
+                "expected an array that this process holds all of, got one with the sharding "
+                f"{leaf.sharding}, a part of which is on other processes: gather it first, with "
+                "jax.experimental.multihost_utils.process_allgather"
+            )
+        return Content(_view_of_array(leaf), key)
+    if isinstance(leaf, np.ndarray | np.generic):
+        return Content(_view_of_array(np.asarray(leaf)))
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        shape: tuple[int, ...] = leaf.shape
+        dtype: Any = leaf.dtype
+        key = None
+        if _is_key(dtype):
+            key = _key_of_dtype(dtype)
+            shape, dtype = (*shape, *key_data_shape(key)), np.dtype(np.uint32)
+        window = Window.whole(shape)
+        return Content(Strided(AbstractSource(), 0, np.dtype(dtype), window), key)
+    return None
+
+
+def like_leaf(leaf: Any, content: Content, name: str) -> Any:
+    """A leaf that holds `content`, as abstract, or as bound for its devices, as `leaf` is."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        dtype = content.view.dtype if content.key is None else key_dtype(content.key)
+        return jax.ShapeDtypeStruct(content.shape, dtype)
+    if isinstance(leaf, LazyArray):
+        return leaf if content is leaf.content else LazyArray(content, name)
+    return LazyArray(content, name)
+
+
+def _view_of_array(array: jax.Array | NDArray[Any]) -> View:
+    dtype = np.dtype(array.dtype).newbyteorder("=")
+    return Strided(ArraySource(array), 0, dtype, Window.whole(array.shape))
+
+
+def _is_key(dtype: Any) -> bool:
+    return jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+
+
+def _key_of_dtype(dtype: Any) -> str:
+    for key in ("threefry2x32", "rbg", "unsafe_rbg"):
+        if key_dtype(key) == dtype:
+            return key
+    raise LeafError(f"expected keys of an implementation that JAX ships, got {dtype}")
+
+
+# ---- everything else is the placed array's
+
+
+_NEVER: Final = frozenset(
+    {"__del__", "__jax_array__", "__array_struct__", "__array_interface__", "__hash__"}
+) | frozenset({"__annotations__", "__dict__", "__module__", "__slots__", "__weakref__"})
+_COMPARISONS: Final = ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__")
+
+
+def _hand_on_the_rest() -> None:
+    own = set(vars(LazyArray)) | set(dir(object)) | _NEVER
+    names = [name for name in dir(_ARRAY_TYPE) if name not in own]
+    for name in (*names, *_COMPARISONS):
+        dunder = name.startswith("__") and callable(getattr(_ARRAY_TYPE, name, None))
+        setattr(LazyArray, name, _method(name) if dunder else _property(name))
+
+
+def _method(name: str) -> Callable[..., Any]:
+    def method(self: LazyArray, *args: Any, **kwargs: Any) -> Any:
+        attribute = getattr(self.placed(), name)
+        return attribute(*(_plain(arg) for arg in args), **kwargs)
+
+    method.__name__ = name
+    method.__qualname__ = f"LazyArray.{name}"
+    method.__doc__ = f"`{name}` of the placed array."
+    return method
+
+
+def _property(name: str) -> property:
+    def get(self: LazyArray) -> Any:
+        return getattr(self.placed(), name)
+
+    return property(get, doc=f"`{name}` of the placed array.")
+
+
+_hand_on_the_rest()
+_MISSING: Final = jax_registration.register(LazyArray, lambda leaf: leaf.aval, LazyArray.placed)

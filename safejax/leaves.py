@@ -1,0 +1,169 @@
+"""Leaves: names and leaves, with the structure of their tree and the user's metadata beside."""
+
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, Final, TypeAlias, final
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from safejax.errors import LeafError, TransformError
+from safejax.header import METADATA_NAME
+from safejax.lazy import content_of, key_dtype
+from safejax.structure import EMPTY, Empty, Structure
+
+Scalar: TypeAlias = bool | int | float | complex | str
+Leaf: TypeAlias = (
+    "jax.Array | NDArray[Any] | np.generic[Any] | jax.ShapeDtypeStruct | Scalar | Empty | None"
+)
+
+RECORD_KEY: Final = "safejax"
+"""The key of a file's metadata under which our record stands."""
+
+_SCALARS: Final = (bool, int, float, complex, str)
+_ARRAYS: Final = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)
+
+
+@final
+class Leaves(Mapping[str, Any]):
+    """An immutable mapping of names to leaves, the value that transforms take and give.
+
+    A leaf is an array (JAX's, lazy or not, or NumPy's), a `jax.ShapeDtypeStruct`, a Python
+    scalar or string, None, or `EMPTY` for a container without children. Nothing in it has to
+    have been read. `structure` is that of the tree that the leaves came from, `metadata` the
+    user's own strings.
+
+    Raises `TransformError` for a name that no file can hold, `LeafError` for metadata that is
+    no mapping of strings to strings.
+    """
+
+    __slots__ = ("_entries", "metadata", "structure")
+
+    structure: Structure
+    metadata: Mapping[str, str]
+
+    def __init__(
+        self,
+        entries: Mapping[str, Leaf],
+        structure: Structure | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        for name in entries:
+            check_name(name)
+        object.__setattr__(self, "_entries", dict(entries))
+        object.__setattr__(self, "structure", structure or Structure())
+        object.__setattr__(self, "metadata", MappingProxyType(checked_metadata(metadata or {})))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"Leaves is immutable: make another one instead of setting {name!r}")
+
+    def __getitem__(self, name: str) -> Any:
+        entries: dict[str, Any] = object.__getattribute__(self, "_entries")
+        return entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(object.__getattribute__(self, "_entries"))
+
+    def __len__(self) -> int:
+        return len(object.__getattribute__(self, "_entries"))
+
+    def __repr__(self) -> str:
+        shown = [f"{name!r}: {describe(leaf)}" for name, leaf in list(self.items())[:8]]
+        more = [f"… {len(self) - 8} more"] if len(self) > 8 else []
+        return f"Leaves({{{', '.join(shown + more)}}})"
+
+    def replace(
+        self,
+        entries: Mapping[str, Leaf] | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> "Leaves":
+        """These leaves with other entries, or other metadata, and the same structure."""
+        return Leaves(
+            dict(self) if entries is None else entries,
+            self.structure,
+            self.metadata if metadata is None else metadata,
+        )
+
+    def map(self, function: Callable[[str, Any], Leaf]) -> "Leaves":
+        """These leaves with each array `leaf` replaced by `function(name, leaf)`.
+
+        Scalars, strings, None and empty containers stay.
+        """
+        return self.replace(
+            {name: function(name, leaf) if is_array(leaf) else leaf for name, leaf in self.items()}
+        )
+
+
+def is_array(leaf: object) -> bool:
+    """Whether a leaf is an array, lazy or not, NumPy's or JAX's, or an abstract one."""
+    return isinstance(leaf, _ARRAYS)
+
+
+def is_scalar(leaf: object) -> bool:
+    """Whether a leaf is a Python scalar or a string, and no subclass of one."""
+    return type(leaf) in _SCALARS
+
+
+def check_leaf(name: str, leaf: object) -> None:
+    """Raise `LeafError` if `leaf` is of no kind that Leaves hold."""
+    if is_array(leaf) or is_scalar(leaf) or leaf is None or leaf is EMPTY:
+        return
+    raise LeafError(
+        f"leaf {name!r}: expected an array, a Python scalar, a string or None, got "
+        f"{type(leaf).__module__}.{type(leaf).__qualname__}: convert it with numpy.asarray, or "
+        "leave it out of the tree"
+    )
+
+
+def aval_of(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of an array leaf, as it will be when it is placed; reads nothing."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    if isinstance(leaf, jax.Array):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    content = content_of(leaf)
+    assert content is not None
+    if content.key is not None:
+        return jax.ShapeDtypeStruct(content.shape, key_dtype(content.key))
+    return jax.ShapeDtypeStruct(content.shape, jax.dtypes.canonicalize_dtype(content.view.dtype))
+
+
+def describe(leaf: Any) -> str:
+    """A leaf in a word or two, for messages: `float32[4,3]`, `int 3`, `None`."""
+    if is_array(leaf):
+        name = getattr(leaf.dtype, "name", str(leaf.dtype))
+        return f"{name}[{','.join(map(str, leaf.shape))}]"
+    if is_scalar(leaf):
+        return f"{type(leaf).__name__} {leaf!r}"
+    return "an empty container" if leaf is EMPTY else repr(leaf)
+
+
+def check_name(name: object) -> None:
+    """Raise `TransformError` if `name` cannot stand in a file's header."""
+    if not isinstance(name, str):
+        raise TransformError(f"expected names to be strings, got {type(name).__name__} {name!r}")
+    if name == METADATA_NAME:
+        raise TransformError(f"expected a name other than {name!r}, which the format keeps")
+    if not name.isascii():
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise TransformError(
+                f"name {name!r}: expected UTF-8, got half a surrogate pair"
+            ) from None
+
+
+def checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    """A copy of the user's metadata; `LeafError` if it is not strings to strings."""
+    for key, value in metadata.items():
+        if not isinstance(key, str) or not isinstance(value, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise LeafError(
+                f"metadata {key!r}: expected strings to strings, got {type(value).__name__} "
+                f"{value!r}: turn it into a string, by json.dumps say"
+            )
+        if key == RECORD_KEY:
+            raise LeafError(
+                f"metadata {key!r}: expected another key, that one holds safejax's own record"
+            )
+    return dict(metadata)

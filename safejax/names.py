@@ -1,0 +1,112 @@
+"""Names: tensors' names, and the patterns and templates that speak of them.
+
+A pattern is matched on whole names, case-sensitively. In it `*` stands for any run of
+characters, dots included, and `{i}` for one segment: a non-empty run without dots. A
+placeholder that stands twice stands for the same text twice. `{{` and `}}` are braces.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final, TypeAlias, final
+
+from safejax.errors import TransformError
+
+Where: TypeAlias = str | Callable[[str], bool]
+"""Which names are meant: a pattern, or a function of the name."""
+
+SEPARATOR: Final = "."
+
+_TOKEN: Final = re.compile(r"\{\{|\}\}|\{(?P<placeholder>[^{}]*)\}|(?P<star>\*)|[{}]")
+
+
+def join(segments: Iterable[str]) -> str:
+    """The name that a path of segments has: joined by dots, nothing escaped."""
+    return SEPARATOR.join(segments)
+
+
+def split(name: str) -> tuple[str, ...]:
+    """The segments of a name that no record tells otherwise of: split at every dot."""
+    return tuple(name.split(SEPARATOR))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A parsed pattern: literal text and placeholders in turn.
+
+    `parts` holds the text before, between and after the placeholders, `placeholders` what
+    stands between: a name in braces, or `*0`, `*1`, … for the stars in order.
+    """
+
+    text: str
+    parts: tuple[str, ...]
+    placeholders: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> "Template":
+        """The template that `text` says; `TransformError` where it says none."""
+        parts, placeholders, literal, reached, stars = [], [], "", 0, 0
+        for token in _TOKEN.finditer(text):
+            literal += text[reached : token.start()]
+            reached = token.end()
+            if token[0] in ("{{", "}}"):
+                literal += token[0][0]
+                continue
+            if token["star"]:
+                placeholder = f"*{stars}"
+                stars += 1
+            else:
+                placeholder = token["placeholder"]
+                if placeholder is None or not placeholder.isidentifier():
+                    raise TransformError(
+                        f"pattern {text!r}: expected a placeholder like {{i}} at character "
+                        f"{token.start()}, got {token[0]!r}; write {{{{ or }}}} for a brace"
+                    )
+            if placeholders and not literal:
+                raise TransformError(
+                    f"pattern {text!r}: expected text between two placeholders, got none at "
+                    f"character {token.start()}: where one ends would be a guess"
+                )
+            parts.append(literal)
+            placeholders.append(placeholder)
+            literal = ""
+        parts.append(literal + text[reached:])
+        return cls(text, tuple(parts), tuple(placeholders))
+
+    def matcher(self) -> Callable[[str], dict[str, str] | None]:
+        """A function that gives what the placeholders stand for in a name, None if no match."""
+        groups: dict[str, str] = {}
+        pattern = re.escape(self.parts[0])
+        for placeholder, literal in zip(self.placeholders, self.parts[1:], strict=True):
+            if placeholder in groups:
+                pattern += f"(?P={groups[placeholder]})"
+            else:
+                groups[placeholder] = f"g{len(groups)}"
+                within = "(?s:.*)" if placeholder.startswith("*") else r"[^.]+"
+                pattern += f"(?P<{groups[placeholder]}>{within})"
+            pattern += re.escape(literal)
+        compiled = re.compile(pattern)
+
+        def match(name: str) -> dict[str, str] | None:
+            found = compiled.fullmatch(name)
+            if found is None:
+                return None
+            return {placeholder: found[group] for placeholder, group in groups.items()}
+
+        return match
+
+    def fill(self, values: dict[str, str]) -> str:
+        """The name that the template gives with these values in the placeholders."""
+        filled = self.parts[0]
+        for placeholder, literal in zip(self.placeholders, self.parts[1:], strict=True):
+            filled += values[placeholder] + literal
+        return filled
+
+
+def predicate(where: Where) -> Callable[[str], bool]:
+    """The function of a name that `where` says."""
+    if callable(where):
+        return where
+    match = Template.parse(where).matcher()
+    return lambda name: match(name) is not None

@@ -1,0 +1,375 @@
+"""Structure: pytrees to names and back, with no arrays in sight.
+
+A tree is walked one container at a time. What the names alone do not tell is kept in a
+`Structure`: the kind of each container that is no plain dict of strings, and the path of each
+name that does not split into it. Transforms never rewrite a structure; a kind is used where
+the children that are there fit it, and elsewhere a dict is built.
+"""
+
+import json
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, TypeAlias, cast, final
+
+import jax
+from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
+
+from safejax.errors import LeafError, TransformError
+from safejax.header import METADATA_NAME
+from safejax.names import SEPARATOR, join, split
+
+Segments: TypeAlias = tuple[str, ...]
+
+MAX_DEPTH: Final = 500
+"""Containers within each other, at most: beyond it JAX itself runs out of stack."""
+
+
+@final
+class Empty:
+    """Stands in Leaves for a container without children; `EMPTY` is the only one."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "EMPTY"
+
+
+EMPTY: Final = Empty()
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a container is, beyond a dict with string keys.
+
+    `type` is `dict`, `list`, `tuple` or a qualified class name. `keys` pairs a child's segment
+    with the dict key that it stands for, where that is another; `"int"` says that all are ints
+    in decimal. `order` lists the segments of a
+    container that keeps its own order. In a `flat` one every child is a leaf, and the rest of
+    a name is one key, dots and all.
+    """
+
+    type: str = "dict"
+    keys: tuple[tuple[str, Any], ...] | Literal["int"] = ()
+    order: Segments | None = None
+    flat: bool = False
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """All that is needed to make a tree of names.
+
+    `kinds` by container key (`container_key`), `paths` by name. A tree that was flattened in
+    this process has its `treedef` (JAX's `PyTreeDef`) and the `names` of its entries in order,
+    too, so that it comes back as it was, whatever its node types.
+    """
+
+    kinds: Mapping[str, Kind] = field(default_factory=dict[str, Kind])
+    paths: Mapping[str, Segments] = field(default_factory=dict[str, Segments])
+    names: tuple[str, ...] = ()
+    treedef: Any = None
+
+
+def container_key(segments: Segments) -> str:
+    """A string that names the container at these segments and no other.
+
+    It is the name where splitting that gives the segments back, else a JSON list.
+    """
+    if not segments:
+        return ""
+    name = join(segments)
+    plain = name != "" and not name.startswith("[") and split(name) == segments
+    return name if plain else json.dumps(segments, separators=(",", ":"))
+
+
+# ---- tree to names
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """The entries of a tree by name, in JAX's order, and the structure around them.
+
+    `entries` holds the leaves, and None and `EMPTY` where the tree has nothing.
+    """
+
+    entries: dict[str, Any]
+    structure: Structure
+
+
+def walk(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> Walk:
+    """Names and structure of a pytree; `is_leaf` as in `jax.tree_util`.
+
+    Raises `LeafError` for dict keys that no record can hold, and beyond `MAX_DEPTH`.
+    """
+    entries: dict[str, Any] = {}
+    kinds: dict[str, Kind] = {}
+    paths: dict[str, Segments] = {}
+    pending: list[tuple[Segments, Any]] = [((), tree)]
+    while pending:
+        segments, node = pending.pop()
+        children = None if is_leaf is not None and is_leaf(node) else _children(node, segments)
+        if children:
+            named = _named(children)
+            if len(segments) == MAX_DEPTH:
+                raise LeafError(
+                    f"expected a tree of at most {MAX_DEPTH} containers within each other, got "
+                    f"more at {join(segments[:3])!r}…: flatten it a little"
+                )
+            _record_kind(kinds, segments, node, named)
+            pending.extend(((*segments, segment), child) for segment, _, child in reversed(named))
+            continue
+        name = _free_name(join(segments), entries)
+        if split(name) != segments and not _in_flat(kinds, name, segments):
+            paths[name] = segments
+        if children is not None and node is not None:
+            _record_kind(kinds, segments, node, [])
+            node = EMPTY
+        entries[name] = node
+    treedef = jax.tree_util.tree_structure(tree, is_leaf)
+    return Walk(entries, Structure(kinds, paths, tuple(entries), treedef))
+
+
+def _children(node: Any, segments: Segments) -> list[tuple[Any, Any]] | None:
+    """Key entry and value of each child, in JAX's order; None for a leaf."""
+    if isinstance(node, jax.Array):
+        return None
+    try:
+        pairs, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda part: part is not node)
+    except ValueError as error:
+        raise LeafError(
+            f"container {join(segments)!r}: expected dict keys that can be sorted, as JAX needs "
+            f"them, got {[type(key).__name__ for key in node]}: use keys of one type"
+        ) from error
+    if len(pairs) == 1 and not pairs[0][0]:
+        return None
+    return [(path[0], child) for path, child in pairs]
+
+
+def _named(children: list[tuple[Any, Any]]) -> list[tuple[str, Any, Any]]:
+    """Segment, dict key (or the segment again, for other containers) and value of each."""
+    named: list[tuple[str, Any, Any]] = []
+    taken: set[str] = set()
+    for entry, child in children:
+        match entry:
+            case DictKey():
+                key = entry.key
+            case GetAttrKey():
+                key = entry.name
+            case SequenceKey():
+                key = str(entry.idx)
+            case FlattenedIndexKey():
+                key = str(entry.key)
+            case _:
+                key = str(entry)
+        text = key if isinstance(key, str) else str(key)
+        # Half a surrogate pair is no UTF-8; the record keeps the key itself.
+        segment = _free_name(text.encode(errors="backslashreplace").decode(), taken)
+        taken.add(segment)
+        named.append((segment, key, child))
+    return named
+
+
+def _free_name(wanted: str, taken: Any) -> str:
+    name, number = wanted, 0
+    while name in taken or name == METADATA_NAME:
+        number += 1
+        name = f"{wanted}~{number}"
+    return name
+
+
+def _record_kind(
+    kinds: dict[str, Kind], segments: Segments, node: Any, named: list[tuple[str, Any, Any]]
+) -> None:
+    cls = cast("type[Any]", type(node))
+    is_plain = cls in (dict, list, tuple)
+    name = cls.__name__ if is_plain else f"{cls.__module__}.{cls.__qualname__}"
+    dict_like = isinstance(node, dict)
+    keys = tuple((segment, key) for segment, key, _ in named if segment != key)
+    for _, key in keys:
+        if not _is_storable_key(key):
+            raise LeafError(
+                f"container {join(segments)!r}: expected dict keys of str, int, bool, float, "
+                f"None, bytes or tuples of these, got {type(key).__name__} {key!r}: rename it"
+            )
+    ordered = isinstance(node, OrderedDict | defaultdict)
+    order = tuple(segment for segment, _, _ in named) if ordered else None
+    flat = (
+        dict_like
+        and any(SEPARATOR in segment for segment, _, _ in named)
+        and METADATA_NAME not in {join((*segments, segment)) for segment, _, _ in named}
+        and all(_is_entry(child) for _, _, child in named)
+    )
+    all_int = named and all(type(key) is int and text == str(key) for text, key, _ in named)
+    kind = Kind(name, "int" if all_int else keys, order, flat)
+    if kind != Kind():
+        kinds[container_key(segments)] = kind
+
+
+def _is_entry(child: Any) -> bool:
+    return child is not None and (isinstance(child, jax.Array) or jax.tree_util.all_leaves([child]))
+
+
+def _in_flat(kinds: Mapping[str, Kind], name: str, segments: Segments) -> bool:
+    """Whether a flat container around the leaf tells its path, from its name alone."""
+    return join(segments) == name and _path_of(name, kinds) == segments
+
+
+def _is_storable_key(key: Any) -> bool:
+    if isinstance(key, tuple):
+        return all(_is_storable_key(part) for part in cast("tuple[Any, ...]", key))
+    return key is None or type(key) in (str, int, bool, float, bytes)
+
+
+# ---- names to tree
+
+Builder: TypeAlias = Callable[[dict[Any, Any]], Any]
+
+_builders: Final[dict[str, Builder]] = {}
+
+
+def register_container(name: str, build: Builder) -> None:
+    """Let trees without `like` have containers of the class with this qualified name.
+
+    `build` gets the children by key, in order. Only an adapter in use calls this: a file names
+    a class, and never imports one.
+    """
+    _builders[name] = build
+
+
+def build(entries: Mapping[str, Any], structure: Structure, file: str) -> Any:
+    """The tree of these entries; exactly the flattened one, if all its names are here.
+
+    Raises `TransformError` where names contradict each other.
+    """
+    treedef = structure.treedef
+    if treedef is not None and set(entries) == set(structure.names):
+        leaves = [entries[name] for name in structure.names]
+        leaves = [leaf for leaf in leaves if leaf is not None and leaf is not EMPTY]
+        if len(leaves) == treedef.num_leaves:
+            return jax.tree_util.tree_unflatten(treedef, leaves)
+    return _build_from_names(entries, structure, file)
+
+
+def _build_from_names(entries: Mapping[str, Any], structure: Structure, file: str) -> Any:
+    paths = _paths(entries, structure, file)
+    if set(paths.values()) == {()}:
+        (leaf,) = entries.values()
+        return _container({}, (), structure.kinds) if leaf is EMPTY else leaf
+    root: dict[str, Any] = {}
+    containers: list[tuple[Segments, dict[str, Any]]] = [((), root)]
+    of_path: dict[Segments, dict[str, Any]] = {(): root}
+    for name, leaf in entries.items():
+        path = paths[name]
+        if not path:
+            raise TransformError(
+                f"{file}: leaf {name!r} is recorded as the whole tree, and there are "
+                f"{len(entries)} leaves: rename it with transform=rename(...)"
+            )
+        parent = of_path.get(path[:-1])
+        if parent is None:
+            parent = root
+            for depth in range(1, len(path)):
+                prefix = path[:depth]
+                inner = of_path.get(prefix)
+                if inner is None:
+                    inner = of_path[prefix] = {}
+                    containers.append((prefix, inner))
+                    if prefix[-1] in parent:
+                        raise _contradiction(file, name, prefix)
+                    parent[prefix[-1]] = inner
+                parent = inner
+        if path[-1] in parent:
+            raise _contradiction(file, name, path)
+        parent[path[-1]] = _container({}, path, structure.kinds) if leaf is EMPTY else leaf
+    # Inner containers were met after their parents, so backwards each is built before it is used.
+    for segments, children in reversed(containers):
+        built = _container(children, segments, structure.kinds)
+        if not segments:
+            return built
+        of_path[segments[:-1]][segments[-1]] = built
+    raise AssertionError("the root is always there")
+
+
+def _contradiction(file: str, name: str, path: Segments) -> TransformError:
+    return TransformError(
+        f"{file}: leaf {name!r}: expected a place of its own in the tree, got {list(path)}, "
+        "which another leaf has or is within: rename one with transform=rename(...)"
+    )
+
+
+def _paths(entries: Mapping[str, Any], structure: Structure, file: str) -> dict[str, Segments]:
+    flat = any(kind.flat for kind in structure.kinds.values())
+    paths: dict[str, Segments] = {}
+    for name in entries:
+        recorded = structure.paths.get(name)
+        if recorded is not None:
+            paths[name] = recorded
+        elif flat:
+            paths[name] = _path_of(name, structure.kinds)
+        else:
+            paths[name] = split(name)
+        if len(paths[name]) > MAX_DEPTH:
+            raise TransformError(
+                f"{file}: leaf {name[:80]!r}…: expected at most {MAX_DEPTH} containers within "
+                f"each other, got {len(paths[name])}: rename it with transform=rename(...)"
+            )
+    # Where one name extends another, the longer one's tail stays one key.
+    taken = set(paths.values())
+    for name, path in paths.items():
+        for depth in range(1, len(path)):
+            if path[:depth] in taken:
+                paths[name] = (*path[: depth - 1], join(path[depth - 1 :]))
+                break
+    return paths
+
+
+def _path_of(name: str, kinds: Mapping[str, Kind]) -> Segments:
+    """The name split at its dots, as far as the first flat container."""
+    segments = split(name)
+    for depth in range(len(segments)):
+        kind = kinds.get(container_key(segments[:depth]))
+        if kind is not None and kind.flat:
+            return (*segments[:depth], join(segments[depth:]))
+    return segments
+
+
+def _container(children: dict[str, Any], segments: Segments, kinds: Mapping[str, Kind]) -> Any:
+    """The container that its kind says, if the children fit it, else a dict."""
+    kind = kinds.get(container_key(segments), Kind()) if kinds else Kind()
+    if kind.type in ("list", "tuple"):
+        if children.keys() != {str(position) for position in range(len(children))}:
+            return children
+        items = [children[str(position)] for position in range(len(children))]
+        return tuple(items) if kind.type == "tuple" else items
+    if kind.order is not None:
+        if children.keys() != set(kind.order):
+            return children
+        children = {segment: children[segment] for segment in kind.order}
+    if kind.keys:
+        keys = _int_keys(children) if kind.keys == "int" else dict(kind.keys)
+        if keys is None or not keys.keys() <= children.keys():
+            return children
+        keyed = {keys.get(segment, segment): child for segment, child in children.items()}
+        if len(keyed) != len(children):
+            return children
+        return _typed(kind, keyed)
+    return _typed(kind, children)
+
+
+def _typed(kind: Kind, children: dict[Any, Any]) -> Any:
+    if kind.type == "collections.OrderedDict":
+        return OrderedDict(children)
+    builder = _builders.get(kind.type)
+    return children if builder is None else builder(children)
+
+
+def _int_keys(children: Mapping[str, Any]) -> dict[str, int] | None:
+    """The int that each segment says in decimal, None if one says none."""
+    try:
+        keys = {segment: int(segment) for segment in children}
+    except ValueError:
+        return None
+    return keys if all(str(key) == segment for segment, key in keys.items()) else None

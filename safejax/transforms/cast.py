@@ -1,0 +1,99 @@
+"""`cast`: floating leaves to another dtype."""
+
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+
+from safejax.dtypes import Dtype, is_floating, stored_as
+from safejax.errors import NotInvertibleError, TransformError
+from safejax.lazy import Content
+from safejax.leaves import Leaves
+from safejax.names import Where
+from safejax.steps import Transform
+from safejax.transforms.selection import checked_where, map_contents, show_where
+from safejax.views import cast_view
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Cast(Transform):
+    """Leaves of dtype `source`, or floating ones, to `target`; see `cast`."""
+
+    target: Dtype
+    source: Dtype | None = None
+    where: Where | None = None
+    must_match: bool = True
+
+    def __call__(self, leaves: Leaves, /) -> Leaves:
+        return map_contents(self, leaves, self.where, self.must_match, self._cast)
+
+    def _cast(self, name: str, content: Content) -> Content:
+        del name
+        dtype = content.view.dtype
+        meant = is_floating(dtype) if self.source is None else dtype == self.source
+        if content.key is not None or not meant:
+            return content
+        return Content(cast_view(content.view, self.target))
+
+    @property
+    def inverse(self) -> "Cast":
+        if self.source is None:
+            raise NotInvertibleError(
+                f"{self!r}: expected a cast that knows what to go back to, this one takes any "
+                f"floating dtype: name one, cast({self.target.name!r}, source='float32') say"
+            )
+        return Cast(self.source, self.target, self.where, self.must_match)
+
+    def __repr__(self) -> str:
+        arguments = [repr(self.target.name)]
+        if self.source is not None:
+            arguments.append(f"source={self.source.name!r}")
+        if self.where is not None:
+            arguments.append(f"where={show_where(self.where)}")
+        if not self.must_match:
+            arguments.append("must_match=False")
+        return f"cast({', '.join(arguments)})"
+
+
+def cast(
+    dtype: Any, *, source: Any = None, where: Where | None = None, must_match: bool = True
+) -> Cast:
+    """A transform that converts floating leaves, float8 included, to `dtype`.
+
+    Integers, bools, complex numbers, typed keys and scalars stay as they are. With `source`
+    exactly the leaves of that dtype are converted, which may then be of any kind, and there is
+    an inverse that converts `dtype` back to `source`. `where` (a pattern, or a function of the
+    name) narrows it further; a pattern that matches no leaf is an error, unless `must_match`
+    is false.
+
+    Values are converted as NumPy's `astype` does: to the nearest, ties to even, and beyond the
+    range to infinity or NaN as the dtype has it. A lazy leaf stays lazy.
+
+    >>> import jax.numpy as jnp
+    >>> from safejax import cast, flatten
+    >>> leaves = cast("bfloat16", where="*.kernel")(flatten({"mlp": {"kernel": jnp.ones((2, 2))}}))
+    >>> leaves["mlp.kernel"].dtype.name
+    'bfloat16'
+
+    Raises `TransformError` for a dtype that JAX does not have, and for a target that is not
+    floating without `source`.
+    """
+    target = _dtype("dtype", dtype)
+    checked = None if source is None else _dtype("source", source)
+    if checked is None and not is_floating(target):
+        raise TransformError(
+            f"cast({target.name!r}): expected a floating dtype, since floating leaves are what "
+            f"is cast: name what to cast from, cast({target.name!r}, source=...)"
+        )
+    return Cast(target, checked, checked_where(where), must_match)
+
+
+def _dtype(argument: str, dtype: Any) -> Dtype:
+    try:
+        parsed = np.dtype(dtype)
+    except TypeError:
+        parsed = None
+    if parsed is None or stored_as(parsed, ()) is None:
+        raise TransformError(f"cast: expected {argument} to be a dtype that JAX has, got {dtype!r}")
+    return parsed

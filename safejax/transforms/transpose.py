@@ -1,0 +1,80 @@
+"""`transpose`: leaves with their axes in another order."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+from safejax.errors import TransformError
+from safejax.lazy import Content
+from safejax.leaves import Leaves
+from safejax.names import Where
+from safejax.steps import Transform
+from safejax.transforms.selection import checked_where, map_contents, show_where
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Transpose(Transform):
+    """Chosen leaves with their axes permuted; see `transpose`."""
+
+    where: Where
+    axes: tuple[int, ...] | None = None
+    must_match: bool = True
+
+    def __call__(self, leaves: Leaves, /) -> Leaves:
+        return map_contents(self, leaves, self.where, self.must_match, self._transpose)
+
+    def _transpose(self, name: str, content: Content) -> Content:
+        count = len(content.shape)
+        axes = self.axes
+        if axes is None and count >= 2:
+            axes = (*range(count - 2), count - 1, count - 2)
+        if axes is None or len(axes) != count:
+            expected = "two axes or more" if self.axes is None else f"{len(self.axes)} axes"
+            raise TransformError(
+                f"{self!r}: leaf {name!r}: expected {expected}, got the shape "
+                f"{list(content.shape)}: narrow the pattern, or give axes"
+            )
+        own = range(count, count + content.key_axes)
+        return Content(content.view.transpose((*axes, *own)), content.key)
+
+    @property
+    def inverse(self) -> "Transpose":
+        if self.axes is None:
+            return self
+        axes = tuple(self.axes.index(axis) for axis in range(len(self.axes)))
+        return Transpose(self.where, axes, self.must_match)
+
+    def __repr__(self) -> str:
+        axes = "" if self.axes is None else f", axes={self.axes}"
+        must_match = "" if self.must_match else ", must_match=False"
+        return f"transpose({show_where(self.where)}{axes}{must_match})"
+
+
+def transpose(
+    where: Where, *, axes: Sequence[int] | None = None, must_match: bool = True
+) -> Transpose:
+    """A transform that permutes the axes of the leaves that `where` chooses.
+
+    Without `axes` the last two are swapped; with them they are a permutation of all axes, as
+    for `numpy.transpose`. A lazy leaf stays lazy, and a part of it reads only that part. The
+    inverse permutes back. A pattern that matches no leaf is an error, unless `must_match` is
+    false; scalars that it matches stay.
+
+    >>> import jax.numpy as jnp
+    >>> from safejax import flatten, transpose
+    >>> transpose("*.kernel")(flatten({"mlp": {"kernel": jnp.ones((2, 3))}}))["mlp.kernel"].shape
+    (3, 2)
+
+    Raises `TransformError` when built for axes that are no permutation; when applied to a leaf
+    with another number of axes.
+    """
+    if where is None:  # pyright: ignore[reportUnnecessaryComparison]
+        raise TransformError("transpose: expected a pattern or a function of the name, got None")
+    permutation = None if axes is None else tuple(axes)
+    if permutation is not None and sorted(permutation) != list(range(len(permutation))):
+        raise TransformError(
+            f"transpose: expected axes to be a permutation of 0 to n-1, got {permutation}"
+        )
+    checked_where(where)
+    return Transpose(where, permutation, must_match)

@@ -1,0 +1,315 @@
+"""Views: the host's side of a leaf, read only when asked and no more than asked.
+
+A view is one of three: a **strided** window on a flat source, a **concatenation** of views
+along an axis, a **pointwise** function of a view. Indexing, transposing, expanding and
+copy-free reshapes are pushed down to the operands at once, so a view of a view is still one
+of the three, and reading a part requests only that part's bytes. A reshape that no window can
+show is a barrier: the whole operand is read whenever any of it is.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final, cast, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safejax.dtypes import Dtype
+from safejax.sources import ComputedSource, Source
+from safejax.windows import BasicIndex, Window, explicit_index
+
+
+class View(ABC):
+    """An array that has a shape and a dtype, and values only when it is read."""
+
+    __slots__ = ()
+
+    shape: tuple[int, ...]
+    dtype: Dtype
+
+    @property
+    def size(self) -> int:
+        """How many elements the view shows."""
+        return Window.whole(self.shape).size
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array that `read` gives."""
+        return self.size * self.dtype.itemsize
+
+    @property
+    @abstractmethod
+    def sources(self) -> tuple[Source, ...]:
+        """The sources that a read goes to."""
+
+    @property
+    def stable(self) -> bool:
+        """Whether nobody changes what was read in place."""
+        return all(source.stable for source in self.sources)
+
+    @abstractmethod
+    def index(self, index: tuple[BasicIndex, ...]) -> "View":
+        """The view of `array[index]`: ints in range, slices, at most one Ellipsis."""
+
+    @abstractmethod
+    def transpose(self, axes: tuple[int, ...]) -> "View":
+        """The view of `array.transpose(axes)`, for a permutation of all axes."""
+
+    @abstractmethod
+    def expand(self, axis: int) -> "View":
+        """The view with a new axis of size 1 at `axis`, in `range(ndim + 1)`."""
+
+    @abstractmethod
+    def reshape_in_place(self, shape: tuple[int, ...]) -> "View | None":
+        """The view of `array.reshape(shape)` if no copy is needed, else None."""
+
+    @abstractmethod
+    def read(self) -> NDArray[Any]:
+        """The values; read-only where the array looks at a source's own memory."""
+
+    def reshape(self, shape: tuple[int, ...]) -> "View":
+        """The view of `array.reshape(shape)`: in place, or behind a barrier."""
+        if Window.whole(shape).size != self.size:
+            raise ValueError(f"cannot reshape {list(self.shape)} to {list(shape)}")
+        in_place = self.reshape_in_place(shape)
+        return Strided(_barrier(self), 0, self.dtype, Window.whole(shape)) if (
+            in_place is None
+        ) else in_place
+
+    def blocks(self, nbytes: int) -> Iterator["View"]:
+        """Views of at most about `nbytes` each that make up this one, in C order."""
+        if self.nbytes <= nbytes or self.size <= 1:
+            yield self
+            return
+        axis = next(axis for axis, size in enumerate(self.shape) if size > 1)
+        rows = max(1, nbytes // (self.nbytes // self.shape[axis]))
+        lead = (0,) * axis
+        for begin in range(0, self.shape[axis], rows):
+            block = self.index((*lead, slice(begin, begin + rows)))
+            yield from block.blocks(nbytes)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Strided(View):
+    """A strided window on the tensor of `dtype` that begins at byte `begin` of `source`."""
+
+    source: Source
+    begin: int
+    dtype: Dtype
+    window: Window
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.window.shape
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return (self.source,)
+
+    def index(self, index: tuple[BasicIndex, ...]) -> View:
+        return self._show(self.window.index(index))
+
+    def transpose(self, axes: tuple[int, ...]) -> View:
+        return self._show(self.window.transpose(axes))
+
+    def expand(self, axis: int) -> View:
+        return self._show(self.window.expand(axis))
+
+    def reshape_in_place(self, shape: tuple[int, ...]) -> View | None:
+        window = self.window.reshape(shape)
+        return None if window is None else self._show(window)
+
+    def read(self) -> NDArray[Any]:
+        array = self.source.read(self.begin, self.dtype, self.window)
+        if self.dtype.kind == "b":
+            return _proper_bools(array)
+        return array
+
+    def _show(self, window: Window) -> "Strided":
+        return Strided(self.source, self.begin, self.dtype, window)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Concatenation(View):
+    """Views of one dtype side by side along `axis`."""
+
+    parts: tuple[View, ...]
+    axis: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        first = self.parts[0].shape
+        along = sum(part.shape[self.axis] for part in self.parts)
+        return (*first[: self.axis], along, *first[self.axis + 1 :])
+
+    @property
+    def dtype(self) -> Dtype:
+        return self.parts[0].dtype
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return tuple(dict.fromkeys(source for part in self.parts for source in part.sources))
+
+    def index(self, index: tuple[BasicIndex, ...]) -> View:
+        entries = explicit_index(index, self.shape)
+        others = [entry if isinstance(entry, int) else _slice(*entry) for entry in entries]
+        along = entries[self.axis]
+        chosen: list[View] = []
+        begin = 0
+        for part in self.parts:
+            end = begin + part.shape[self.axis]
+            inner = _within(along, begin, end)
+            if inner is not None:
+                others[self.axis] = inner
+                chosen.append(part.index(tuple(others)))
+            begin = end
+        if not chosen:
+            others[self.axis] = slice(0, 0)
+            chosen.append(self.parts[0].index(tuple(others)))
+        if isinstance(along, tuple) and along[1] < 0:
+            chosen.reverse()
+        dropped = sum(isinstance(entry, int) for entry in entries[: self.axis])
+        return concatenation(tuple(chosen), self.axis - dropped)
+
+    def transpose(self, axes: tuple[int, ...]) -> View:
+        parts = tuple(part.transpose(axes) for part in self.parts)
+        return Concatenation(parts, axes.index(self.axis))
+
+    def expand(self, axis: int) -> View:
+        parts = tuple(part.expand(axis) for part in self.parts)
+        return Concatenation(parts, self.axis + (axis <= self.axis))
+
+    def reshape_in_place(self, shape: tuple[int, ...]) -> View | None:
+        # The parts stay side by side along new axis k if the axes before it hold as many
+        # elements as those before the old one, and each part fills whole rows of what follows.
+        before = Window.whole(self.shape[: self.axis]).size
+        for k in range(len(shape)):
+            row = Window.whole(shape[k + 1 :]).size
+            if Window.whole(shape[:k]).size != before or row == 0 or before == 0:
+                continue
+            sizes = [part.size // before for part in self.parts]
+            if any(size % row for size in sizes):
+                continue
+            parts = [
+                part.reshape_in_place((*shape[:k], size // row, *shape[k + 1 :]))
+                for part, size in zip(self.parts, sizes, strict=True)
+            ]
+            if all(part is not None for part in parts):
+                return concatenation(tuple(cast("list[View]", parts)), k)
+        return None
+
+    def read(self) -> NDArray[Any]:
+        result = np.empty(self.shape, self.dtype)
+        lead = (slice(None),) * self.axis
+        begin = 0
+        for part in self.parts:
+            end = begin + part.shape[self.axis]
+            result[(*lead, slice(begin, end))] = part.read()
+            begin = end
+        return result
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Pointwise(View):
+    """A function of each element of a view; `function` keeps the shape and gives `dtype`."""
+
+    operand: View
+    function: Callable[[NDArray[Any]], NDArray[Any]]
+    dtype: Dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.operand.shape
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return self.operand.sources
+
+    def index(self, index: tuple[BasicIndex, ...]) -> View:
+        return self._on(self.operand.index(index))
+
+    def transpose(self, axes: tuple[int, ...]) -> View:
+        return self._on(self.operand.transpose(axes))
+
+    def expand(self, axis: int) -> View:
+        return self._on(self.operand.expand(axis))
+
+    def reshape_in_place(self, shape: tuple[int, ...]) -> View | None:
+        operand = self.operand.reshape_in_place(shape)
+        return None if operand is None else self._on(operand)
+
+    def read(self) -> NDArray[Any]:
+        return self.function(self.operand.read())
+
+    def _on(self, operand: View) -> "Pointwise":
+        return Pointwise(operand, self.function, self.dtype)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class CastTo:
+    """NumPy's conversion to `dtype`, without its warnings on overflow and NaN."""
+
+    dtype: Dtype
+
+    def __call__(self, array: NDArray[Any]) -> NDArray[Any]:
+        with np.errstate(all="ignore"):
+            return array.astype(self.dtype)
+
+
+def concatenation(parts: tuple[View, ...], axis: int) -> View:
+    """The parts side by side along an axis that they still have; one part is itself."""
+    return parts[0] if len(parts) == 1 else Concatenation(parts, axis)
+
+
+def stack(parts: tuple[View, ...], axis: int) -> View:
+    """The parts side by side along a new axis."""
+    return concatenation(tuple(part.expand(axis) for part in parts), axis)
+
+
+def cast_view(view: View, dtype: Dtype) -> View:
+    """The view with every element converted to `dtype`, as NumPy converts it."""
+    return view if view.dtype == dtype else Pointwise(view, CastTo(dtype), dtype)
+
+
+_BOOLS: Final = (np.dtype(np.uint8), np.dtype(np.bool_))
+
+
+def _proper_bools(array: NDArray[Any]) -> NDArray[Any]:
+    """The array with each byte 0 or 1: a file may hold others, and XLA counts on it."""
+    raw = array.view(_BOOLS[0])
+    if raw.size == 0 or raw.max() <= 1:
+        return array
+    return raw != 0
+
+
+def _barrier(operand: View) -> Source:
+    name = " and ".join(source.name for source in operand.sources)
+    return ComputedSource(operand.read, f"reshaped {name}", operand.stable)
+
+
+def _slice(start: int, step: int, count: int) -> slice:
+    if count == 0:
+        return slice(0, 0)
+    end = start + step * count
+    return slice(start, None if end < 0 else end, step)
+
+
+def _within(
+    along: int | tuple[int, int, int], begin: int, end: int
+) -> int | slice | None:
+    """What of an index along the axis falls in `[begin, end)`, counted from `begin`."""
+    if isinstance(along, int):
+        return along - begin if begin <= along < end else None
+    start, step, count = along
+    # The positions start + step * k that fall in [begin, end), by ceiling division.
+    low, high = (begin, end) if step > 0 else (end - 1, begin - 1)
+    first = max(0, -((start - low) // step))
+    last = min(count, -((start - high) // step))
+    if first >= last:
+        return None
+    return _slice(start + step * first - begin, step, last - first)

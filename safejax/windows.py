@@ -1,0 +1,195 @@
+"""Windows: which elements of a flat source a leaf shows.
+
+A window is an offset, a shape and strides, all counted in elements: index `(i, j, …)` shows
+element `offset + i * strides[0] + j * strides[1] + …`. Slicing, transposing, broadcasting and
+the reshapes that need no copy turn a window into another one, so layers never pile up.
+
+NumPy itself does that arithmetic, on an array that has the window's shape and strides but no
+memory behind it: the rules are NumPy's by construction.
+"""
+
+from dataclasses import dataclass
+from types import EllipsisType
+from typing import Any, Final, Self, TypeAlias, final
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
+
+BasicIndex: TypeAlias = int | slice | EllipsisType
+
+MAX_AXES: Final = 64
+"""Most axes that NumPy can give an array."""
+
+_HALF: Final = 1 << 63
+_NOWHERE: Final = np.zeros(1, np.int8)
+_NOWHERE.flags.writeable = False
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """Half-open runs of elements `[start, start + length)`, ascending and disjoint."""
+
+    starts: NDArray[np.int64]
+    length: int
+
+    @property
+    def count(self) -> int:
+        """How many elements the runs hold together."""
+        return len(self.starts) * self.length
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A strided window on a flat source; `offset` and `strides` count elements."""
+
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @classmethod
+    def whole(cls, shape: tuple[int, ...]) -> Self:
+        """The window that shows a C-ordered array of `shape`, from its first element on."""
+        strides: list[int] = []
+        step = 1
+        for size in reversed(shape):
+            strides.append(step)
+            step *= max(size, 1)
+        return cls(0, shape, tuple(reversed(strides)))
+
+    @property
+    def size(self) -> int:
+        """How many elements the window shows, repeats counted."""
+        size = 1
+        for axis in self.shape:
+            size *= axis
+        return size
+
+    @property
+    def distinct(self) -> int:
+        """How many elements of the source the window shows, each counted once."""
+        count = 1
+        for size, stride in zip(self.shape, self.strides, strict=True):
+            if stride != 0 or size == 0:
+                count *= size
+        return count
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether the elements stand in the source side by side, in C order."""
+        step = 1
+        for size, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
+            if size > 1 and stride != step:
+                return False
+            step *= size
+        return True
+
+    def index(self, index: tuple[BasicIndex, ...]) -> "Window":
+        """The window on `array[index]`, for NumPy's basic indices."""
+        # The closing Ellipsis keeps NumPy from reading an element that is not there.
+        closed = index if Ellipsis in index else (*index, ...)
+        return self._of(self._phantom()[closed])
+
+    def transpose(self, axes: tuple[int, ...]) -> "Window":
+        """The window on `array.transpose(axes)`."""
+        return self._of(self._phantom().transpose(axes))
+
+    def expand(self, axis: int, size: int = 1) -> "Window":
+        """The window with a new axis of `size` at `axis`, along which all is repeated."""
+        shape = (*self.shape[:axis], size, *self.shape[axis:])
+        strides = (*self.strides[:axis], 0, *self.strides[axis:])
+        return Window(self.offset, shape, strides)
+
+    def reshape(self, shape: tuple[int, ...]) -> "Window | None":
+        """The window on `array.reshape(shape)`, or None where NumPy would need a copy."""
+        phantom = self._phantom()
+        try:
+            return self._of(phantom.reshape(shape, copy=False))
+        except ValueError:
+            if self.size != Window.whole(shape).size or len(shape) > MAX_AXES:
+                raise
+            return None
+
+    def runs(self) -> tuple["Window", int]:
+        """The elements of a window that is not empty, as equal runs, each element once.
+
+        A window on the runs' first elements, ascending in C order, and the runs' length.
+        """
+        offset, axes = self._ascending()
+        length = 1
+        while axes and axes[0][2] == length:
+            length *= axes.pop(0)[1]
+        axes.reverse()
+        firsts = Window(offset, tuple(axis[1] for axis in axes), tuple(axis[2] for axis in axes))
+        return firsts, length
+
+    def spans(self) -> Spans:
+        """The elements that the window shows, as runs of the source, each element once."""
+        if self.size == 0:
+            return Spans(np.zeros(0, np.int64), 0)
+        firsts, length = self.runs()
+        starts = np.full(1, firsts.offset, np.int64)
+        for size, stride in zip(firsts.shape, firsts.strides, strict=True):
+            starts = (starts[:, None] + np.arange(size, dtype=np.int64) * stride).reshape(-1)
+        return Spans(starts, length)
+
+    def compact(self) -> "Window":
+        """This window on a source that holds its `spans()` alone, one after the other."""
+        if self.size == 0:
+            return Window.whole(self.shape)
+        _, axes = self._ascending()
+        strides = [0] * len(self.shape)
+        offset = 0
+        step = 1
+        for axis, size, _ in axes:
+            backward = self.strides[axis] < 0
+            strides[axis] = -step if backward else step
+            offset += step * (size - 1) if backward else 0
+            step *= size
+        return Window(offset, self.shape, tuple(strides))
+
+    def _ascending(self) -> tuple[int, list[tuple[int, int, int]]]:
+        """Lowest element, and `(axis, size, |stride|)` of the axes that move, inner first."""
+        offset = self.offset
+        axes: list[tuple[int, int, int]] = []
+        for axis, (size, stride) in enumerate(zip(self.shape, self.strides, strict=True)):
+            if size > 1 and stride != 0:
+                offset += stride * (size - 1) if stride < 0 else 0
+                axes.append((axis, size, abs(stride)))
+        axes.sort(key=lambda moving: moving[2])
+        return offset, axes
+
+    def _phantom(self) -> NDArray[np.int8]:
+        return as_strided(_NOWHERE, self.shape, self.strides, writeable=False)
+
+    def _of(self, phantom: NDArray[np.int8]) -> "Window":
+        moved = _address(phantom) - _address(_NOWHERE) if phantom.size else 0
+        # An address below zero comes back as one at the top: 64 bits, so the sign is regained.
+        moved = (moved + _HALF) % (2 * _HALF) - _HALF
+        return Window(self.offset + moved, phantom.shape, phantom.strides)
+
+
+def _address(array: NDArray[Any]) -> int:
+    return array.__array_interface__["data"][0]
+
+
+def explicit_index(
+    index: tuple[BasicIndex, ...], shape: tuple[int, ...]
+) -> tuple[int | tuple[int, int, int], ...]:
+    """One entry an axis: an int in range, or `(start, step, count)` of a slice."""
+    if Ellipsis in index:
+        at = index.index(Ellipsis)
+        filler = (slice(None),) * (len(shape) - len(index) + 1)
+        index = (*index[:at], *filler, *index[at + 1 :])
+    index = (*index, *(slice(None),) * (len(shape) - len(index)))
+    entries: list[int | tuple[int, int, int]] = []
+    for entry, size in zip(index, shape, strict=True):
+        if isinstance(entry, slice):
+            chosen = range(size)[entry]
+            entries.append((chosen.start, chosen.step, len(chosen)))
+        else:
+            assert not isinstance(entry, EllipsisType), "at most one Ellipsis"
+            entries.append(range(size)[entry])
+    return tuple(entries)
