@@ -119,6 +119,10 @@ def is_packed(code: str) -> bool:
     return BITS[code] % 8 != 0
 
 
+_LOW: Final = np.uint8(0xF)
+_HALF_BYTE: Final = np.uint8(4)
+
+
 def to_stored_bytes(block: NDArray[Any], stored: Stored) -> NDArray[np.uint8]:
     """A block of a leaf as the bytes that stand in the file, flat, without a copy if it can.
 
@@ -129,16 +133,16 @@ def to_stored_bytes(block: NDArray[Any], stored: Stored) -> NDArray[np.uint8]:
     flat = np.ascontiguousarray(block).reshape(-1).view(np.uint8)
     if is_packed(stored.code):
         # The first element of a pair takes the low half of the byte, as PyTorch packs it.
-        return (flat[0::2] & 0xF) | (flat[1::2] << 4)
+        return (flat[0::2] & _LOW) | (flat[1::2] << _HALF_BYTE)
     return flat
 
 
-def unpack(packed: NDArray[np.uint8], dtype: Dtype) -> NDArray[Any]:
-    """The elements of packed bytes, two a byte, low half first."""
+def unpack(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The elements of packed bytes, two a byte, low half first, each in a byte of its own."""
     halves = np.empty(2 * packed.size, np.uint8)
-    halves[0::2] = packed & 0xF
-    halves[1::2] = packed >> 4
-    return halves.view(dtype)
+    halves[0::2] = packed & _LOW
+    halves[1::2] = packed >> _HALF_BYTE
+    return halves
 
 
 def is_floating(dtype: Dtype) -> bool:

@@ -53,7 +53,7 @@ class PlacementError(SafejaxError, RuntimeError):
 
 
 class UnsupportedJaxError(SafejaxError, RuntimeError):
-    """This version of JAX lacks a hook that lazy leaves need; `safejax.materialize` works."""
+    """JAX, in this version, lacks a hook of lazy leaves; `safejax.materialize` does without."""
 
 
 class PartialLoadWarning(UserWarning):

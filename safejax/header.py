@@ -35,6 +35,7 @@ PAGE_ALIGNMENT: Final = 4096
 LARGE_DATA_BYTES: Final = 1 << 20
 """Bytes of data from which on a file counts as large."""
 
+_TENSOR_FIELDS: Final = frozenset({"dtype", "shape", "data_offsets"})
 _MAX_COUNT: Final = 1 << 64
 _MAX_EXTENT: Final = 1 << 63
 _BITS: Final = dict(BITS)  # read 100,000 times; a MappingProxyType takes twice as long
@@ -133,25 +134,21 @@ def _metadata(entries: Any, fault: _Fault) -> dict[str, str]:
 def _tensor(name: str, info: Any, data_begin: int, fault: _Fault) -> Tensor:
     # Fields that the format does not name are refused, which the reference reader skips:
     # they could change what the others mean.
-    try:
-        code, shape, offsets = info["dtype"], info["shape"], info["data_offsets"]
-        named = len(info) == 3
-    except (KeyError, TypeError):
-        named = False
-        code = shape = offsets = None
-    if not named:
+    if type(info) is not dict or cast("dict[str, Any]", info).keys() != _TENSOR_FIELDS:
         raise fault(
             f"tensor {_short(name)}: expected the fields dtype, shape and data_offsets, "
             f"got {_short(info)}"
         )
+    fields = cast("dict[str, Any]", info)
+    code, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
     bits = _BITS.get(code) if type(code) is str else None
     if bits is None:
         raise fault(f"tensor {_short(name)}: expected a known dtype, got {_short(code)}")
-    if type(shape) is not list or not _are_counts(cast("list[Any]", shape)):
+    if not _are_counts(shape):
         raise fault(f"tensor {_short(name)}: expected a shape of sizes, got {_short(shape)}")
     if len(shape) > MAX_AXES:
         raise fault(f"tensor {_short(name)}: expected at most {MAX_AXES} axes, got {len(shape)}")
-    if type(offsets) is not list or len(offsets) != 2 or not _are_counts(offsets):
+    if not _are_counts(offsets) or len(offsets) != 2:
         raise fault(f"tensor {_short(name)}: expected two offsets, got {_short(offsets)}")
     begin, end = offsets
     count = 1
@@ -167,8 +164,11 @@ def _tensor(name: str, info: Any, data_begin: int, fault: _Fault) -> Tensor:
     return Tensor(code, tuple(shape), data_begin + begin, data_begin + end)
 
 
-def _are_counts(items: list[Any]) -> bool:
-    for item in items:  # `all` of a generator takes thrice as long.
+def _are_counts(items: Any) -> bool:
+    if type(items) is not list:
+        return False
+    # `all` of a generator takes thrice as long.
+    for item in cast("list[Any]", items):
         # A bool is an int to isinstance.
         if type(item) is not int or not 0 <= item < _MAX_COUNT:
             return False

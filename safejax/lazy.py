@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from safejax import jax_registration
 from safejax.dtypes import Dtype
-from safejax.errors import LeafError, PrecisionWarning, UnsupportedJaxError
+from safejax.errors import LeafError, PlacementError, PrecisionWarning, UnsupportedJaxError
 from safejax.placing import Placement, concretely, default_placement, place
 from safejax.sources import AbstractSource, ArraySource
 from safejax.views import Strided, View
@@ -101,6 +101,8 @@ class LazyArray(jax.Array):
         name: str,
         placement: Placement | None = None,
         notice: NarrowingNotice | None = None,
+        *,
+        dtype: Any = None,
     ) -> None:
         placement = placement or default_placement()
         self._content = content
@@ -110,10 +112,10 @@ class LazyArray(jax.Array):
         self._notice = notice or NarrowingNotice()
         self._placed: jax.Array | None = None
         self._lock = threading.Lock()
-        if content.key is None:
-            dtype = jax.dtypes.canonicalize_dtype(content.view.dtype)
-        else:
+        if content.key is not None:
             dtype = key_dtype(content.key)
+        elif dtype is None:
+            dtype = jax.dtypes.canonicalize_dtype(content.view.dtype)
         self._aval = _aval(content.shape, dtype, placement.sharding)
 
     # ---- known without reading
@@ -191,7 +193,7 @@ class LazyArray(jax.Array):
 
     def _refuse_for_keys(self, attribute: str) -> None:
         if self._content.key is not None:
-            raise AttributeError(f"a key array has no attribute {attribute!r}")
+            raise AttributeError(f"'LazyArray' object has no attribute {attribute!r}")
 
     @property
     def is_fully_addressable(self) -> bool:
@@ -232,7 +234,12 @@ class LazyArray(jax.Array):
 
     def at_placement(self, placement: Placement) -> "LazyArray":
         """The same leaf, unread, bound for other devices."""
-        return LazyArray(self._content, self._name, placement, self._notice)
+        return self._with(self._content, placement)
+
+    def _with(self, content: Content, placement: Placement | None) -> "LazyArray":
+        # The dtype too: the x64 mode may have changed since this leaf was made.
+        dtype = self._aval.dtype
+        return LazyArray(content, self._name, placement, self._notice, dtype=dtype)
 
     # ---- read
 
@@ -260,11 +267,12 @@ class LazyArray(jax.Array):
                 if stored != dtype and dtype.kind in "fc":
                     self._notice.give(self._name, stored, dtype)
                 placement = Placement(self._sharding, self._committed)
-                placed = run(
-                    lambda: place(
-                        self._content.view, dtype, self._content.key, placement, self._name
-                    )
-                )
+                view, key, name = self._content.view, self._content.key, self._name
+                try:
+                    placed = run(lambda: place(view, dtype, key, placement, name))
+                except AttributeError as error:
+                    # hasattr() would take it for a missing attribute of the array.
+                    raise PlacementError(f"leaf {name!r}: placing it failed: {error}") from error
                 assert placed.sharding.is_equivalent_to(self._sharding, self.ndim)
                 self._placed = placed
             return placed
@@ -287,12 +295,11 @@ class LazyArray(jax.Array):
             basic = _basic_index(index, self._aval.shape)
             if basic is not None:
                 content = self._content
-                part = Content(content.view.index(basic), content.key)
-                return LazyArray(part, self._name, None, self._notice)
+                return self._with(Content(content.view.index(basic), content.key), None)
         return self.placed()[_plain(index)]
 
-    def __reduce__(self) -> Any:
-        return self.placed().__reduce__()
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.placed().__reduce_ex__(protocol)
 
     # JAX asks isinstance(x, ArrayImpl) where arrays span devices or processes. A leaf on one
     # device must not pretend: device_put would take its buffer for one that is there.
@@ -445,12 +452,14 @@ _NEVER: Final = frozenset(
     {"__del__", "__jax_array__", "__array_struct__", "__array_interface__", "__hash__"}
 ) | frozenset({"__annotations__", "__dict__", "__module__", "__slots__", "__weakref__"})
 _COMPARISONS: Final = ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__")
+# What key arrays have and other arrays have not; JAX 0.8 looks into them without placing them.
+_OF_KEYS: Final = ("_base_array", "_consumed", "_impl", "_is_scalar", "pprint")
 
 
 def _hand_on_the_rest() -> None:
     own = set(vars(LazyArray)) | set(dir(object)) | _NEVER
     names = [name for name in dir(_ARRAY_TYPE) if name not in own]
-    for name in (*names, *_COMPARISONS):
+    for name in (*names, *_COMPARISONS, *_OF_KEYS):
         dunder = name.startswith("__") and callable(getattr(_ARRAY_TYPE, name, None))
         setattr(LazyArray, name, _method(name) if dunder else _property(name))
 

@@ -2,11 +2,13 @@
 
 A pattern is matched on whole names, case-sensitively. In it `*` stands for any run of
 characters, dots included, and `{i}` for one segment: a non-empty run without dots. A
-placeholder that stands twice stands for the same text twice. `{{` and `}}` are braces.
+placeholder that stands twice stands for the same text twice. `{{` and `}}` are braces. Where a
+name can be matched in more than one way, each takes as little as it can, the first one first.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias, final
 
@@ -46,7 +48,9 @@ class Template:
     @classmethod
     def parse(cls, text: str) -> "Template":
         """The template that `text` says; `TransformError` where it says none."""
-        parts, placeholders, literal, reached, stars = [], [], "", 0, 0
+        parts: list[str] = []
+        placeholders: list[str] = []
+        literal, reached, stars = "", 0, 0
         for token in _TOKEN.finditer(text):
             literal += text[reached : token.start()]
             reached = token.end()
@@ -76,17 +80,8 @@ class Template:
 
     def matcher(self) -> Callable[[str], dict[str, str] | None]:
         """A function that gives what the placeholders stand for in a name, None if no match."""
-        groups: dict[str, str] = {}
-        pattern = re.escape(self.parts[0])
-        for placeholder, literal in zip(self.placeholders, self.parts[1:], strict=True):
-            if placeholder in groups:
-                pattern += f"(?P={groups[placeholder]})"
-            else:
-                groups[placeholder] = f"g{len(groups)}"
-                within = "(?s:.*)" if placeholder.startswith("*") else r"[^.]+"
-                pattern += f"(?P<{groups[placeholder]}>{within})"
-            pattern += re.escape(literal)
-        compiled = re.compile(pattern)
+        groups = {placeholder: f"g{n}" for n, placeholder in enumerate(self._distinct())}
+        compiled = re.compile(self._regex(groups))
 
         def match(name: str) -> dict[str, str] | None:
             found = compiled.fullmatch(name)
@@ -95,6 +90,43 @@ class Template:
             return {placeholder: found[group] for placeholder, group in groups.items()}
 
         return match
+
+    def _distinct(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(self.placeholders))
+
+    def _regex(self, groups: Mapping[str, str]) -> str:
+        # Tried in every combination, the lengths of thirty stars would take for ever. Mostly
+        # the first choice is as good as any: what a placeholder and the text behind it leave
+        # over, the next placeholder can take in. Such a choice is final, an atomic group. It is
+        # not where the next one must repeat a text, nor where a star comes before a segment,
+        # which can take in no dots: so all from one star to the next is one choice.
+        count = Counter(self.placeholders)
+        free = [count[placeholder] == 1 for placeholder in self.placeholders]
+        runs = [re.escape(self.parts[0])]  # up to the first star, from it to the next, …
+        final = [True]
+        seen: set[str] = set()
+        for n, placeholder in enumerate(self.placeholders):
+            group, literal = groups[placeholder], re.escape(self.parts[n + 1])
+            if placeholder.startswith("*"):
+                runs.append(f"(?P<{group}>(?s:.*?)){literal}")
+                final.append(True)
+                continue
+            final[-1] &= free[n]
+            if placeholder in seen:
+                runs[-1] += f"(?P={group}){literal}"
+                continue
+            seen.add(placeholder)
+            segment = f"(?P<{group}>[^.]+?){literal}"
+            absorbed = free[n] and n + 1 < len(free) and free[n + 1]
+            runs[-1] += f"(?>{segment})" if absorbed else segment
+        last = runs.pop()  # It ends where the name does.
+        return (
+            "".join(
+                f"(?>{run})" if is_final else run
+                for run, is_final in zip(runs, final, strict=False)
+            )
+            + last
+        )
 
     def fill(self, values: dict[str, str]) -> str:
         """The name that the template gives with these values in the placeholders."""

@@ -13,11 +13,11 @@ from typing import Any, Final, TypeVar, cast, final
 
 import jax
 import numpy as np
-from jax.sharding import Sharding, SingleDeviceSharding
+from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 from numpy.typing import NDArray
 
 from safejax.dtypes import Dtype
-from safejax.errors import PlacementError, PrecisionError
+from safejax.errors import PrecisionError
 from safejax.views import View
 
 _T = TypeVar("_T")
@@ -53,9 +53,15 @@ def place(
     Raises `PrecisionError` where a narrower integer `dtype` cannot hold a value.
     """
     sharding = placement.sharding
-    axes = len(view.shape)
     key_axes = 0 if key_impl is None else _key_axes(key_impl)
-    shape = view.shape[: axes - key_axes]
+    shape = view.shape[: len(view.shape) - key_axes]
+    if key_impl is not None and isinstance(sharding, NamedSharding):
+        # As JAX places keys: as their data, whose own axes are not split. Put together from
+        # key arrays they would lack those axes in their sharding, and JAX 0.8 stumbles there.
+        spec = PartitionSpec(*sharding.spec, *(None,) * key_axes)
+        of_data = NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
+        data = place(view, dtype, None, Placement(of_data, placement.committed), name)
+        return jax.random.wrap_key_data(data, impl=key_impl)
 
     def put(block: NDArray[Any], device: Any) -> jax.Array:
         array = jax.device_put(block, device)
@@ -139,11 +145,7 @@ def concretely(task: Callable[[], _T], dtype: Dtype | None = None) -> _T:
     thread.start()
     thread.join()
     if failure:
-        error = failure[0]
-        if isinstance(error, AttributeError):
-            # hasattr() would take it for a missing attribute of the array.
-            raise PlacementError(f"placing a leaf failed: {error}") from error
-        raise error
+        raise failure[0]
     return outcome[0]
 
 

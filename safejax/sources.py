@@ -10,7 +10,7 @@ import mmap
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, final
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from safejax.dtypes import Dtype, unpack
 from safejax.errors import ReadError
-from safejax.windows import Window
+from safejax.windows import Spans, Window
 
 
 @final
@@ -55,7 +55,7 @@ _open_logs_lock: Final = threading.Lock()
 
 
 @contextmanager
-def observe_reads() -> Iterator[ReadLog]:
+def observe_reads() -> Generator[ReadLog]:
     """Log every request for leaf data in this process, of whatever thread, inside the block.
 
     >>> import safejax, jax.numpy as jnp
@@ -135,15 +135,15 @@ class MappedSource(BufferSource):
             self.nbytes = os.fstat(file.fileno()).st_size
             # What is empty cannot be mapped; the header's reader says what it lacks.
             mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.nbytes else None
-        super().__init__(mapping or b"", path)
+        super().__init__(b"" if mapping is None else mapping, path)
         self._mapping = mapping
 
     def prefix(self, begin: int, end: int) -> bytes:
         """The bytes `[begin, end)`, as the header's reader asks for them."""
-        return self._buffer[begin:end]
+        return b"" if self._mapping is None else self._mapping[begin:end]
 
     def read(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
-        size = self._mapping.size()
+        size = 0 if self._mapping is None else self._mapping.size()
         if size < self.nbytes:
             raise ReadError(
                 f"{self.name}: expected the {self.nbytes} bytes that the file had when it was "
@@ -199,28 +199,55 @@ class PackedSource(Source):
         assert begin == 0
         if window.size == 0:
             return np.empty(window.shape, dtype)
-        spans = window.spans()
-        pieces: list[NDArray[Any]] = []
-        for start in spans.starts.tolist():
-            first, end = start // 2, (start + spans.length + 1) // 2
-            row = Window(first, (end - first,), (1,))
-            whole = unpack(self._packed.read(self._begin, np.dtype(np.uint8), row), dtype)
-            pieces.append(whole[start - 2 * first :][: spans.length])
-        dense = np.concatenate(pieces).view(np.uint8)
-        return _show(dense, 0, dtype, window.compact())
+        firsts, length = window.runs()
+        if all(stride % 2 == 0 for stride in firsts.strides):
+            halves = self._even(firsts, length)
+        else:
+            halves = self._scattered(window.spans())
+        return _show(halves, 0, dtype, window.compact())
+
+    def _even(self, firsts: Window, length: int) -> NDArray[np.uint8]:
+        """The elements of runs that all begin in the same half of a byte, in one read."""
+        odd = firsts.offset % 2
+        width = (odd + length + 1) // 2
+        strides = tuple(stride // 2 for stride in firsts.strides)
+        rows = Window(firsts.offset // 2, (*firsts.shape, width), (*strides, 1))
+        packed = np.ascontiguousarray(self._bytes(rows)).reshape(-1)
+        return unpack(packed).reshape(-1, 2 * width)[:, odd : odd + length].reshape(-1)
+
+    def _scattered(self, spans: Spans) -> NDArray[np.uint8]:
+        """The elements of any runs; runs whose bytes touch are read as one."""
+        begins, ends = spans.starts // 2, (spans.starts + spans.length + 1) // 2
+        leads = np.concatenate([[True], begins[1:] > ends[:-1]])
+        begins, ends = begins[leads], ends[np.roll(leads, -1)]
+        rows = [
+            self._bytes(Window(begin, (end - begin,), (1,)))
+            for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)
+        ]
+        # How far the elements of each read have moved up, where the reads lie side by side.
+        moved = begins - np.concatenate([[0], np.cumsum(ends - begins)[:-1]])
+        starts = spans.starts - 2 * moved[np.cumsum(leads) - 1]
+        places = starts[:, None] + np.arange(spans.length)
+        return unpack(np.concatenate(rows))[places.reshape(-1)]
+
+    def _bytes(self, window: Window) -> NDArray[np.uint8]:
+        return self._packed.read(self._begin, np.dtype(np.uint8), window)
 
 
 @final
 class ComputedSource(Source):
     """What a function gives when it is called, seen as flat: the far side of a barrier.
 
-    Any read of it makes the whole.
+    Any read of it makes the whole, unless it was made before and is `kept`.
     """
 
     def __init__(self, compute: Callable[[], NDArray[Any]], name: str, stable: bool) -> None:
         self.name = name
         self.stable = stable
         self._compute = compute
+        self._lock = threading.Lock()
+        self._keepers = 0
+        self._made: NDArray[np.uint8] | None = None
 
     def __repr__(self) -> str:
         return f"ComputedSource({self.name!r})"
@@ -229,8 +256,31 @@ class ComputedSource(Source):
         assert begin == 0
         if window.size == 0:
             return np.empty(window.shape, dtype)
-        flat = np.ascontiguousarray(self._compute()).reshape(-1)
-        return _show(flat.view(np.uint8), 0, dtype, window)
+        return _show(self._flat(), 0, dtype, window)
+
+    @contextmanager
+    def kept(self) -> Generator[None]:
+        """Inside the block, what the function gave first is kept for the reads that follow."""
+        with self._lock:
+            self._keepers += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._keepers -= 1
+                if not self._keepers:
+                    self._made = None
+
+    def _flat(self) -> NDArray[np.uint8]:
+        if not self._keepers:
+            return self._make()
+        with self._lock:
+            if self._made is None:
+                self._made = _read_only(self._make())
+            return self._made
+
+    def _make(self) -> NDArray[np.uint8]:
+        return np.ascontiguousarray(self._compute()).reshape(-1).view(np.uint8)
 
 
 @final
@@ -244,6 +294,7 @@ class AbstractSource(Source):
         return "AbstractSource()"
 
     def read(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
+        del begin
         raise ReadError(
             f"expected values, got a leaf that is only abstract, {dtype}{list(window.shape)}: "
             "give an array instead of a jax.ShapeDtypeStruct"

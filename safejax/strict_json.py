@@ -9,7 +9,7 @@ import json
 import math
 import re
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, Final, NoReturn
 
@@ -49,7 +49,7 @@ def write(value: Any, *, ascii_only: bool = False) -> str:
 
 
 @contextmanager
-def collector_paused() -> Iterator[None]:
+def collector_paused() -> Generator[None]:
     """Keep Python's cycle collector from running inside the block.
 
     A header makes many small objects and no cycle: collecting while they are made doubles the
@@ -99,7 +99,9 @@ def _refuse_surrogates(value: Any) -> None:
                 try:
                     item.encode()
                 except UnicodeEncodeError:
-                    raise ValueError(f"the string {reprlib.repr(item)} holds half a surrogate pair") from None
+                    raise ValueError(
+                        f"the string {reprlib.repr(item)} holds half a surrogate pair"
+                    ) from None
         elif isinstance(item, dict):
             pending.extend(item)  # pyright: ignore[reportUnknownArgumentType]
             pending.extend(item.values())  # pyright: ignore

@@ -8,9 +8,10 @@ show is a barrier: the whole operand is read whenever any of it is.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, cast, final
+from typing import Any, cast, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +26,12 @@ class View(ABC):
 
     __slots__ = ()
 
-    shape: tuple[int, ...]
     dtype: Dtype
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the array that `read` gives."""
 
     @property
     def size(self) -> int:
@@ -73,21 +78,35 @@ class View(ABC):
         if Window.whole(shape).size != self.size:
             raise ValueError(f"cannot reshape {list(self.shape)} to {list(shape)}")
         in_place = self.reshape_in_place(shape)
-        return Strided(_barrier(self), 0, self.dtype, Window.whole(shape)) if (
-            in_place is None
-        ) else in_place
+        if in_place is not None:
+            return in_place
+        return Strided(_barrier(self), 0, self.dtype, Window.whole(shape))
+
+    @contextmanager
+    def kept(self) -> Generator[None]:
+        """Inside the block, what is behind a barrier is made once, however many parts are read."""
+        with ExitStack() as stack:
+            for source in self.sources:
+                if isinstance(source, ComputedSource):
+                    stack.enter_context(source.kept())
+            yield
 
     def blocks(self, nbytes: int) -> Iterator["View"]:
-        """Views of at most about `nbytes` each that make up this one, in C order."""
-        if self.nbytes <= nbytes or self.size <= 1:
-            yield self
-            return
-        axis = next(axis for axis, size in enumerate(self.shape) if size > 1)
-        rows = max(1, nbytes // (self.nbytes // self.shape[axis]))
-        lead = (0,) * axis
-        for begin in range(0, self.shape[axis], rows):
-            block = self.index((*lead, slice(begin, begin + rows)))
-            yield from block.blocks(nbytes)
+        """Views of at most about `nbytes` each that make up this one, in C order.
+
+        Read each before the next is asked for: what is behind a barrier is then made once.
+        """
+        kept = ExitStack()
+        try:
+            for block in _split(self, nbytes):
+                # Kept from one block to the next, and no longer than blocks need it.
+                following = ExitStack()
+                following.enter_context(block.kept())
+                kept.close()
+                kept = following
+                yield block
+        finally:
+            kept.close()
 
 
 @final
@@ -146,7 +165,7 @@ class Concatenation(View):
         return (*first[: self.axis], along, *first[self.axis + 1 :])
 
     @property
-    def dtype(self) -> Dtype:
+    def dtype(self) -> Dtype:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.parts[0].dtype
 
     @property
@@ -276,20 +295,28 @@ def cast_view(view: View, dtype: Dtype) -> View:
     return view if view.dtype == dtype else Pointwise(view, CastTo(dtype), dtype)
 
 
-_BOOLS: Final = (np.dtype(np.uint8), np.dtype(np.bool_))
-
-
 def _proper_bools(array: NDArray[Any]) -> NDArray[Any]:
     """The array with each byte 0 or 1: a file may hold others, and XLA counts on it."""
-    raw = array.view(_BOOLS[0])
+    raw = array.view(np.uint8)
     if raw.size == 0 or raw.max() <= 1:
         return array
-    return raw != 0
+    return np.asarray(raw != 0)  # Of a 0-d array NumPy gives a scalar.
 
 
 def _barrier(operand: View) -> Source:
     name = " and ".join(source.name for source in operand.sources)
     return ComputedSource(operand.read, f"reshaped {name}", operand.stable)
+
+
+def _split(view: View, nbytes: int) -> Iterator[View]:
+    if view.nbytes <= nbytes or view.size <= 1:
+        yield view
+        return
+    axis = next(axis for axis, size in enumerate(view.shape) if size > 1)
+    rows = max(1, nbytes // (view.nbytes // view.shape[axis]))
+    lead = (0,) * axis
+    for begin in range(0, view.shape[axis], rows):
+        yield from _split(view.index((*lead, slice(begin, begin + rows))), nbytes)
 
 
 def _slice(start: int, step: int, count: int) -> slice:
@@ -299,9 +326,7 @@ def _slice(start: int, step: int, count: int) -> slice:
     return slice(start, None if end < 0 else end, step)
 
 
-def _within(
-    along: int | tuple[int, int, int], begin: int, end: int
-) -> int | slice | None:
+def _within(along: int | tuple[int, int, int], begin: int, end: int) -> int | slice | None:
     """What of an index along the axis falls in `[begin, end)`, counted from `begin`."""
     if isinstance(along, int):
         return along - begin if begin <= along < end else None

@@ -136,7 +136,7 @@ class Window:
         return Spans(starts, length)
 
     def compact(self) -> "Window":
-        """This window on a source that holds its `spans()` alone, one after the other."""
+        """The same window on a source that holds its `spans()` alone, one after the other."""
         if self.size == 0:
             return Window.whole(self.shape)
         _, axes = self._ascending()
