@@ -6,11 +6,12 @@ from typing import Any, TypeAlias
 
 import jax
 
-from safejax.codec import IN_MEMORY, Layout, decode, layout, open_file
+from safejax.codec import IN_MEMORY, Layout, decode, layout, open_file, open_leaves
 from safejax.files import PathLike, checked_path, write_atomically
 from safejax.lazy import LazyArray
 from safejax.leaves import Leaves, is_array
 from safejax.placing import concretely_all
+from safejax.remote import RemoteSource, resolve_path, write_remotely
 from safejax.shardings import ShardingArgument
 from safejax.steps import apply
 from safejax.tree import assemble, flatten
@@ -27,6 +28,7 @@ def save(
     transform: TransformArgument | None = None,
     metadata: Mapping[str, str] | None = None,
     progress: Progress | None = None,
+    fs: Any = None,
 ) -> None:
     """Store a pytree as a safetensors file at `path`: wholly, or not at all.
 
@@ -34,6 +36,9 @@ def save(
     Python scalars, strings and None, in any pytree. `transform` is applied to the Leaves first.
     `metadata` maps strings to strings. `progress(done, total)` counts bytes of the file. The
     tree is not changed, and the same tree always gives the same bytes.
+
+    `path` may be a URL, or a path of the fsspec file system `fs`: the file is there when all of
+    it is, as far as that file system can promise.
 
     >>> import jax.numpy as jnp, safejax, tempfile, os
     >>> path = os.path.join(tempfile.mkdtemp(), "params.safetensors")
@@ -54,7 +59,11 @@ def save(
         if progress is not None:
             progress(done, plan.nbytes)
 
-    write_atomically(target, plan.chunks(), wrote)
+    fs, target = resolve_path(target, fs)
+    if fs is None:
+        write_atomically(target, plan.chunks(), wrote)
+    else:
+        write_remotely(fs, target, plan.chunks(), wrote)
 
 
 def serialize(
@@ -79,6 +88,7 @@ def load(
     sharding: ShardingArgument = None,
     transform: TransformArgument | None = None,
     strict: bool = True,
+    fs: Any = None,
 ) -> Any:
     """The pytree in a safetensors file, with lazy leaves; only the header is read.
 
@@ -96,6 +106,9 @@ def load(
     the sharding of `like`'s leaf counts if that is committed or abstract, else JAX's default
     device, uncommitted.
 
+    `path` may be a URL, or a path of the fsspec file system `fs`: local files are mapped, of
+    others the ranges that are needed are requested.
+
     >>> import jax, jax.numpy as jnp, safejax, tempfile, os
     >>> path = os.path.join(tempfile.mkdtemp(), "params.safetensors")
     >>> safejax.save({"w": jnp.ones((4, 2))}, path)
@@ -110,7 +123,7 @@ def load(
     that the sharding does not divide; `TransformError`.
     """
     file = checked_path(path)
-    return _load(open_path(file), like, sharding, transform, strict, file)
+    return _load(open_path(file, fs), like, sharding, transform, strict, file)
 
 
 def deserialize(
@@ -181,7 +194,9 @@ def abstract(tree: Any) -> Any:
     return jax.tree.map(of_leaf, tree)
 
 
-def metadata(source: PathLike | bytes | bytearray | memoryview) -> dict[str, str]:
+def metadata(
+    source: PathLike | bytes | bytearray | memoryview, *, fs: Any = None
+) -> dict[str, str]:
     """The user's metadata in a file, by its path or its bytes; only the header is read.
 
     What `save(..., metadata=m)` stored comes back as it was; safejax's own record is not shown.
@@ -192,11 +207,15 @@ def metadata(source: PathLike | bytes | bytearray | memoryview) -> dict[str, str
     """
     if isinstance(source, bytes | bytearray | memoryview):
         return dict(decode(source).metadata)
-    return dict(open_path(checked_path(source)).metadata)
+    return dict(open_path(checked_path(source), fs).metadata)
 
 
-def open_path(file: str) -> Leaves:
-    """The Leaves at a path, unread."""
+def open_path(path: PathLike, fs: Any = None) -> Leaves:
+    """The Leaves at a path, a URL, or a path of the fsspec file system `fs`; unread."""
+    fs, file = resolve_path(checked_path(path), fs)
+    if fs is not None:
+        source = RemoteSource(fs, file)
+        return open_leaves(source, source.prefix, source.nbytes)
     if os.path.isdir(file):
         raise IsADirectoryError(f"{file}: expected a safetensors file, got a folder: name the file")
     return open_file(file)

@@ -17,7 +17,7 @@ from safejax.placing import default_placement
 from safejax.record import Record, read_record, with_record
 from safejax.sources import AbstractSource, BufferSource, MappedSource, PackedSource, Source
 from safejax.steps import Step
-from safejax.structure import Structure
+from safejax.structure import Structure, container_segments
 from safejax.views import Strided, View
 from safejax.windows import Window
 
@@ -131,6 +131,15 @@ def _check_record(header: Header, record: Record, file: str) -> None:
             f"{file}: invalid record: expected a value beside the tensors, got one of {name!r}, "
             "which is a tensor"
         )
+    for key, kind in record.structure.kinds.items():
+        for alias, to in kind.aliases:
+            for segment, there in ((to, True), (alias, False)):
+                name = join((*container_segments(key), segment))
+                if (name in tensors or name in record.values) != there:
+                    raise InvalidFileError(
+                        f"{file}: invalid record: expected the alias {alias!r} of {to!r} to stand "
+                        f"for a leaf that is there, and not for itself, got {name!r}"
+                    )
     for name, path in record.structure.paths.items():
         # A suffix tells names apart that would be one; nothing else may come between.
         joined = join(path).encode(errors="backslashreplace").decode()

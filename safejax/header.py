@@ -182,10 +182,10 @@ def _bytes(bits: int) -> str:
 def _check_extent(name: str, code: str, shape: list[int], fault: _Fault) -> None:
     # No data bounds the other sizes of an empty tensor. NumPy has no array of a shape whose
     # strides, in bytes, pass 63 bits; the reference reader takes some of them.
-    extent = _BITS[code]
+    extent = max(_BITS[code] // 8, 1)
     for size in shape:
         extent *= max(size, 1)
-    if extent >= _MAX_EXTENT * 8:
+    if extent >= _MAX_EXTENT:
         raise fault(f"tensor {_short(name)}: the shape {_short(shape)} overflows 63 bits")
 
 

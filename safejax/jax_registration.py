@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+from jax.sharding import Mesh
 
 _T = TypeVar("_T")
 
@@ -27,6 +28,17 @@ def concrete_array_type() -> type[jax.Array]:
     except ImportError:
         return jax.Array
     return ArrayImpl
+
+
+def current_mesh() -> Mesh | None:
+    """The mesh of devices that `jax.set_mesh` has put in context, if any."""
+    try:
+        mesh = jax.sharding.get_mesh()
+    except AttributeError:  # JAX 0.8
+        from jax._src.mesh import get_concrete_mesh  # noqa: PLC0415
+
+        mesh = get_concrete_mesh()
+    return None if mesh.empty else mesh
 
 
 def register(

@@ -10,7 +10,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import EllipsisType
 from typing import Any, Final, cast, final
 
@@ -299,7 +299,12 @@ class LazyArray(jax.Array):
         return self.placed()[_plain(index)]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return self.placed().__reduce_ex__(protocol)
+        placed = self.placed()
+        if self._content.key is not None:
+            # What keys give names their class, and pickle compares that with ours.
+            wrap = partial(jax.random.wrap_key_data, impl=self._content.key)
+            return wrap, (jax.random.key_data(placed),)
+        return placed.__reduce_ex__(protocol)
 
     # JAX asks isinstance(x, ArrayImpl) where arrays span devices or processes. A leaf on one
     # device must not pretend: device_put would take its buffer for one that is there.

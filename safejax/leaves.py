@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, Final, TypeAlias, final
+from typing import Any, Final, TypeAlias, cast, final
 
 import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from safejax.dtypes import stored_as
 from safejax.errors import LeafError, TransformError
 from safejax.header import METADATA_NAME
-from safejax.lazy import content_of, key_dtype
+from safejax.lazy import Content, content_of, key_dtype
 from safejax.structure import EMPTY, Empty, Structure
 
 Scalar: TypeAlias = bool | int | float | complex | str
@@ -40,6 +41,7 @@ class Leaves(Mapping[str, Any]):
 
     __slots__ = ("_entries", "metadata", "structure")
 
+    _entries: dict[str, Any]
     structure: Structure
     metadata: Mapping[str, str]
 
@@ -59,14 +61,13 @@ class Leaves(Mapping[str, Any]):
         raise AttributeError(f"Leaves is immutable: make another one instead of setting {name!r}")
 
     def __getitem__(self, name: str) -> Any:
-        entries: dict[str, Any] = object.__getattribute__(self, "_entries")
-        return entries[name]
+        return self._entries[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(object.__getattribute__(self, "_entries"))
+        return iter(self._entries)
 
     def __len__(self) -> int:
-        return len(object.__getattribute__(self, "_entries"))
+        return len(self._entries)
 
     def __repr__(self) -> str:
         shown = [f"{name!r}: {describe(leaf)}" for name, leaf in list(self.items())[:8]]
@@ -107,13 +108,36 @@ def is_scalar(leaf: object) -> bool:
 
 def check_leaf(name: str, leaf: object) -> None:
     """Raise `LeafError` if `leaf` is of no kind that Leaves hold."""
-    if is_array(leaf) or is_scalar(leaf) or leaf is None or leaf is EMPTY:
-        return
-    raise LeafError(
-        f"leaf {name!r}: expected an array, a Python scalar, a string or None, got "
-        f"{type(leaf).__module__}.{type(leaf).__qualname__}: convert it with numpy.asarray, or "
-        "leave it out of the tree"
-    )
+    if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+        if isinstance(leaf, jax.core.Tracer):
+            raise LeafError(
+                f"leaf {name!r}: expected an array with values, got a tracer, {leaf}: safejax "
+                "cannot be called inside jit, grad or vmap; call it on their results"
+            )
+    elif isinstance(leaf, np.ndarray | np.generic):
+        native = cast("NDArray[Any]", leaf).dtype.newbyteorder("=")
+        if stored_as(native, ()) is None or isinstance(leaf, np.ma.MaskedArray):
+            raise LeafError(
+                f"leaf {name!r}: expected an array of a dtype that JAX has, got "
+                f"{type(leaf).__module__}.{type(leaf).__qualname__} of {native}: convert it "
+                "first, by astype say"
+            )
+    elif not (is_scalar(leaf) or leaf is None or leaf is EMPTY):
+        raise LeafError(
+            f"leaf {name!r}: expected an array, a Python scalar, a string or None, got "
+            f"{type(leaf).__module__}.{type(leaf).__qualname__}: convert it with numpy.asarray, "
+            "or leave it out of the tree"
+        )
+
+
+def content_at(name: str, leaf: Any) -> Content:
+    """What an array leaf holds, unread; `LeafError`, with its name, if it cannot be had."""
+    try:
+        content = content_of(leaf)
+    except LeafError as error:
+        raise LeafError(f"leaf {name!r}: {error}") from None
+    assert content is not None
+    return content
 
 
 def aval_of(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -135,7 +159,9 @@ def describe(leaf: Any) -> str:
         name = getattr(leaf.dtype, "name", str(leaf.dtype))
         return f"{name}[{','.join(map(str, leaf.shape))}]"
     if is_scalar(leaf):
-        return f"{type(leaf).__name__} {leaf!r}"
+        # Python refuses to write very long ints in decimal.
+        long = isinstance(leaf, int) and leaf.bit_length() > 128
+        return f"{type(leaf).__name__} {hex(leaf) if long else repr(leaf):.80}"
     return "an empty container" if leaf is EMPTY else repr(leaf)
 
 
@@ -156,6 +182,10 @@ def check_name(name: object) -> None:
 
 def checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
     """A copy of the user's metadata; `LeafError` if it is not strings to strings."""
+    if not isinstance(metadata, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise LeafError(
+            f"metadata: expected a mapping of strings to strings, got {type(metadata).__name__}"
+        )
     for key, value in metadata.items():
         if not isinstance(key, str) or not isinstance(value, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise LeafError(

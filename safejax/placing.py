@@ -56,8 +56,7 @@ def place(
     key_axes = 0 if key_impl is None else _key_axes(key_impl)
     shape = view.shape[: len(view.shape) - key_axes]
     if key_impl is not None and isinstance(sharding, NamedSharding):
-        # As JAX places keys: as their data, whose own axes are not split. Put together from
-        # key arrays they would lack those axes in their sharding, and JAX 0.8 stumbles there.
+        # As JAX places keys: as their data, whose own axes are not split.
         spec = PartitionSpec(*sharding.spec, *(None,) * key_axes)
         of_data = NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
         data = place(view, dtype, None, Placement(of_data, placement.committed), name)

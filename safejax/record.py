@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar, cast, final
 from safejax import strict_json
 from safejax.errors import InvalidFileError
 from safejax.leaves import RECORD_KEY, Scalar
-from safejax.structure import EMPTY, MAX_DEPTH, Empty, Kind, Structure
+from safejax.structure import EMPTY, MAX_DEPTH, Empty, Kind, Structure, container_segments
 
 VERSION: Final = 1
 
@@ -109,6 +109,8 @@ def _record(table: Any) -> Record:
     if table.get("format", "default") != "default":
         raise ValueError(f"expected format 'default', got {table['format']!r}")
     kinds = {key: _kind(item) for key, item in _dict(table.get("kinds", {}), "kinds").items()}
+    for key in kinds:
+        container_segments(key)
     paths = {name: _strings(item) for name, item in _dict(table.get("paths", {}), "paths").items()}
     for name, path in paths.items():
         if len(path) > MAX_DEPTH:
@@ -137,6 +139,8 @@ def _kind_to_json(kind: Kind) -> Any:
         table["order"] = list(kind.order)
     if kind.flat:
         table["flat"] = True
+    if kind.aliases:
+        table["aliases"] = dict(kind.aliases)
     return kind.type if len(table) == 1 else table
 
 
@@ -144,12 +148,13 @@ def _kind(item: Any) -> Kind:
     if isinstance(item, str):
         return Kind(item)
     table = _dict(item, "a kind")
-    unknown = table.keys() - {"type", "keys", "order", "flat"}
+    unknown = table.keys() - {"type", "keys", "order", "flat", "aliases"}
     if unknown:
-        raise ValueError(f"expected a kind of type, keys, order and flat, got {sorted(unknown)}")
+        raise ValueError(f"expected a kind of type, keys, order, flat and aliases, got {sorted(unknown)}")
     keys = table.get("keys", {})
     order = table.get("order")
     flat = table.get("flat", False)
+    aliases = _dict(table.get("aliases", {}), "aliases")
     if not isinstance(flat, bool):
         raise ValueError(f"expected a truth value for flat, got {flat!r}")
     return Kind(
@@ -157,6 +162,7 @@ def _kind(item: Any) -> Kind:
         "int" if keys == "int" else _keys(keys),
         None if order is None else _strings(order),
         flat,
+        tuple((_str(alias), _str(to)) for alias, to in aliases.items()),
     )
 
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, cast, final
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from safejax.errors import ShardingError
+from safejax.jax_registration import current_mesh
 from safejax.leaves import describe, is_scalar
 from safejax.names import SEPARATOR, Template, Where, predicate
 from safejax.structure import EMPTY, walk
@@ -100,7 +101,10 @@ def resolve(
             f"{file}: the sharding does not fit {len(faults)} of {len(avals)} leaves:\n  "
             + "\n  ".join(faults)
         )
-    return chosen
+    return {
+        name: None if sharding is None else on_devices(sharding)
+        for name, sharding in chosen.items()
+    }
 
 
 def _choose(
@@ -187,7 +191,26 @@ def _nearest(name: str, given: Mapping[str, Any]) -> str | None:
     return name
 
 
+def on_devices(sharding: Sharding) -> Sharding | None:
+    """The sharding, over the mesh of the context if it has only an abstract one.
+
+    Tracing and `jax.eval_shape` give abstract meshes. None where the context has no mesh of the
+    same axes.
+    """
+    if not isinstance(sharding, NamedSharding) or not isinstance(sharding.mesh, AbstractMesh):
+        return sharding
+    mesh = current_mesh()
+    if mesh is None or mesh.shape != sharding.mesh.shape:
+        return None
+    return NamedSharding(mesh, sharding.spec, memory_kind=sharding.memory_kind)
+
+
 def _fault(sharding: Sharding, aval: jax.ShapeDtypeStruct) -> str | None:
+    if on_devices(sharding) is None:
+        return (
+            f"expected a sharding over devices, got {sharding}, whose mesh is abstract: call this "
+            "within jax.set_mesh(mesh), or pass sharding="
+        )
     try:
         sharding.shard_shape(aval.shape)
     except ValueError as error:

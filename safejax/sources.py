@@ -117,7 +117,7 @@ class BufferSource(Source):
         if window.size == 0:
             return np.empty(window.shape, dtype)
         self._log(window.distinct * dtype.itemsize)
-        return _read_only(_show(self._buffer, begin, dtype, window))
+        return _read_only(show(self._buffer, begin, dtype, window))
 
 
 @final
@@ -179,7 +179,7 @@ class ArraySource(Source):
             host = np.asarray(self._array)
             native = host.astype(host.dtype.newbyteorder("="), copy=False)
             self._flat = np.ascontiguousarray(native).reshape(-1).view(np.uint8)
-        return _read_only(_show(self._flat, 0, dtype, window))
+        return _read_only(show(self._flat, 0, dtype, window))
 
 
 @final
@@ -204,7 +204,7 @@ class PackedSource(Source):
             halves = self._even(firsts, length)
         else:
             halves = self._scattered(window.spans())
-        return _show(halves, 0, dtype, window.compact())
+        return show(np.ascontiguousarray(halves), 0, dtype, window.compact())
 
     def _even(self, firsts: Window, length: int) -> NDArray[np.uint8]:
         """The elements of runs that all begin in the same half of a byte, in one read."""
@@ -256,7 +256,7 @@ class ComputedSource(Source):
         assert begin == 0
         if window.size == 0:
             return np.empty(window.shape, dtype)
-        return _show(self._flat(), 0, dtype, window)
+        return show(self._flat(), 0, dtype, window)
 
     @contextmanager
     def kept(self) -> Generator[None]:
@@ -301,9 +301,10 @@ class AbstractSource(Source):
         )
 
 
-def _show(
+def show(
     buffer: bytes | mmap.mmap | NDArray[np.uint8], begin: int, dtype: Dtype, window: Window
 ) -> NDArray[Any]:
+    """The elements that `window` shows of the tensor that begins at byte `begin` of `buffer`."""
     size = dtype.itemsize
     strides = tuple(stride * size for stride in window.strides)
     return np.ndarray(window.shape, dtype, buffer, begin + window.offset * size, strides)

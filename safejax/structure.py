@@ -8,11 +8,12 @@ the children that are there fit it, and elsewhere a dict is built.
 
 import json
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias, cast, final
 
 import jax
+import numpy as np
 from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
 from safejax.errors import LeafError, TransformError
@@ -45,15 +46,16 @@ class Kind:
 
     `type` is `dict`, `list`, `tuple` or a qualified class name. `keys` pairs a child's segment
     with the dict key that it stands for, where that is another; `"int"` says that all are ints
-    in decimal. `order` lists the segments of a
-    container that keeps its own order. In a `flat` one every child is a leaf, and the rest of
-    a name is one key, dots and all.
+    in decimal. `order` lists the segments of a container that keeps its own order. In a `flat`
+    one every child is a leaf, and the rest of a name is one key, dots and all. `aliases` pairs
+    segments of children that are not stored with those of the children that they are.
     """
 
     type: str = "dict"
     keys: tuple[tuple[str, Any], ...] | Literal["int"] = ()
     order: Segments | None = None
     flat: bool = False
+    aliases: tuple[tuple[str, str], ...] = ()
 
 
 @final
@@ -62,14 +64,29 @@ class Structure:
     """All that is needed to make a tree of names.
 
     `kinds` by container key (`container_key`), `paths` by name. A tree that was flattened in
-    this process has its `treedef` (JAX's `PyTreeDef`) and the `names` of its entries in order,
-    too, so that it comes back as it was, whatever its node types.
+    this process has its `treedef` (JAX's `PyTreeDef`), the `names` of its leaves in order and
+    what stands for `nothing` (None, or `EMPTY`) by name, too, so that it comes back as it was,
+    whatever its node types.
     """
 
     kinds: Mapping[str, Kind] = field(default_factory=dict[str, Kind])
     paths: Mapping[str, Segments] = field(default_factory=dict[str, Segments])
     names: tuple[str, ...] = ()
+    nothing: Mapping[str, Empty | None] = field(default_factory=dict[str, "Empty | None"])
     treedef: Any = None
+
+    def fits(self, entries: Mapping[str, Any]) -> bool:
+        """Whether the treedef is that of these entries: its leaves, and nothing where it has."""
+        return (
+            self.treedef is not None
+            and len(entries) == len(self.names) + len(self.nothing)
+            and all(_is_something(entries.get(name)) for name in self.names)
+            and all(entries.get(name, self) is item for name, item in self.nothing.items())
+        )
+
+
+def _is_something(entry: Any) -> bool:
+    return entry is not None and entry is not EMPTY
 
 
 def container_key(segments: Segments) -> str:
@@ -82,6 +99,21 @@ def container_key(segments: Segments) -> str:
     name = join(segments)
     plain = name != "" and not name.startswith("[") and split(name) == segments
     return name if plain else json.dumps(segments, separators=(",", ":"))
+
+
+def container_segments(key: str) -> Segments:
+    """The segments of the container that `container_key` gave `key` to.
+
+    Raises `ValueError` for a key that it gives to none.
+    """
+    if not key:
+        return ()
+    if not key.startswith("["):
+        return split(key)
+    segments = json.loads(key)
+    if not isinstance(segments, list) or not all(isinstance(part, str) for part in segments):
+        raise ValueError(f"expected a list of strings, got {key!r:.80}")
+    return tuple(cast("list[str]", segments))
 
 
 # ---- tree to names
@@ -105,6 +137,8 @@ def walk(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> Walk:
     Raises `LeafError` for dict keys that no record can hold, and beyond `MAX_DEPTH`.
     """
     entries: dict[str, Any] = {}
+    names: list[str] = []
+    nothing: dict[str, Empty | None] = {}
     kinds: dict[str, Kind] = {}
     paths: dict[str, Segments] = {}
     pending: list[tuple[Segments, Any]] = [((), tree)]
@@ -124,20 +158,30 @@ def walk(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> Walk:
         name = _free_name(join(segments), entries)
         if split(name) != segments and not _in_flat(kinds, name, segments):
             paths[name] = segments
-        if children is not None and node is not None:
-            _record_kind(kinds, segments, node, [])
-            node = EMPTY
+        if children is None:
+            names.append(name)
+        else:
+            if node is not None:
+                _record_kind(kinds, segments, node, [])
+                node = EMPTY
+            nothing[name] = node
         entries[name] = node
     treedef = jax.tree_util.tree_structure(tree, is_leaf)
-    return Walk(entries, Structure(kinds, paths, tuple(entries), treedef))
+    return Walk(entries, Structure(kinds, paths, tuple(names), nothing, treedef))
+
+
+# Asking JAX takes ten times as long.
+_LEAF_TYPES: Final = frozenset({np.ndarray, bool, int, float, complex, str})
 
 
 def _children(node: Any, segments: Segments) -> list[tuple[Any, Any]] | None:
     """Key entry and value of each child, in JAX's order; None for a leaf."""
-    if isinstance(node, jax.Array):
+    if type(node) in _LEAF_TYPES or isinstance(node, jax.Array):
         return None
+    # The node itself is opened and nothing in it, not even itself.
+    is_leaf = iter([False])
     try:
-        pairs, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda part: part is not node)
+        pairs, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda _: next(is_leaf, True))
     except ValueError as error:
         raise LeafError(
             f"container {join(segments)!r}: expected dict keys that can be sorted, as JAX needs "
@@ -240,22 +284,19 @@ def register_container(name: str, build: Builder) -> None:
 
 
 def build(entries: Mapping[str, Any], structure: Structure, file: str) -> Any:
-    """The tree of these entries; exactly the flattened one, if all its names are here.
+    """The tree of these entries; exactly the flattened one, if all that it had is here.
 
     Raises `TransformError` where names contradict each other.
     """
-    treedef = structure.treedef
-    if treedef is not None and set(entries) == set(structure.names):
+    if structure.fits(entries):
         leaves = [entries[name] for name in structure.names]
-        leaves = [leaf for leaf in leaves if leaf is not None and leaf is not EMPTY]
-        if len(leaves) == treedef.num_leaves:
-            return jax.tree_util.tree_unflatten(treedef, leaves)
+        return jax.tree_util.tree_unflatten(structure.treedef, leaves)
     return _build_from_names(entries, structure, file)
 
 
 def _build_from_names(entries: Mapping[str, Any], structure: Structure, file: str) -> Any:
-    paths = _paths(entries, structure, file)
-    if set(paths.values()) == {()}:
+    paths = paths_of(entries, structure, file)
+    if len(entries) == 1 and () in paths.values():
         (leaf,) = entries.values()
         return _container({}, (), structure.kinds) if leaf is EMPTY else leaf
     root: dict[str, Any] = {}
@@ -300,36 +341,39 @@ def _contradiction(file: str, name: str, path: Segments) -> TransformError:
     )
 
 
-def _paths(entries: Mapping[str, Any], structure: Structure, file: str) -> dict[str, Segments]:
+def paths_of(names: Iterable[str], structure: Structure, file: str) -> dict[str, Segments]:
+    """The segments on the way to each name: recorded, or by its dots.
+
+    Raises `TransformError` for a name that is deeper than `MAX_DEPTH`.
+    """
     flat = any(kind.flat for kind in structure.kinds.values())
     paths: dict[str, Segments] = {}
-    for name in entries:
-        recorded = structure.paths.get(name)
-        if recorded is not None:
-            paths[name] = recorded
-        elif flat:
-            paths[name] = _path_of(name, structure.kinds)
-        else:
-            paths[name] = split(name)
-        if len(paths[name]) > MAX_DEPTH:
+    for name in names:
+        path = structure.paths.get(name)
+        if path is None:
+            path = _path_of(name, structure.kinds) if flat else split(name)
+        if len(path) > MAX_DEPTH:
             raise TransformError(
                 f"{file}: leaf {name[:80]!r}…: expected at most {MAX_DEPTH} containers within "
-                f"each other, got {len(paths[name])}: rename it with transform=rename(...)"
+                f"each other, got {len(path)}: rename it with transform=rename(...)"
             )
-    # Where one name extends another, the longer one's tail stays one key.
-    taken = set(paths.values())
-    for name, path in paths.items():
-        for depth in range(1, len(path)):
-            if path[:depth] in taken:
-                paths[name] = (*path[: depth - 1], join(path[depth - 1 :]))
-                break
+        paths[name] = path
+    # Where one name extends another, the longer one's tail stays one key. Sorted, all that
+    # extends a path comes right after it.
+    shorter: Segments | None = None
+    for name, path in sorted(paths.items(), key=lambda item: item[1]):
+        if shorter and len(path) > len(shorter) and path[: len(shorter)] == shorter:
+            kept = len(shorter) - 1
+            paths[name] = (*path[:kept], join(path[kept:]))
+        else:
+            shorter = path
     return paths
 
 
 def _path_of(name: str, kinds: Mapping[str, Kind]) -> Segments:
     """The name split at its dots, as far as the first flat container."""
     segments = split(name)
-    for depth in range(len(segments)):
+    for depth in range(min(len(segments), MAX_DEPTH)):
         kind = kinds.get(container_key(segments[:depth]))
         if kind is not None and kind.flat:
             return (*segments[:depth], join(segments[depth:]))
@@ -337,39 +381,46 @@ def _path_of(name: str, kinds: Mapping[str, Kind]) -> Segments:
 
 
 def _container(children: dict[str, Any], segments: Segments, kinds: Mapping[str, Kind]) -> Any:
-    """The container that its kind says, if the children fit it, else a dict."""
-    kind = kinds.get(container_key(segments), Kind()) if kinds else Kind()
+    """The container that its kind says, as far as the children fit it, else a dict."""
+    kind = kinds.get(container_key(segments)) if kinds else None
+    if kind is None:
+        return children
     if kind.type in ("list", "tuple"):
         if children.keys() != {str(position) for position in range(len(children))}:
             return children
         items = [children[str(position)] for position in range(len(children))]
         return tuple(items) if kind.type == "tuple" else items
+    aliases = {alias: children[to] for alias, to in kind.aliases if to in children}
+    children = {**children, **aliases}
     if kind.order is not None:
-        if children.keys() != set(kind.order):
-            return children
-        children = {segment: children[segment] for segment in kind.order}
-    if kind.keys:
-        keys = _int_keys(children) if kind.keys == "int" else dict(kind.keys)
-        if keys is None or not keys.keys() <= children.keys():
-            return children
-        keyed = {keys.get(segment, segment): child for segment, child in children.items()}
-        if len(keyed) != len(children):
-            return children
-        return _typed(kind, keyed)
-    return _typed(kind, children)
-
-
-def _typed(kind: Kind, children: dict[Any, Any]) -> Any:
+        # What a transform took away is left out, what it added comes last.
+        ordered = {segment: children[segment] for segment in kind.order if segment in children}
+        children = {**ordered, **children}
+    keyed = _keyed(children, kind)
     if kind.type == "collections.OrderedDict":
-        return OrderedDict(children)
+        return OrderedDict(keyed)
     builder = _builders.get(kind.type)
-    return children if builder is None else builder(children)
+    return keyed if builder is None else builder(keyed)
 
 
-def _int_keys(children: Mapping[str, Any]) -> dict[str, int] | None:
-    """The int that each segment says in decimal, None if one says none."""
+def _keyed(children: dict[str, Any], kind: Kind) -> dict[Any, Any]:
+    """The children by their dict keys, or by their segments where JAX could not sort the keys."""
+    keys = _int_keys(children) if kind.keys == "int" else dict(kind.keys)
+    keyed = {keys.get(segment, segment): child for segment, child in children.items()}
+    if len(keyed) != len(children):
+        return children
+    if kind.order is None:
+        try:
+            sorted(keyed)
+        except TypeError:
+            return children
+    return keyed
+
+
+def _int_keys(children: Mapping[str, Any]) -> dict[str, int]:
+    """The int that each segment says in decimal, none if one says none."""
     try:
         keys = {segment: int(segment) for segment in children}
     except ValueError:
-        return None
-    return keys if all(str(key) == segment for segment, key in keys.items()) else None
+        return {}
+    return keys if all(str(key) == segment for segment, key in keys.items()) else {}

@@ -104,11 +104,8 @@ def assemble(
         name: aval_of(leaf) for name, leaf in leaves.items() if is_array(leaf) and name not in kept
     }
     chosen = resolve(sharding, avals, file)
-    for name, default in defaults.items():
-        if name in chosen and chosen[name] is None:
-            chosen[name] = default
-    fallback = {name: chosen[name] for name in defaults if name in chosen}
-    resolve(lambda name, _: fallback.get(name), avals, file)
+    undecided = {name: aval for name, aval in avals.items() if chosen[name] is None}
+    chosen |= resolve(lambda name, _: defaults.get(name), undecided, file)
     entries = {
         name: leaf if chosen.get(name) is None else _bound(leaf, chosen[name])
         for name, leaf in leaves.items()

@@ -76,16 +76,6 @@ class Window:
                 count *= size
         return count
 
-    @property
-    def is_contiguous(self) -> bool:
-        """Whether the elements stand in the source side by side, in C order."""
-        step = 1
-        for size, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
-            if size > 1 and stride != step:
-                return False
-            step *= size
-        return True
-
     def index(self, index: tuple[BasicIndex, ...]) -> "Window":
         """The window on `array[index]`, for NumPy's basic indices."""
         # The closing Ellipsis keeps NumPy from reading an element that is not there.
