@@ -1,41 +1,56 @@
-"""What the framework adapters share: bytes or a path at one end, a framework's container at the other."""
+"""What the framework adapters share: bytes or a path at one end, a tree of Leaves at the other."""
 
 import os
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final, TypeAlias
 
-from safejax.api import open_path, save, serialize
+from safejax.api import TransformArgument, open_path, save, serialize
 from safejax.codec import IN_MEMORY, decode
 from safejax.errors import LeafError
 from safejax.files import PathLike
 from safejax.leaves import Leaves
+from safejax.remote import FileSystem
 from safejax.shardings import ShardingArgument
-from safejax.steps import Transform, apply
-from safejax.structure import Kind, Structure
+from safejax.steps import apply
+from safejax.structure import Kind
 from safejax.tree import assemble
 
 Source: TypeAlias = PathLike | bytes | bytearray | memoryview
 """The bytes of a safetensors file, or its path."""
 
-_FRAMEWORKS = {"flax": "flax", "haiku": "haiku", "objax": "objax", "equinox": "equinox"}
+Stored: TypeAlias = Any
+"""Bytes, or the path that was given. Any: the call tells which, and a union would not."""
+
+_FRAMEWORKS: Final = ("flax", "haiku", "objax", "equinox")
 
 
-def store(tree: Any, filename: PathLike | None, metadata: dict[str, str] | None, fs: Any) -> Any:
-    """The bytes of the file, or, where it is to be written, its path."""
+def store(
+    tree: Any,
+    filename: PathLike | None,
+    metadata: Mapping[str, str] | None,
+    fs: FileSystem | None,
+) -> Stored:
+    """The bytes of the file, or, where it is to be written, its path as it was given."""
     if filename is None:
         if fs is not None:
             raise TypeError("fs: expected a filename with it, got none: give both, or neither")
         return serialize(tree, metadata=metadata)
     save(tree, filename, metadata=metadata, fs=fs)
-    return os.fspath(filename)
+    return filename
 
 
-def fetch(source: Source, fs: Any) -> tuple[Leaves, str]:
+def fetch(source: Source, fs: FileSystem | None) -> tuple[Leaves, str]:
     """The Leaves in a file, unread, and what errors call the file."""
     if isinstance(source, bytes | bytearray | memoryview):
         if fs is not None:
             raise TypeError("fs: expected a path with it, got bytes: leave it out")
         return decode(source), IN_MEMORY
-    return open_path(source, fs=fs), os.fspath(source)
+    if not isinstance(source, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"expected the path or the bytes of a safetensors file, got {type(source).__name__}"
+        )
+    return open_path(source, fs), os.fspath(source)
 
 
 def finish(
@@ -44,7 +59,7 @@ def finish(
     *,
     like: Any,
     sharding: ShardingArgument,
-    transform: Transform | None,
+    transform: TransformArgument | None,
     strict: bool,
 ) -> Any:
     """The tree of fetched leaves, as `safejax.load` makes it."""
@@ -58,23 +73,27 @@ def with_root(leaves: Leaves, kind: Kind) -> Leaves:
     known = leaves.structure
     if "" in known.kinds or () in known.paths.values():
         return leaves
-    structure = Structure({**known.kinds, "": kind}, known.paths, known.names, known.treedef)
+    structure = replace(known, kinds={**known.kinds, "": kind})
     return Leaves(leaves, structure, leaves.metadata)
 
 
 def refuse_foreign(tree: Any, framework: str) -> None:
-    """Raise `LeafError` if `tree` is a container of another framework."""
-    owner = type(tree).__module__.partition(".")[0]
-    if owner != framework and owner in _FRAMEWORKS:
+    """Raise `LeafError` if `tree` is a container, or a model, of another framework."""
+    cls = type(tree)
+    # A user's model is of a class of their own; what it inherits from tells.
+    modules = [base.__module__.partition(".")[0] for base in cls.__mro__]
+    owner = next((module for module in modules if module in _FRAMEWORKS), framework)
+    if owner != framework:
         raise LeafError(
             f"safejax.{framework}: expected a tree of {framework}, got "
-            f"{type(tree).__module__}.{type(tree).__qualname__}: use safejax.{owner}"
+            f"{cls.__module__}.{cls.__qualname__}, which is of {owner}: use safejax.{owner}"
         )
 
 
-def missing(framework: str, extra: str) -> ImportError:
-    """The error of an adapter whose framework is not installed."""
+def missing(framework: str, extra: str, error: ImportError) -> ImportError:
+    """The error of an adapter whose framework cannot be imported."""
     return ImportError(
-        f"safejax.{extra} needs {framework}, which is not installed: "
-        f"pip install 'safejax[{extra}]'"
+        f"safejax.{extra} needs {framework}, which cannot be imported ({error}): "
+        f"pip install 'safejax[{extra}]'",
+        name=error.name,
     )

@@ -1,6 +1,7 @@
 """The main job: save and load, whole trees at a time."""
 
 import os
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -9,12 +10,12 @@ import jax
 from safejax.codec import IN_MEMORY, Layout, decode, layout, open_file, open_leaves
 from safejax.files import PathLike, checked_path, write_atomically
 from safejax.lazy import LazyArray
-from safejax.leaves import Leaves, is_array
+from safejax.leaves import Leaves, aval_of, is_array
 from safejax.placing import concretely_all
 from safejax.remote import RemoteSource, resolve_path, write_remotely
 from safejax.shardings import ShardingArgument
 from safejax.steps import apply
-from safejax.tree import assemble, flatten
+from safejax.tree import assemble, committed_sharding, flatten
 
 TransformArgument: TypeAlias = Callable[[Leaves], Leaves]
 Progress: TypeAlias = Callable[[int, int], None]
@@ -156,14 +157,16 @@ def materialize(tree: Any, *, progress: Progress | None = None) -> Any:
     total = sum(leaf.nbytes for leaf in lazy.values())
     done = 0
     placed: dict[int, jax.Array] = {}
+    one_at_a_time = threading.Lock()
 
     def task(leaf: LazyArray) -> Callable[[], None]:
         def run() -> None:
             nonlocal done
             placed[id(leaf)] = leaf.place_with(lambda make: make())
-            done += leaf.nbytes
-            if progress is not None:
-                progress(done, total)
+            with one_at_a_time:
+                done += leaf.nbytes
+                if progress is not None:
+                    progress(done, total)
 
         return run
 
@@ -185,11 +188,9 @@ def abstract(tree: Any) -> Any:
     def of_leaf(leaf: Any) -> Any:
         if not is_array(leaf):
             return leaf
-        sharding = getattr(leaf, "sharding", None)
-        if isinstance(leaf, jax.Array) and not getattr(leaf, "committed", True):
-            # An uncommitted array follows the others; a sharding in like would commit it.
-            sharding = None
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        # An uncommitted array follows the others: a sharding in like would commit it.
+        aval = aval_of(leaf)
+        return jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=committed_sharding(leaf))
 
     return jax.tree.map(of_leaf, tree)
 

@@ -4,14 +4,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, final
 
+import jax
 import numpy as np
 
 from safejax import dtypes
 from safejax.dtypes import Stored
 from safejax.errors import InvalidFileError, LeafError
 from safejax.header import Entry, Header, Tensor, data_order, read_header, write_header
-from safejax.lazy import Content, LazyArray, NarrowingNotice, content_of, key_data_shape
-from safejax.leaves import Leaves, check_leaf, is_array
+from safejax.lazy import Content, LazyArray, NarrowingNotice, key_data_shape
+from safejax.leaves import Leaves, check_leaf, content_at, is_array
 from safejax.names import join
 from safejax.placing import default_placement
 from safejax.record import Record, read_record, with_record
@@ -77,8 +78,9 @@ def layout(leaves: Leaves, file: str) -> Layout:
         if content.key is not None:
             keys[name] = content.key
         views[name] = (content.view, stored)
-    structure = Structure(leaves.structure.kinds, leaves.structure.paths)
-    record = Record(structure, values, recorded, keys)
+    # A transform may have taken away, or renamed, what a path was recorded for.
+    paths = {name: path for name, path in leaves.structure.paths.items() if name in leaves}
+    record = Record(Structure(leaves.structure.kinds, paths), values, recorded, keys)
     entries = data_order(
         [Entry(name, part.code, part.shape, part.nbytes) for name, (_, part) in views.items()]
     )
@@ -87,11 +89,12 @@ def layout(leaves: Leaves, file: str) -> Layout:
 
 
 def _content(name: str, leaf: Any) -> Content:
-    try:
-        content = content_of(leaf)
-    except LeafError as error:
-        raise LeafError(f"leaf {name!r}: {error}") from None
-    assert content is not None
+    if not isinstance(leaf, LazyArray) and isinstance(leaf, jax.Array) and leaf.is_deleted():
+        raise LeafError(
+            f"leaf {name!r}: expected an array with values, got one that was deleted, or donated "
+            "to a jitted function: save what that gave back"
+        )
+    content = content_at(name, leaf)
     if any(isinstance(source, AbstractSource) for source in content.view.sources):
         raise LeafError(
             f"leaf {name!r}: expected values to store, got {leaf}: give an array instead"
@@ -141,6 +144,11 @@ def _check_record(header: Header, record: Record, file: str) -> None:
                         f"for a leaf that is there, and not for itself, got {name!r}"
                     )
     for name, path in record.structure.paths.items():
+        if name not in tensors and name not in record.values:
+            raise InvalidFileError(
+                f"{file}: invalid record: expected paths of leaves in the file, got one of "
+                f"{name!r}, which is not there"
+            )
         # A suffix tells names apart that would be one; nothing else may come between.
         joined = join(path).encode(errors="backslashreplace").decode()
         if name != joined and not name.startswith(f"{joined}~"):

@@ -2,23 +2,28 @@
 
     encoded = serialize(model)
     model = deserialize(encoded, like=model)
+
+The arrays and Python scalars of a model are stored; functions and other static leaves are not,
+as with `equinox.tree_serialise_leaves`.
 """
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import jax
 
-from safejax.adapter import Source, fetch, finish, missing, refuse_foreign, store
+from safejax.adapter import Source, Stored, fetch, finish, missing, refuse_foreign, store
+from safejax.api import TransformArgument
 from safejax.files import PathLike
 from safejax.leaves import Leaves, is_array, is_scalar
+from safejax.remote import FileSystem
 from safejax.shardings import ShardingArgument
-from safejax.steps import Transform
 from safejax.tree import flatten
 
 try:
     import equinox
 except ImportError as error:
-    raise missing("equinox", "equinox") from error
+    raise missing("equinox", "equinox", error) from error
 
 _Model = TypeVar("_Model")
 
@@ -26,17 +31,22 @@ _Model = TypeVar("_Model")
 def serialize(
     model: Any,
     filename: PathLike | None = None,
-    metadata: dict[str, str] | None = None,
-    fs: Any = None,
-) -> Any:
-    """The bytes of a safetensors file with `model`; or, with `filename`, its path.
+    metadata: Mapping[str, str] | None = None,
+    fs: FileSystem | None = None,
+) -> Stored:
+    """The bytes of a safetensors file with `model`; or, with `filename`, that path.
 
     `model` is any pytree of Equinox modules, a tuple of a model and its `equinox.nn.State` say.
-    Its arrays and Python scalars are stored; functions and other static leaves are not, as in
-    `equinox.tree_serialise_leaves`. `metadata` maps strings to strings; `fs` is the fsspec file
-    system of `filename`.
+    `metadata` maps strings to strings; `fs` is the fsspec file system of `filename`.
 
-    Raises `LeafError` for what no file can hold, and for another framework's container.
+    >>> import equinox as eqx, jax, safejax.equinox
+    >>> make = lambda: eqx.nn.Linear(2, 3, key=jax.random.key(0))
+    >>> data = safejax.equinox.serialize(make())
+    >>> safejax.equinox.deserialize(data, like=eqx.filter_eval_shape(make)).weight
+    LazyArray(float32[3,2], name='weight', unread)
+
+    Raises `LeafError` for what no file can hold, and for another framework's container;
+    `OSError` where the file cannot be written.
     """
     refuse_foreign(model, "equinox")
     stored = flatten(_dynamic(model))
@@ -46,16 +56,16 @@ def serialize(
 
 def deserialize(
     path_or_bytes: Source,
-    fs: Any = None,
+    fs: FileSystem | None = None,
     *,
     like: _Model,
     sharding: ShardingArgument = None,
-    transform: Transform | None = None,
+    transform: TransformArgument | None = None,
     strict: bool = True,
 ) -> _Model:
     """`like` with the arrays and scalars of the file in the place of its own; lazy.
 
-    `like` is a model of the same structure: one that was just made, or one of
+    Reads the header only.     `like` is a model of the same structure: one that was just made, or one of
     `jax.ShapeDtypeStruct`s from `equinox.filter_eval_shape`. Its static parts are taken over.
     The other options are those of `safejax.load`.
 

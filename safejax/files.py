@@ -1,6 +1,7 @@
 """Files: written whole or not at all."""
 
 import contextlib
+import errno
 import os
 import secrets
 import stat
@@ -16,6 +17,7 @@ except ImportError:  # Windows
 PathLike: TypeAlias = str | os.PathLike[str]
 
 _SUFFIX: Final = ".safejax-tmp"
+_CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 
 
 def checked_path(path: PathLike) -> str:
@@ -39,11 +41,8 @@ def write_atomically(path: str, chunks: Iterator[memoryview], wrote: Callable[[i
     Raises `OSError`: a missing or unwritable folder, a full disk, a target that is a folder.
     """
     target = os.path.realpath(path)
-    if os.path.isdir(target):
-        raise IsADirectoryError(
-            f"{path}: expected the path of a file to write, got a folder: add a file name"
-        )
     folder = os.path.dirname(target)
+    _check_target(path, target, folder)
     remove_litter(target)
     with _temporary_file(target) as (descriptor, temporary):
         with open(descriptor, "wb", closefd=False) as file:
@@ -56,12 +55,31 @@ def write_atomically(path: str, chunks: Iterator[memoryview], wrote: Callable[[i
     _flush_folder(folder)
 
 
+def _check_target(path: str, target: str, folder: str) -> None:
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(
+            errno.ENOENT, "expected a file in a folder that is there; make the folder first", path
+        )
+    try:
+        mode = os.stat(target).st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(
+            errno.EISDIR, "expected the path of a file to write, got a folder; add a name", path
+        )
+    if not stat.S_ISREG(mode):
+        # Renaming over a device would put a file in its place.
+        raise OSError(errno.EINVAL, "expected a regular file to write, got a device or pipe", path)
+
+
 def remove_litter(target: str) -> None:
     """Remove temporary files of saves to `target` that no process is writing any more."""
     if fcntl is None:
         return
     folder, prefix = os.path.dirname(target), _prefix(target)
-    with contextlib.suppress(FileNotFoundError):
+    # Where the folder cannot be listed, its litter is not ours to remove.
+    with contextlib.suppress(OSError):
         for entry in Path(folder).iterdir():
             if entry.name.startswith(prefix) and entry.name.endswith(_SUFFIX):
                 with contextlib.suppress(OSError):
@@ -72,7 +90,7 @@ def _remove_if_abandoned(entry: Path) -> None:
     assert fcntl is not None
     if not stat.S_ISREG(entry.lstat().st_mode):
         return
-    descriptor = os.open(entry, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    descriptor = os.open(entry, os.O_RDWR | os.O_NOFOLLOW)
     try:
         # Its writer holds the lock for as long as it lives.
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -87,10 +105,12 @@ def _temporary_file(target: str) -> Generator[tuple[int, str], None, None]:
     while True:
         name = f"{_prefix(target)}{secrets.token_hex(8)}{_SUFFIX}"
         temporary = os.path.join(os.path.dirname(target), name)
-        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(temporary, _CREATE, 0o666)
         try:
             if fcntl is not None:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                # Where the file system has no locks, what a killed save leaves stays.
+                with contextlib.suppress(OSError):
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
                 if os.fstat(descriptor).st_nlink == 0:
                     continue  # Another save took it for litter before it was locked.
             try:
@@ -105,13 +125,17 @@ def _temporary_file(target: str) -> Generator[tuple[int, str], None, None]:
 
 def _prefix(target: str) -> str:
     # File systems limit a name to 255 bytes.
-    return f".{os.path.basename(target)[:120]}."
+    name = os.fsencode(os.path.basename(target))[:120].decode(errors="ignore")
+    return f".{name}."
 
 
 def _flush_folder(folder: str) -> None:
     if os.name == "nt":
         return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:
+        return  # It may be written and not read; the file is there, and whole.
     try:
         os.fsync(descriptor)
     finally:

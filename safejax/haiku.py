@@ -3,20 +3,24 @@
     encoded = serialize(params)
     params = deserialize(encoded)
     both = deserialize(serialize({"params": params, "state": state}))
+
+Module names keep their `/` and `~`: only dots part the names in a file.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
-from safejax.adapter import Source, fetch, finish, missing, refuse_foreign, store
+from safejax.adapter import Source, Stored, fetch, finish, missing, refuse_foreign, store
+from safejax.api import TransformArgument
 from safejax.files import PathLike
+from safejax.remote import FileSystem
 from safejax.shardings import ShardingArgument
-from safejax.steps import Transform
 from safejax.structure import register_container
 
 try:
     from haiku.data_structures import to_haiku_dict, to_immutable_dict
 except ImportError as error:
-    raise missing("dm-haiku", "haiku") from error
+    raise missing("dm-haiku", "haiku", error) from error
 
 _FLAT_MAPPING = type(to_immutable_dict({}))
 
@@ -29,16 +33,21 @@ register_container(
 def serialize(
     params: Any,
     filename: PathLike | None = None,
-    metadata: dict[str, str] | None = None,
-    fs: Any = None,
-) -> Any:
-    """The bytes of a safetensors file with `params`; or, with `filename`, its path.
+    metadata: Mapping[str, str] | None = None,
+    fs: FileSystem | None = None,
+) -> Stored:
+    """The bytes of a safetensors file with `params`; or, with `filename`, that path.
 
-    `params` are a Haiku model's parameters, its state, or a dict of both. Module names keep
-    their `/` and `~`. `metadata` maps strings to strings; `fs` is the fsspec file system of
-    `filename`.
+    `params` are a Haiku model's parameters, its state, or a dict of both. `metadata` maps
+    strings to strings; `fs` is the fsspec file system of `filename`.
 
-    Raises `LeafError` for what no file can hold, and for another framework's container.
+    >>> import jax.numpy as jnp, safejax.haiku
+    >>> params = {"mlp/~/linear_0": {"w": jnp.ones((3, 2))}}
+    >>> safejax.haiku.deserialize(safejax.haiku.serialize(params))
+    {'mlp/~/linear_0': {'w': LazyArray(float32[3,2], name='mlp/~/linear_0.w', unread)}}
+
+    Raises `LeafError` for what no file can hold, and for another framework's container;
+    `OSError` where the file cannot be written.
     """
     refuse_foreign(params, "haiku")
     return store(params, filename, metadata, fs)
@@ -46,18 +55,19 @@ def serialize(
 
 def deserialize(
     path_or_bytes: Source,
-    fs: Any = None,
+    fs: FileSystem | None = None,
     *,
     like: Any = None,
     sharding: ShardingArgument = None,
-    transform: Transform | None = None,
+    transform: TransformArgument | None = None,
     strict: bool = True,
 ) -> Any:
     """The parameters, state or dict of both in a file, as `serialize` was given them; lazy.
 
-    Files of safejax 0.5 are read as well. The options are those of `safejax.load`.
+    Reads the header only. Files of safejax 0.5 are read as well. The options are those of
+    `safejax.load`.
+
+    Raises what `safejax.load` raises.
     """
     leaves, file = fetch(path_or_bytes, fs)
-    return finish(
-        leaves, file, like=like, sharding=sharding, transform=transform, strict=strict
-    )
+    return finish(leaves, file, like=like, sharding=sharding, transform=transform, strict=strict)

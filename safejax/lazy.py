@@ -219,6 +219,8 @@ class LazyArray(jax.Array):
 
     def __repr__(self) -> str:
         state = "placed" if self.is_placed else "unread"
+        if _MISSING:  # JAX shows this where it refuses a leaf.
+            state += "; call safejax.materialize(tree) first"
         return f"LazyArray({self._aval.str_short()}, name={self._name!r}, {state})"
 
     __str__ = __repr__
@@ -249,12 +251,14 @@ class LazyArray(jax.Array):
         if placed is not None and not placed.is_deleted():
             return placed
         if _MISSING:
-            raise UnsupportedJaxError(
-                f"leaf {self._name!r}: JAX {jax.__version__} lacks the hooks for "
-                f"{', '.join(_MISSING)} that lazy leaves need: call safejax.materialize(tree) "
-                "first, and use the arrays that it gives"
-            )
+            raise UnsupportedJaxError(self._unsupported())
         return self.place_with(lambda task: concretely(task, self._placed_dtype()))
+
+    def traced_as(self) -> Any:
+        """The abstract value that a trace sees: what JAX asks for first."""
+        if _MISSING:
+            raise UnsupportedJaxError(self._unsupported())
+        return self._aval
 
     def place_with(
         self, run: Callable[[Callable[[], jax.Array]], jax.Array]
@@ -276,6 +280,13 @@ class LazyArray(jax.Array):
                 assert placed.sharding.is_equivalent_to(self._sharding, self.ndim)
                 self._placed = placed
             return placed
+
+    def _unsupported(self) -> str:
+        return (
+            f"leaf {self._name!r}: JAX {jax.__version__} lacks the hooks for "
+            f"{', '.join(_MISSING)} that lazy leaves need: call safejax.materialize(tree) "
+            "first, and use the arrays that it gives"
+        )
 
     def _placed_dtype(self) -> Dtype:
         """The dtype of what is put on a device: of the key data, for keys."""
@@ -488,4 +499,4 @@ def _property(name: str) -> property:
 
 
 _hand_on_the_rest()
-_MISSING: Final = jax_registration.register(LazyArray, lambda leaf: leaf.aval, LazyArray.placed)
+_MISSING: Final = jax_registration.register(LazyArray, LazyArray.traced_as, LazyArray.placed)

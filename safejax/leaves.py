@@ -6,6 +6,7 @@ from typing import Any, Final, TypeAlias, cast, final
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from numpy.typing import NDArray
 
 from safejax.dtypes import stored_as
@@ -109,7 +110,7 @@ def is_scalar(leaf: object) -> bool:
 def check_leaf(name: str, leaf: object) -> None:
     """Raise `LeafError` if `leaf` is of no kind that Leaves hold."""
     if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
-        if isinstance(leaf, jax.core.Tracer):
+        if isinstance(leaf, Tracer):
             raise LeafError(
                 f"leaf {name!r}: expected an array with values, got a tracer, {leaf}: safejax "
                 "cannot be called inside jit, grad or vmap; call it on their results"

@@ -1,63 +1,73 @@
-"""NNX: modules and states to nested dicts of their variables' values, and back.
+"""NNX: modules, optimizers and states to nested dicts of their variables' values, and back.
 
 `safejax.flax` hands NNX over to this module; `load_into` is public there.
 """
 
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import jax
 from flax import nnx
 
 from safejax.adapter import Source, fetch, finish
+from safejax.api import TransformArgument
 from safejax.jax_registration import current_mesh
-from safejax.leaves import Leaves
+from safejax.leaves import Leaves, is_array
+from safejax.remote import FileSystem
 from safejax.shardings import ShardingArgument
-from safejax.steps import Transform, apply
+from safejax.steps import apply
 from safejax.tree import flatten
 
-_Model = TypeVar("_Model")
+_Graph = TypeVar("_Graph")
 
 # Where a variable's axes are named: in Flax 0.12, and before.
-_SHARDING_METADATA = ("out_sharding", "sharding_names", "sharding")
+_AXES: Final = ("out_sharding", "sharding_names", "sharding")
 
 
 def is_nnx(tree: Any) -> bool:
-    """Whether `tree` is an NNX module or state."""
-    return isinstance(tree, nnx.Module | nnx.State)
+    """Whether `tree` is, or has in it, what NNX has variables in."""
+    return any(map(_is_graph, jax.tree_util.tree_leaves(tree, is_leaf=_is_graph)))
 
 
-def pure_dict(model: Any) -> dict[Any, Any]:
-    """The values of a module's or state's variables, in nested dicts by their paths."""
-    return nnx.to_pure_dict(_state(model))
+def values_of(graph: Any) -> dict[Any, Any]:
+    """The values of the variables of a module or state, in nested dicts by their paths."""
+    return nnx.to_pure_dict(_state(graph), _value)
 
 
 def load_into(
-    model: nnx.Module,
+    model: Any,
     path_or_bytes: Source,
-    fs: Any = None,
+    fs: FileSystem | None = None,
     *,
     only: Any = ...,
     sharding: ShardingArgument = None,
-    transform: Transform | None = None,
+    transform: TransformArgument | None = None,
     strict: bool = True,
 ) -> None:
     """Give the variables of an NNX module the values in a file, lazily.
 
-    The module may be abstract (from `nnx.eval_shape`): its parameters then never exist twice.
-    `only` is an NNX filter (`nnx.Param`, say): other variables are left alone, and what the
-    file has for them is not read. Variables with named shardings are placed by them on the mesh
-    of the context, unless `sharding` says otherwise. The other options are those of
+    `model` is what `serialize` takes: a module, an optimizer, or a dict or tuple of these. It
+    may be abstract (from `nnx.eval_shape`): its parameters then never exist twice. `only` is an
+    NNX filter (`nnx.Param`, say): other variables are left alone, and what the file has for
+    them is not looked at. Variables with named shardings are placed by them, on their mesh or
+    on that of the context, unless `sharding` says otherwise. The other options are those of
     `safejax.load`.
+
+    >>> import safejax.flax
+    >>> from flax import nnx
+    >>> data = safejax.flax.serialize(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+    >>> model = nnx.eval_shape(lambda: nnx.Linear(2, 3, rngs=nnx.Rngs(1)))
+    >>> safejax.flax.load_into(model, data)
+    >>> model(jax.numpy.ones((1, 2))).shape
+    (1, 3)
 
     Raises `MismatchError` with everything that does not match; the module is then unchanged.
     """
     leaves, file = fetch(path_or_bytes, fs)
     state = nnx.state(model, only)
     if only is not ...:
-        wanted = flatten(pure_dict(state)).keys()
-        leaves = apply(transform, leaves)
-        transform = None
-        leaves = leaves.replace({name: leaves[name] for name in leaves if name in wanted})
+        leaves, transform = apply(transform, leaves), None
+        others = flatten(values_of(model)).keys() - flatten(values_of(state)).keys()
+        leaves = leaves.replace({name: leaves[name] for name in leaves if name not in others})
     loaded = deserialize_like(
         leaves, file, state, sharding=sharding, transform=transform, strict=strict
     )
@@ -67,44 +77,63 @@ def load_into(
 def deserialize_like(
     leaves: Leaves,
     file: str,
-    like: _Model,
+    like: _Graph,
     *,
     sharding: ShardingArgument,
-    transform: Transform | None,
+    transform: TransformArgument | None,
     strict: bool,
-) -> _Model:
+) -> _Graph:
     """A state or module like `like`, whose variables have the values of `leaves`."""
     state = _state(like)
-    expected = nnx.to_pure_dict(jax.tree.map(_with_named_sharding, state, is_leaf=_is_variable))
+    expected = nnx.to_pure_dict(state, _expected)
     values = finish(
         leaves, file, like=expected, sharding=sharding, transform=transform, strict=strict
     )
-    # A copy, so that `like` keeps its own values.
-    filled = jax.tree.map(lambda leaf: leaf, state)
-    nnx.replace_by_pure_dict(filled, values)
+    filled: Any = nnx.from_flat_state(
+        (path, _with_value(variable, _at(values, path)))
+        for path, variable in nnx.to_flat_state(state)
+    )
     if isinstance(like, nnx.State):
         return filled
     graph, _ = nnx.split(like)
     return nnx.merge(graph, filled)
 
 
-def _state(model: Any) -> Any:
-    return model if isinstance(model, nnx.State) else nnx.state(model)
+def _is_graph(node: Any) -> bool:
+    return isinstance(node, nnx.Pytree | nnx.State)
 
 
-def _is_variable(node: Any) -> bool:
-    return isinstance(node, nnx.Variable)
+def _state(graph: Any) -> Any:
+    return graph if isinstance(graph, nnx.State) else nnx.state(graph)
 
 
-def _with_named_sharding(variable: Any) -> Any:
-    """The variable, abstract and on the mesh of the context if a sharding is named on it."""
-    mesh = current_mesh()
-    value = variable.get_raw_value() if hasattr(variable, "get_raw_value") else variable.raw_value
-    metadata = variable.get_metadata()
-    named = any(metadata.get(key) is not None for key in _SHARDING_METADATA)
-    if mesh is None or not named or getattr(value, "committed", False):
+def _value(variable: Any) -> Any:
+    """The value as the variable holds it, before any hook; arrays also stand by themselves."""
+    if not isinstance(variable, nnx.Variable):
         return variable
-    sharding = nnx.get_named_sharding(variable, mesh)
-    return variable.replace(
-        jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=jax.tree.leaves(sharding)[0])
-    )
+    # Flax 0.12.0 has no other way.
+    return variable.get_raw_value() if hasattr(variable, "get_raw_value") else variable.raw_value
+
+
+def _with_value(variable: Any, value: Any) -> Any:
+    return variable.replace(value) if isinstance(variable, nnx.Variable) else value
+
+
+def _at(values: Any, path: tuple[Any, ...]) -> Any:
+    for key in path:
+        values = values[key]
+    return values
+
+
+def _expected(variable: Any) -> Any:
+    """The value, abstract and on its mesh if a sharding is named on the variable."""
+    value = _value(variable)
+    if not isinstance(variable, nnx.Variable) or not is_array(value):
+        return value
+    metadata = variable.get_metadata()
+    mesh = metadata.get("mesh") or current_mesh()
+    named = any(metadata.get(key) is not None for key in _AXES)
+    if mesh is None or not named or getattr(value, "committed", False):
+        return value
+    (sharding,) = jax.tree_util.tree_leaves(nnx.get_named_sharding(variable, mesh))
+    return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)

@@ -8,22 +8,27 @@ A variable stands in the file under its name and kind, `(Linear).w::TrainVar`, a
 wrote it. A variable with two names is stored under the first; the others are told as aliases.
 """
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, Final
 
-from safejax.adapter import Source, fetch, finish, missing, store
-from safejax.errors import LeafError
+import numpy as np
+
+from safejax.adapter import Source, Stored, fetch, finish, missing, store
+from safejax.api import TransformArgument
+from safejax.errors import LeafError, MismatchError
 from safejax.files import PathLike
-from safejax.leaves import Leaves
+from safejax.lazy import LazyArray
+from safejax.leaves import Leaves, is_array
+from safejax.remote import FileSystem
 from safejax.shardings import ShardingArgument
-from safejax.steps import Transform, apply
+from safejax.steps import apply
 from safejax.structure import Kind, Structure, register_container
 
 try:
     from objax import RandomState, StateVar, TrainRef, TrainVar, VarCollection
     from objax.variable import BaseVar
 except ImportError as error:
-    raise missing("objax (with six)", "objax") from error
+    raise missing("objax", "objax", error) from error
 
 _COLLECTION: Final = f"{VarCollection.__module__}.{VarCollection.__qualname__}"
 _SUFFIX: Final = "::"
@@ -33,149 +38,225 @@ _KINDS: Final = {cls.__name__: cls for cls in (TrainVar, StateVar, RandomState, 
 def serialize(
     params: VarCollection,
     filename: PathLike | None = None,
-    metadata: dict[str, str] | None = None,
-    fs: Any = None,
-) -> Any:
-    """The bytes of a safetensors file with the variables; or, with `filename`, its path.
+    metadata: Mapping[str, str] | None = None,
+    fs: FileSystem | None = None,
+) -> Stored:
+    """The bytes of a safetensors file with the variables; or, with `filename`, that path.
 
     A variable with several names is stored once, and so is what a `TrainRef` refers to.
     `metadata` maps strings to strings; `fs` is the fsspec file system of `filename`.
 
-    Raises `LeafError` for what is no `VarCollection`, and for a variable of a kind of its own.
+    >>> import jax.numpy as jnp, objax, safejax.objax
+    >>> variables = objax.VarCollection({"w": objax.TrainVar(jnp.ones((3, 2)))})
+    >>> safejax.objax.deserialize(safejax.objax.serialize(variables))["w"].value
+    LazyArray(float32[3,2], name='w::TrainVar', unread)
+
+    Raises `LeafError` for what is no `VarCollection`, and for a variable of a kind of its own;
+    `OSError` where the file cannot be written.
     """
-    entries, aliases = _entries(params)
-    order = tuple(_stored_name(name, variable) for name, variable in params.items())
-    kind = Kind(_COLLECTION, order=order, flat=True, aliases=tuple(sorted(aliases.items())))
+    shared = _shared(params)
+    entries = {name: params[_bare(name)].value for name, first in shared.items() if first == name}
+    aliases = tuple(sorted((name, first) for name, first in shared.items() if first != name))
+    kind = Kind(_COLLECTION, order=tuple(shared), flat=True, aliases=aliases)
     return store(Leaves(entries, Structure({"": kind})), filename, metadata, fs)
 
 
 def deserialize(
     path_or_bytes: Source,
-    fs: Any = None,
+    fs: FileSystem | None = None,
     *,
     like: VarCollection | None = None,
     sharding: ShardingArgument = None,
-    transform: Transform | None = None,
+    transform: TransformArgument | None = None,
     strict: bool = True,
 ) -> VarCollection:
     """The variables in a file, a `VarCollection` with the kinds that they had; values are lazy.
 
-    Shared variables are shared again, and a `TrainRef` refers to its variable. Files of safejax
-    0.5 are read as well. The options are those of `safejax.load`; transforms and sharding
-    functions see names with their kind, `(Linear).w::TrainVar`.
+    Reads the header only. Shared variables are shared again, and a `TrainRef` refers to its
+    variable; with `like`, kinds and sharing are those of `like`. Files of safejax 0.5 are read
+    as well. The options are those of `safejax.load`; transforms and sharding functions see
+    names with their kind, `(Linear).w::TrainVar`, those of a shared variable all.
 
-    Raises `LeafError` for a file that names no kinds: another framework wrote it.
+    Raises `LeafError` for a file that names no kinds (another framework wrote it) without
+    `like`, and what `safejax.load` raises.
     """
-    return _collection(_values(path_or_bytes, fs, like, sharding, transform, strict))
+    return _collection(*_values(path_or_bytes, fs, like, sharding, transform, strict))
 
 
 def deserialize_with_assignment(
     filename: Source,
     model_vars: VarCollection,
-    fs: Any = None,
+    fs: FileSystem | None = None,
     *,
     sharding: ShardingArgument = None,
-    transform: Transform | None = None,
+    transform: TransformArgument | None = None,
     strict: bool = True,
 ) -> None:
     """Assign the values in a file to a model's variables, lazily.
 
-    `filename` is a path, or the bytes of a file. The options are those of `safejax.load`.
+    `filename` is a path, or the bytes of a file; names in it may lack the kind. The options are
+    those of `safejax.load`.
 
     Raises `MismatchError` with every variable that is missing, unexpected, or of another kind,
     shape or dtype; nothing is then assigned.
     """
-    values = _values(filename, fs, model_vars, sharding, transform, strict)
+    values, _ = _values(filename, fs, model_vars, sharding, transform, strict)
     for name, variable in model_vars.items():
         # objax's own check needs a part of JAX that 0.10 removed; ours is done.
-        target = variable.ref if isinstance(variable, TrainRef) else variable
-        target.assign(values[_stored_name(name, variable)], check=False)
+        _target(variable).assign(values[_stored_name(name, variable)], check=False)
 
 
-def _values(
-    source: Source,
-    fs: Any,
-    like: VarCollection | None,
-    sharding: ShardingArgument,
-    transform: Transform | None,
-    strict: bool,
-) -> dict[str, Any]:
-    """The file's values by name and kind, those of aliases included."""
-    leaves, file = fetch(source, fs)
-    kind = leaves.structure.kinds.get("", Kind())
-    aliases = dict(kind.aliases)
-    # Names are never split: they hold dots, brackets and parentheses.
-    leaves = apply(transform, Leaves(leaves, Structure({"": Kind(flat=True)}), leaves.metadata))
-    every = {**leaves, **{name: leaves[to] for name, to in aliases.items() if to in leaves}}
-    if like is not None:
-        like = {_stored_name(name, variable): variable.value for name, variable in like.items()}
-    values = finish(
-        leaves.replace(every), file, like=like, sharding=sharding, transform=None, strict=strict
-    )
-    for name, to in aliases.items():
-        if name in values and to in values:
-            values[name] = values[to]
-    in_order = [name for name in kind.order or () if name in values]
-    return {name: values[name] for name in dict.fromkeys((*in_order, *values))}
-
-
-def _entries(variables: VarCollection) -> tuple[dict[str, Any], dict[str, str]]:
-    """Values by name and kind, each variable once, and the other names that it has."""
-    if not isinstance(variables, VarCollection):
+def _shared(variables: VarCollection) -> dict[str, str]:
+    """The stored name of each variable, in order, to the one that it is stored under."""
+    if not isinstance(variables, VarCollection):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise LeafError(
             "safejax.objax: expected an objax.VarCollection, model.vars() say, got "
             f"{type(variables).__module__}.{type(variables).__qualname__}"
         )
-    entries: dict[str, Any] = {}
-    aliases: dict[str, str] = {}
-    stored: dict[int, str] = {}
+    firsts: dict[int, str] = {}
     # What is referred to goes first, so that a TrainRef is the alias and not the variable.
-    for name, variable in sorted(
-        variables.items(), key=lambda item: isinstance(item[1], TrainRef)
-    ):
+    for name, variable in sorted(variables.items(), key=lambda item: isinstance(item[1], TrainRef)):
         if type(variable) not in _KINDS.values():
             raise LeafError(
                 f"safejax.objax: leaf {name!r}: expected a variable of {', '.join(_KINDS)}, got "
                 f"{type(variable).__qualname__}: store its value under one of these"
             )
-        target = variable.ref if isinstance(variable, TrainRef) else variable
-        stored_name = _stored_name(name, variable)
-        if id(target) in stored:
-            aliases[stored_name] = stored[id(target)]
-        else:
-            stored[id(target)] = stored_name
-            entries[stored_name] = variable.value
-    return entries, aliases
+        firsts.setdefault(id(_target(variable)), _stored_name(name, variable))
+    return {
+        _stored_name(name, variable): firsts[id(_target(variable))]
+        for name, variable in variables.items()
+    }
+
+
+def _target(variable: BaseVar) -> BaseVar:
+    return variable.ref if isinstance(variable, TrainRef) else variable
 
 
 def _stored_name(name: str, variable: BaseVar) -> str:
     return f"{name}{_SUFFIX}{type(variable).__name__}"
 
 
-def _collection(values: Mapping[str, Any]) -> VarCollection:
-    """The variables of these values; values that are one object become one variable."""
-    variables: dict[int, BaseVar] = {}
+def _bare(stored_name: str) -> str:
+    return stored_name.rpartition(_SUFFIX)[0]
+
+
+# ---- reading
+
+
+def _values(
+    source: Source,
+    fs: FileSystem | None,
+    like: VarCollection | None,
+    sharding: ShardingArgument,
+    transform: TransformArgument | None,
+    strict: bool,
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The values in a file by stored name, and each name to the first one of its variable."""
+    leaves, file = fetch(source, fs)
+    kind = leaves.structure.kinds.get("", Kind())
+    aliased = {alias: leaves[to] for alias, to in kind.aliases}
+    # Names are never split: they hold dots, brackets and parentheses.
+    flat = Leaves({**leaves, **aliased}, Structure({"": Kind(flat=True)}), leaves.metadata)
+    flat = apply(transform, flat)
+    expected = None
+    if like is None:
+        shared = _same(flat, dict(kind.aliases))
+    else:
+        shared = _shared(like)
+        expected = {name: like[_bare(name)].value for name in shared}
+        flat = _as_named(flat, shared)
+    values = finish(flat, file, like=expected, sharding=sharding, transform=None, strict=strict)
+    if like is not None:
+        _check_shared(values, shared, file)
+    order = dict.fromkeys((*(kind.order or ()), *values) if like is None else shared)
+    return {name: values[shared[name]] for name in order if name in values}, shared
+
+
+def _same(leaves: Leaves, aliases: Mapping[str, str]) -> dict[str, str]:
+    """Each name to the first one of the same leaf, or of the same part of a file."""
+    firsts: dict[Hashable, str] = {}
+    shared: dict[str, str] = {}
+    for name, leaf in leaves.items():
+        seen: Hashable = aliases.get(name, name)
+        if is_array(leaf):
+            seen = leaf.content if isinstance(leaf, LazyArray) and leaf.size else id(leaf)
+        shared[name] = firsts.setdefault(seen, name)
+    return shared
+
+
+def _as_named(leaves: Leaves, shared: Mapping[str, str]) -> Leaves:
+    """The leaves under the names of a model: each with its kind, and each name of a variable."""
+    kinds = {_bare(name): name for name in shared}
+    named = {
+        name if _has_kind(name) else kinds.get(name, name): leaf for name, leaf in leaves.items()
+    }
+    found = {first: named[name] for name, first in shared.items() if name in named}
+    others = {name: found[first] for name, first in shared.items() if first in found}
+    return leaves.replace({**others, **named})
+
+
+def _check_shared(values: Mapping[str, Any], shared: Mapping[str, str], file: str) -> None:
+    """Raise `MismatchError` where the file has two values for what is one variable."""
+    contradictions = [
+        f"{name!r} and {first!r}"
+        for name, first in shared.items()
+        if name != first and not _equal(values[name], values[first])
+    ]
+    if contradictions:
+        raise MismatchError(
+            f"{file}: expected one value for variables that are one in the model, got two, of "
+            f"{'; '.join(contradictions)}: make them two in the model, or leave one name out"
+        )
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two values are one, or have the same bits; reads them only if they are two."""
+    if isinstance(one, LazyArray) and isinstance(other, LazyArray):
+        views = one.content.view, other.content.view
+        return views[0] == views[1] or np.array_equal(*(_bits(view.read()) for view in views))
+    return one is other or np.array_equal(_bits(one), _bits(other))
+
+
+def _bits(value: Any) -> Any:
+    return np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+
+
+def _has_kind(stored_name: str) -> bool:
+    return _SUFFIX in stored_name and stored_name.rpartition(_SUFFIX)[2] in _KINDS
+
+
+def _collection(
+    values: Mapping[str, Any], shared: Mapping[str, str] | None = None
+) -> VarCollection:
+    """The variables of these values; names of one variable are told by `shared`.
+
+    Without it, those of one array are.
+    """
+    variables: dict[Hashable, Any] = {}
     named: dict[str, BaseVar] = {}
-    # Again what is referred to first.
-    for stored_name in sorted(values, key=lambda name: name.endswith(f"{_SUFFIX}TrainRef")):
-        name, separator, kind = stored_name.rpartition(_SUFFIX)
-        if not separator or kind not in _KINDS:
+    for stored_name, value in values.items():
+        name, _, kind = stored_name.rpartition(_SUFFIX)
+        if not _has_kind(stored_name):
             raise LeafError(
                 f"safejax.objax: leaf {stored_name!r}: expected a name that ends in its kind, "
-                f"::TrainVar say, got none of {', '.join(_KINDS)}: load it with safejax.load"
+                f"::TrainVar say, got none of {', '.join(_KINDS)}: pass like=model.vars(), or "
+                "load it with safejax.load"
             )
-        value = values[stored_name]
-        shared = variables.get(id(value))
-        if kind == "TrainRef":
-            referred = shared if isinstance(shared, TrainVar) else TrainVar(value)
-            named[name] = TrainRef(referred)
-            variables[id(value)] = referred
-        elif shared is not None:
-            named[name] = shared
+        if name in named:
+            raise LeafError(
+                f"safejax.objax: leaf {stored_name!r}: expected one variable of a name, got "
+                f"{name!r} as another kind too: rename one with transform=rename(...)"
+            )
+        if shared is not None:
+            which: Hashable = shared[stored_name]
         else:
-            named[name] = variables[id(value)] = _variable(kind, value)
-    order = [name.rpartition(_SUFFIX)[0] for name in values]
-    return VarCollection((name, named[name]) for name in order)
+            which = id(value) if is_array(value) else stored_name
+        referred = "TrainVar" if kind == "TrainRef" else kind
+        if (which, referred) not in variables:
+            variables[which, referred] = _variable(referred, value)
+        variable = variables[which, referred]
+        named[name] = TrainRef(variable) if kind == "TrainRef" else variable
+    return VarCollection(named)
 
 
 def _variable(kind: str, value: Any) -> BaseVar:

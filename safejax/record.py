@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar, cast, final
 
 from safejax import strict_json
-from safejax.errors import InvalidFileError
-from safejax.leaves import RECORD_KEY, Scalar
+from safejax.errors import InvalidFileError, TransformError
+from safejax.leaves import RECORD_KEY, Scalar, check_name
 from safejax.structure import EMPTY, MAX_DEPTH, Empty, Kind, Structure, container_segments
 
 VERSION: Final = 1
@@ -26,6 +26,7 @@ DEFAULT_FORMAT: Final = "pt"
 
 _FIELDS: Final = frozenset({"version", "format", "kinds", "paths", "values", "dtypes", "keys"})
 _HEX: Final = re.compile(r"-?0x[0-9a-f]+")
+_DOUBLE: Final = re.compile(r"[0-9a-f]{16}")
 _T = TypeVar("_T")
 
 
@@ -115,13 +116,23 @@ def _record(table: Any) -> Record:
     for name, path in paths.items():
         if len(path) > MAX_DEPTH:
             raise ValueError(f"the path of {name[:80]!r} is more than {MAX_DEPTH} deep")
+    values = {name: _value(item) for name, item in _dict(table.get("values", {}), "values").items()}
+    for name in values:
+        _check_leaf_name(name)
     return Record(
         Structure(kinds, paths),
-        {name: _value(item) for name, item in _dict(table.get("values", {}), "values").items()},
+        values,
         {name: _str(item) for name, item in _dict(table.get("dtypes", {}), "dtypes").items()},
         {name: _str(item) for name, item in _dict(table.get("keys", {}), "keys").items()},
         "format" in table,
     )
+
+
+def _check_leaf_name(name: str) -> None:
+    try:
+        check_name(name)
+    except TransformError as error:
+        raise ValueError(f"values: {error}") from None
 
 
 # ---- kinds
@@ -150,7 +161,9 @@ def _kind(item: Any) -> Kind:
     table = _dict(item, "a kind")
     unknown = table.keys() - {"type", "keys", "order", "flat", "aliases"}
     if unknown:
-        raise ValueError(f"expected a kind of type, keys, order, flat and aliases, got {sorted(unknown)}")
+        raise ValueError(
+            f"expected a kind of type, keys, order, flat and aliases, got {sorted(unknown)}"
+        )
     keys = table.get("keys", {})
     order = table.get("order")
     flat = table.get("flat", False)
@@ -216,7 +229,7 @@ def _value(item: Any) -> Scalar | Empty | None:
             result: Scalar | Empty = EMPTY
         case {"int": str(digits)} if _HEX.fullmatch(digits):
             result = int(digits, 16)
-        case {"float": str(digits)} if len(digits) == 16:
+        case {"float": str(digits)} if _DOUBLE.fullmatch(digits):
             (result,) = struct.unpack(">d", bytes.fromhex(digits))
         case {"complex": [real, imag]}:
             parts = _value(real), _value(imag)

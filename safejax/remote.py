@@ -6,8 +6,11 @@ is imported by nobody but its users: a file system object brings it along, and a
 
 import importlib
 import os
-from collections.abc import Callable, Iterator
-from typing import Any, Final, final
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, TypeAlias, final
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,27 +20,40 @@ from safejax.errors import ReadError
 from safejax.sources import Source, show
 from safejax.windows import Window
 
+FileSystem: TypeAlias = Any
+"""An `fsspec.AbstractFileSystem`. Any: fsspec is an extra, and has no types."""
+
 _LOCAL: Final = frozenset({"file", "local"})
 
 
 @final
 class RemoteSource(Source):
-    """A file that answers ranged requests."""
+    """A file that answers ranged requests.
+
+    Raises `FileNotFoundError` for none, `ReadError` for one whose size cannot be known.
+    """
 
     stable = True
 
-    def __init__(self, fs: Any, path: str) -> None:
+    def __init__(self, fs: FileSystem, path: str) -> None:
         self.name = path
         self._fs = fs
         self._path = path
-        self.nbytes: int = fs.info(path)["size"]
+        size = fs.info(path)["size"]
+        if not isinstance(size, int):
+            raise ReadError(
+                f"{path}: expected a file system that tells the size of the file, "
+                f"{type(fs).__name__} tells none: download the file first"
+            )
+        self.nbytes = size
 
     def __repr__(self) -> str:
         return f"RemoteSource({self.name!r})"
 
     def prefix(self, begin: int, end: int) -> bytes:
         """The bytes `[begin, end)`, as the header's reader asks for them."""
-        return self._range(begin, end)
+        (data,) = self._ranges([(begin, end)])
+        return bytes(data)
 
     def read(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
         if window.size == 0:
@@ -46,36 +62,44 @@ class RemoteSource(Source):
         self._log(spans.count * dtype.itemsize)
         starts = (begin + spans.starts * dtype.itemsize).tolist()
         length = spans.length * dtype.itemsize
-        if len(starts) == 1:
-            pieces = [self._range(starts[0], starts[0] + length)]
+        pieces = self._ranges([(start, start + length) for start in starts])
+        if len(pieces) == 1 and isinstance(pieces[0], bytes):
+            dense = np.frombuffer(pieces[0], np.uint8)
         else:
-            ends = [start + length for start in starts]
-            pieces = self._fs.cat_ranges([self._path] * len(starts), starts, ends)
-            for start, piece in zip(starts, pieces, strict=True):
-                self._check(piece, start, start + length)
-        dense = np.frombuffer(bytearray(b"".join(pieces)), np.uint8)
+            dense = np.empty(len(starts) * length, np.uint8)
+            for row, piece in zip(dense.reshape(-1, length), pieces, strict=True):
+                row[:] = np.frombuffer(piece, np.uint8)
         return show(dense, 0, dtype, window.compact())
 
-    def _range(self, begin: int, end: int) -> bytes:
-        data = self._fs.cat_file(self._path, begin, end)
-        self._check(data, begin, end)
-        return data
+    def _ranges(self, spans: list[tuple[int, int]]) -> list[Any]:
+        """The bytes of each span `[begin, end)`; all requested before the first is given."""
+        begins, ends = [begin for begin, _ in spans], [end for _, end in spans]
+        pieces: list[Any]
+        try:
+            pieces = self._fs.cat_ranges([self._path] * len(spans), begins, ends)
+        except Exception as error:  # noqa: BLE001 - a file system raises what it likes
+            pieces = [error] * len(spans)
+        for (begin, end), piece in zip(spans, pieces, strict=True):
+            if isinstance(piece, Exception):
+                raise ReadError(
+                    f"{self.name}: reading bytes [{begin}, {end}) failed: "
+                    f"{type(piece).__name__}: {piece}"
+                ) from piece
+            if len(piece) != end - begin:
+                raise ReadError(
+                    f"{self.name}: expected the bytes [{begin}, {end}) of the {self.nbytes} that "
+                    f"the file had when it was opened, got {len(piece)} bytes: it was cut short "
+                    "since, or its file system cannot read ranges; load it again, or download it"
+                )
+        return pieces
 
-    def _check(self, data: bytes | BaseException, begin: int, end: int) -> None:
-        if isinstance(data, BaseException):
-            raise ReadError(f"{self.name}: reading bytes [{begin}, {end}) failed: {data}") from data
-        if len(data) != end - begin:
-            raise ReadError(
-                f"{self.name}: expected {end - begin} bytes from byte {begin} on, got {len(data)}: "
-                "the file was cut short since it was opened; load it again"
-            )
 
-
-def resolve_path(path: str, fs: Any) -> tuple[Any, str]:
+def resolve_path(path: str, fs: FileSystem) -> tuple[FileSystem, str]:
     """The file system and the path in it; None for a local file, which is mapped.
 
     `fs` is an fsspec file system, or None; `path` may then be a URL, for which fsspec finds one.
-    Raises `ImportError` for a URL where fsspec is not installed.
+    Raises `ImportError` for a URL where fsspec is not installed, `TypeError` for what is no file
+    system.
     """
     if fs is None:
         if "://" not in path:
@@ -85,9 +109,17 @@ def resolve_path(path: str, fs: Any) -> tuple[Any, str]:
             fsspec = importlib.import_module("fsspec")
         except ImportError as error:
             raise ImportError(
-                f"{path}: a URL needs fsspec, which is not installed: pip install 'safejax[remote]'"
+                f"{path}: a URL needs fsspec, which cannot be imported ({error}): "
+                "pip install 'safejax[remote]'",
+                name=error.name,
             ) from error
         fs, path = fsspec.url_to_fs(path)
+    elif not hasattr(fs, "cat_ranges") or isinstance(fs, type):
+        raise TypeError(
+            f"fs: expected a file system of fsspec, fsspec.filesystem('s3') say, got {fs!r:.80}"
+        )
+    while fs.protocol == "dir":  # A folder of another file system.
+        fs, path = fs.fs, fs._join(path)  # noqa: SLF001
     protocol = fs.protocol
     names = {protocol} if isinstance(protocol, str) else set(protocol)
     if names & _LOCAL:
@@ -96,10 +128,35 @@ def resolve_path(path: str, fs: Any) -> tuple[Any, str]:
 
 
 def write_remotely(
-    fs: Any, path: str, chunks: Iterator[memoryview], wrote: Callable[[int], None]
+    fs: FileSystem, path: str, chunks: Iterator[memoryview], wrote: Callable[[int], None]
 ) -> None:
-    """Write `chunks` to a file that is there when all of it is; `wrote(n)` after `n` bytes."""
-    with fs.transaction, fs.open(path, "wb") as file:
+    """Write `chunks` to a file that is there when all of it is; `wrote(n)` after `n` bytes.
+
+    It is written within a transaction of the file system, and promises what that promises. In
+    a transaction of the caller's, the file is there when that ends.
+    """
+    with _transaction(fs), fs.open(path, "wb") as file:
+        if not hasattr(file, "commit"):
+            # A member of a zip archive, say: it is written at once, or not at all.
+            fs.transaction.files.remove(file)
         for chunk in chunks:
             file.write(chunk)
             wrote(chunk.nbytes)
+
+
+_locks: Final[WeakKeyDictionary[FileSystem, Any]] = WeakKeyDictionary()
+_locks_lock: Final = threading.Lock()
+
+
+@contextmanager
+def _transaction(fs: FileSystem) -> Generator[None]:
+    """A transaction of the file system, or the caller's if there is one."""
+    with _locks_lock:
+        lock = _locks.setdefault(fs, threading.RLock())
+    # A file system has one at a time: another thread's would take our files for its own.
+    with lock:
+        if fs._intrans:  # noqa: SLF001
+            yield
+        else:
+            with fs.transaction:
+                yield

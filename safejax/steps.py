@@ -10,8 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, final
 
+import numpy as np
+
 from safejax.errors import NotInvertibleError, TransformError
-from safejax.leaves import Leaves
+from safejax.lazy import LazyArray
+from safejax.leaves import Leaves, check_leaf, content_at
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -145,7 +148,17 @@ def apply(transform: Callable[[Leaves], Leaves] | None, leaves: Leaves) -> Leave
             f"{transform!r}: expected it to give Leaves, got {type(result).__name__}: end it "
             "with leaves.replace(...)"
         )
+    if any(isinstance(leaf, np.ndarray | np.generic) for leaf in result.values()):
+        # What a user's function computed with NumPy is a JAX array to the rest, as all else is.
+        return result.map(_lazy)
     return result
+
+
+def _lazy(name: str, leaf: Any) -> Any:
+    if not isinstance(leaf, np.ndarray | np.generic):
+        return leaf
+    check_leaf(name, leaf)
+    return LazyArray(content_at(name, leaf), name)
 
 
 def _function_name(function: Callable[..., Any]) -> str:

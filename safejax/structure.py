@@ -6,9 +6,10 @@ name that does not split into it. Transforms never rewrite a structure; a kind i
 the children that are there fit it, and elsewhere a dict is built.
 """
 
+import contextlib
 import json
-from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias, cast, final
 
@@ -111,9 +112,11 @@ def container_segments(key: str) -> Segments:
     if not key.startswith("["):
         return split(key)
     segments = json.loads(key)
-    if not isinstance(segments, list) or not all(isinstance(part, str) for part in segments):
-        raise ValueError(f"expected a list of strings, got {key!r:.80}")
-    return tuple(cast("list[str]", segments))
+    if isinstance(segments, list) and all(isinstance(part, str) for part in segments):
+        segments = tuple(cast("list[str]", segments))
+        if container_key(segments) == key:
+            return segments
+    raise ValueError(f"expected the segments of a container, got {key!r:.80}")
 
 
 # ---- tree to names
@@ -155,7 +158,8 @@ def walk(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> Walk:
             _record_kind(kinds, segments, node, named)
             pending.extend(((*segments, segment), child) for segment, _, child in reversed(named))
             continue
-        name = _free_name(join(segments), entries)
+        # `__metadata__` is no tensor's name.
+        name = _free_name(join(segments), entries, METADATA_NAME)
         if split(name) != segments and not _in_flat(kinds, name, segments):
             paths[name] = segments
         if children is None:
@@ -216,9 +220,9 @@ def _named(children: list[tuple[Any, Any]]) -> list[tuple[str, Any, Any]]:
     return named
 
 
-def _free_name(wanted: str, taken: Any) -> str:
+def _free_name(wanted: str, taken: Container[str], *reserved: str) -> str:
     name, number = wanted, 0
-    while name in taken or name == METADATA_NAME:
+    while name in taken or name in reserved:
         number += 1
         name = f"{wanted}~{number}"
     return name
@@ -238,8 +242,7 @@ def _record_kind(
                 f"container {join(segments)!r}: expected dict keys of str, int, bool, float, "
                 f"None, bytes or tuples of these, got {type(key).__name__} {key!r}: rename it"
             )
-    ordered = isinstance(node, OrderedDict | defaultdict)
-    order = tuple(segment for segment, _, _ in named) if ordered else None
+    order = tuple(segment for segment, _, _ in named) if isinstance(node, OrderedDict) else None
     flat = (
         dict_like
         and any(SEPARATOR in segment for segment, _, _ in named)
@@ -417,10 +420,11 @@ def _keyed(children: dict[str, Any], kind: Kind) -> dict[Any, Any]:
     return keyed
 
 
-def _int_keys(children: Mapping[str, Any]) -> dict[str, int]:
-    """The int that each segment says in decimal, none if one says none."""
-    try:
-        keys = {segment: int(segment) for segment in children}
-    except ValueError:
-        return {}
-    return keys if all(str(key) == segment for segment, key in keys.items()) else {}
+def _int_keys(children: Iterable[str]) -> dict[str, int]:
+    """The ints that segments say in decimal, as Python writes them."""
+    keys: dict[str, int] = {}
+    for segment in children:
+        with contextlib.suppress(ValueError):
+            if str(int(segment)) == segment:
+                keys[segment] = int(segment)
+    return keys

@@ -6,11 +6,21 @@ from typing import Any, Final, final
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import Sharding
 
+from safejax.dtypes import is_floating
 from safejax.errors import MismatchError, PartialLoadWarning
 from safejax.lazy import LazyArray
-from safejax.leaves import Leaves, aval_of, check_leaf, describe, is_array, is_scalar
+from safejax.leaves import (
+    Leaves,
+    aval_of,
+    check_leaf,
+    content_at,
+    describe,
+    is_array,
+    is_scalar,
+)
 from safejax.placing import Placement
 from safejax.shardings import ShardingArgument, resolve
 from safejax.steps import Step
@@ -60,6 +70,8 @@ class Unflatten(Step[Leaves, Any]):
     def __call__(self, leaves: Leaves | None = None, /, *, like: Any = None) -> Any:
         if leaves is None:
             return Unflatten(like)
+        if not isinstance(leaves, Leaves):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"unflatten: expected Leaves, got {type(leaves).__name__}")
         like = self.like if like is None else like
         return assemble(leaves, like=like, file="leaves")
 
@@ -97,57 +109,53 @@ def assemble(
     leaf of `like` if it is committed or abstract, else JAX's default device.
     """
     defaults: dict[str, Sharding] = {}
-    kept: frozenset[str] = frozenset()
     if like is not None:
-        leaves, defaults, kept = _match(leaves, like, strict, file)
-    avals = {
-        name: aval_of(leaf) for name, leaf in leaves.items() if is_array(leaf) and name not in kept
-    }
-    chosen = resolve(sharding, avals, file)
-    undecided = {name: aval for name, aval in avals.items() if chosen[name] is None}
-    chosen |= resolve(lambda name, _: defaults.get(name), undecided, file)
+        leaves, defaults = _match(leaves, like, strict, file)
+    if sharding is None and not defaults:
+        return build(leaves, leaves.structure, file)
+    chosen = resolve(sharding, defaults, leaves, file)
     entries = {
-        name: leaf if chosen.get(name) is None else _bound(leaf, chosen[name])
+        name: _bound(name, leaf, chosen[name]) if name in chosen else leaf
         for name, leaf in leaves.items()
     }
     return build(entries, leaves.structure, file)
 
 
-def _bound(leaf: Any, sharding: Sharding | None) -> Any:
-    assert sharding is not None
+def _bound(name: str, leaf: Any, sharding: Sharding) -> Any:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
     placement = Placement(sharding, committed=True)
     if isinstance(leaf, LazyArray):
         return leaf.at_placement(placement)
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-    return jax.device_put(leaf, sharding)
+    if isinstance(leaf, jax.Array):
+        return jax.device_put(leaf, sharding)
+    return LazyArray(content_at(name, leaf), name, placement)
 
 
 def _match(
     leaves: Leaves, like: Any, strict: bool, file: str
-) -> tuple[Leaves, dict[str, Sharding], frozenset[str]]:
-    """The leaves that `like` has, under its structure; its shardings; and what was kept of it."""
+) -> tuple[Leaves, dict[str, Sharding]]:
+    """The leaves that `like` has, under its structure, and its shardings."""
     wanted = walk(like)
     report = _Report(file)
     entries: dict[str, Any] = {}
     shardings: dict[str, Sharding] = {}
-    kept: set[str] = set()
+    kept: list[str] = []
     for name, expected in wanted.entries.items():
         check_leaf(name, expected)
         if name not in leaves:
+            entries[name] = expected
             if expected is None or expected is EMPTY:
-                entries[name] = expected
-            elif strict or isinstance(expected, jax.ShapeDtypeStruct):
+                continue
+            if strict or isinstance(expected, jax.ShapeDtypeStruct):
                 report.missing(name, expected, strict)
-            else:
-                kept.add(name)
-                entries[name] = expected
+            kept.append(name)
             continue
         found = leaves[name]
-        entries[name] = _accepted(found, expected)
+        entries[name] = _accepted(name, found, expected)
         if entries[name] is _REFUSED:
             report.mismatched(name, expected, found)
-        sharding = _sharding_of(expected)
+        sharding = committed_sharding(expected)
         if sharding is not None:
             shardings[name] = sharding
     unexpected = [name for name in leaves if name not in wanted.entries]
@@ -155,31 +163,25 @@ def _match(
         for name in unexpected:
             report.unexpected(name, leaves[name])
     report.raise_if_any(len(wanted.entries))
-    if not strict and (kept or unexpected):
-        _warn_of_partial_load(file, sorted(kept), unexpected)
-    return (
-        Leaves(entries, wanted.structure, leaves.metadata),
-        shardings,
-        frozenset(kept),
-    )
+    if kept or unexpected:
+        _warn_of_partial_load(file, kept, unexpected)
+    return Leaves(entries, wanted.structure, leaves.metadata), shardings
 
 
 _REFUSED: Final = object()
 
 
-def _accepted(found: Any, expected: Any) -> Any:
+def _accepted(name: str, found: Any, expected: Any) -> Any:
     """What stands in the tree for `expected`, or `_REFUSED`."""
-    if expected is None or expected is EMPTY:
-        return found if found is expected else _REFUSED
-    if is_scalar(expected):
+    if is_array(expected):
         if is_array(found):
-            return found if aval_of(found).shape == () else _REFUSED
-        return found if type(found) is type(expected) else _REFUSED
+            return found if _same_aval(aval_of(found), aval_of(expected)) else _REFUSED
+        return _as_array(name, found, aval_of(expected)) if is_scalar(found) else _REFUSED
     if is_array(found):
-        return found if _same_aval(aval_of(found), aval_of(expected)) else _REFUSED
-    if is_scalar(found) and not isinstance(found, str):
-        return _as_array(found, aval_of(expected))
-    return _REFUSED
+        is_number = is_scalar(expected) and not isinstance(expected, str)
+        return found if is_number and found.shape == () and not _is_key(found) else _REFUSED
+    same = found is expected if expected is EMPTY else type(found) is type(expected)
+    return found if same else _REFUSED
 
 
 def _same_aval(found: jax.ShapeDtypeStruct, expected: jax.ShapeDtypeStruct) -> bool:
@@ -187,28 +189,45 @@ def _same_aval(found: jax.ShapeDtypeStruct, expected: jax.ShapeDtypeStruct) -> b
 
 
 def _canonical(aval: jax.ShapeDtypeStruct) -> Any:
-    extended = jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended)
-    return aval.dtype if extended else jax.dtypes.canonicalize_dtype(aval.dtype)
+    return aval.dtype if _is_key(aval) else jax.dtypes.canonicalize_dtype(aval.dtype)
 
 
-def _as_array(value: complex, expected: jax.ShapeDtypeStruct) -> Any:
-    """A stored scalar as the 0-d array that `like` has, if that changes no value."""
-    if expected.shape != () or jax.dtypes.issubdtype(expected.dtype, jax.dtypes.extended):
+def _is_key(array: Any) -> bool:
+    return jax.dtypes.issubdtype(array.dtype, jax.dtypes.extended)
+
+
+_NUMBERS: Final[dict[type, tuple[type[np.generic], ...]]] = {
+    bool: (np.bool_,),
+    int: (np.integer, np.floating, np.complexfloating),
+    float: (np.floating, np.complexfloating),
+    complex: (np.complexfloating,),
+}
+
+
+def _as_array(name: str, value: Any, expected: jax.ShapeDtypeStruct) -> Any:
+    """A stored scalar as the 0-d array that `like` has: exactly, or as JAX rounds such scalars."""
+    numbers = _NUMBERS.get(type(value), ())
+    if expected.shape != () or not any(jax.dtypes.issubdtype(expected.dtype, n) for n in numbers):
         return _REFUSED
+    host = np.asarray(value)
     try:
         with np.errstate(all="ignore"):
-            array = np.asarray(value).astype(expected.dtype)
-            same = array.item() == value or (value != value and array.item() != array.item())
+            array = host.astype(expected.dtype)
+            exact = array.astype(host.dtype) == host or (value != value and array != array)
+            rounded = type(value) in (float, complex) and np.isfinite(array) == np.isfinite(host)
     except (TypeError, ValueError, OverflowError):
         return _REFUSED
-    return array if same else _REFUSED
+    if exact or (rounded and expected.dtype == jax.dtypes.canonicalize_dtype(type(value))):
+        return LazyArray(content_at(name, array), name)
+    return _REFUSED
 
 
-def _sharding_of(expected: Any) -> Sharding | None:
-    if isinstance(expected, jax.ShapeDtypeStruct):
-        return expected.sharding
-    if isinstance(expected, jax.Array) and getattr(expected, "committed", False):
-        return expected.sharding
+def committed_sharding(leaf: Any) -> Sharding | None:
+    """The sharding that a leaf insists on: a committed array's, or an abstract one's."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf.sharding
+    if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and leaf.committed:
+        return leaf.sharding
     return None
 
 
@@ -231,13 +250,10 @@ class _Report:
         )
 
     def mismatched(self, name: str, expected: Any, found: Any) -> None:
-        remedy = ""
+        remedy = "pass a transform that gives that, or correct like"
         if is_array(found) and is_array(expected) and found.shape == expected.shape:
-            dtype = getattr(expected.dtype, "name", str(expected.dtype))
-            remedy = f"; pass transform=cast({dtype!r}, where={name!r})"
-        elif is_array(found) and is_array(expected):
-            remedy = "; pass a transform that gives this shape, or correct like"
-        self._add("mismatched", name, expected, f"got {describe(found)}{remedy}")
+            remedy = _cast_that_helps(name, expected, found) or remedy
+        self._add("mismatched", name, expected, f"got {describe(found)}; {remedy}")
 
     def raise_if_any(self, count: int) -> None:
         if self._lines:
@@ -250,6 +266,16 @@ class _Report:
         self._lines.append(f"{what} {name!r}: expected {describe(expected)} from like, {got}")
 
 
+def _cast_that_helps(name: str, expected: Any, found: Any) -> str | None:
+    if _is_key(expected) or _is_key(found):
+        return None
+    target, stored = np.dtype(expected.dtype), content_at(name, found).view.dtype
+    both_floating = is_floating(target) and is_floating(stored)
+    source = "" if both_floating else f", source={stored.name!r}"
+    where = name.replace("{", "{{").replace("}", "}}")
+    return f"pass transform=cast({target.name!r}{source}, where={where!r})"
+
+
 def _warn_of_partial_load(file: str, kept: list[str], unexpected: list[str]) -> None:
     said = [
         f"{len(names)} {what}: {', '.join(map(repr, names))}"
@@ -259,7 +285,7 @@ def _warn_of_partial_load(file: str, kept: list[str], unexpected: list[str]) -> 
         )
         if names
     ]
-    warnings.warn(f"{file}: {'; '.join(said)}", PartialLoadWarning, stacklevel=5)
+    warnings.warn(f"{file}: {'; '.join(said)}", PartialLoadWarning, stacklevel=6)
 
 
 def _count(tree: Any) -> int:

@@ -96,15 +96,22 @@ class View(ABC):
 
         Read each before the next is asked for: what is behind a barrier is then made once.
         """
+        if self.nbytes <= nbytes or self.size <= 1:
+            yield self
+            return
+        axis = next(axis for axis, size in enumerate(self.shape) if size > 1)
+        rows = max(1, nbytes // (self.nbytes // self.shape[axis]))
+        lead = (0,) * axis
         kept = ExitStack()
         try:
-            for block in _split(self, nbytes):
-                # Kept from one block to the next, and no longer than blocks need it.
+            for begin in range(0, self.shape[axis], rows):
+                part = self.index((*lead, slice(begin, begin + rows)))
+                # Handed over from part to part, and kept no longer than parts need it.
                 following = ExitStack()
-                following.enter_context(block.kept())
+                following.enter_context(part.kept())
                 kept.close()
                 kept = following
-                yield block
+                yield from part.blocks(nbytes)
         finally:
             kept.close()
 
@@ -306,17 +313,6 @@ def _proper_bools(array: NDArray[Any]) -> NDArray[Any]:
 def _barrier(operand: View) -> Source:
     name = " and ".join(source.name for source in operand.sources)
     return ComputedSource(operand.read, f"reshaped {name}", operand.stable)
-
-
-def _split(view: View, nbytes: int) -> Iterator[View]:
-    if view.nbytes <= nbytes or view.size <= 1:
-        yield view
-        return
-    axis = next(axis for axis, size in enumerate(view.shape) if size > 1)
-    rows = max(1, nbytes // (view.nbytes // view.shape[axis]))
-    lead = (0,) * axis
-    for begin in range(0, view.shape[axis], rows):
-        yield from _split(view.index((*lead, slice(begin, begin + rows))), nbytes)
 
 
 def _slice(start: int, step: int, count: int) -> slice:

@@ -67,7 +67,8 @@ def test_a_leaf_of_any_jax_dtype_comes_back_bit_by_bit(dtype, shape, tmp_path):
     array = every_bit_pattern(dtype, shape)
     stored = stored_as(dtype, shape)
     raw = to_stored_bytes(array, stored)
-    assert raw.dtype == np.uint8 and raw.shape == (stored.nbytes,)
+    assert raw.dtype == np.uint8
+    assert raw.shape == (stored.nbytes,)
     back = read_back(raw, stored)
     assert (back.dtype, back.shape) == (dtype, shape)
     assert bits(back).tobytes() == bits(array).tobytes()
@@ -151,7 +152,9 @@ def test_how_a_leaf_stands_in_the_file(dtype, shape, stored):
 
 
 @pytest.mark.parametrize(
-    "dtype", [">f4", "O", "S3", "U2", "M8[s]", "m8[s]", np.longdouble, np.clongdouble, "V4"], ids=str
+    "dtype",
+    [">f4", "O", "S3", "U2", "M8[s]", "m8[s]", np.longdouble, np.clongdouble, "V4"],
+    ids=str,
 )
 def test_no_file_holds_a_dtype_that_jax_lacks(dtype):
     assert stored_as(np.dtype(dtype), (2,)) is None

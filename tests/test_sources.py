@@ -92,7 +92,8 @@ def test_nothing_is_read_for_an_empty_window(kind):
 def test_a_mapped_file_gives_its_prefix(tmp_path):
     source = file_of(tmp_path, b"0123456789")
     assert (source.nbytes, source.prefix(2, 5), source.prefix(8, 99)) == (10, b"234", b"89")
-    assert source.stable and source.name == str(tmp_path / "data")
+    assert source.stable
+    assert source.name == str(tmp_path / "data")
 
 
 def test_an_empty_file_can_be_mapped(tmp_path):
@@ -153,7 +154,8 @@ def test_an_array_of_any_layout_is_seen_as_flat_and_native(kind):
 def test_an_array_without_axes(array):
     source = ArraySource(np.asarray(array) if isinstance(array, np.generic) else array)
     read = source.read(0, np.dtype(array.dtype).newbyteorder("="), Window.whole(()))
-    assert read.shape == () and read == 3.5
+    assert read.shape == ()
+    assert read == 3.5
 
 
 def test_nothing_is_fetched_from_a_device_before_the_first_read():
@@ -232,12 +234,15 @@ def test_a_computed_source_is_made_once_while_it_is_kept():
     def read():
         return source.read(0, np.dtype(np.int16), window).tolist()
 
-    assert read() == read() and len(calls) == 2
+    assert read() == read()
+    assert len(calls) == 2
     with source.kept():
         assert len(calls) == 2  # not before it is needed
         with source.kept():
-            assert read() == read() and len(calls) == 3
-        assert read() == [0, 3, 1, 4, 2, 5] and len(calls) == 3
+            assert read() == read()
+            assert len(calls) == 3
+        assert read() == [0, 3, 1, 4, 2, 5]
+        assert len(calls) == 3
         with pytest.raises(ValueError, match="read-only"):
             source.read(0, np.dtype(np.int16), window)[0] = 1
     read()

@@ -44,7 +44,8 @@ def has_barrier(view):
 def test_the_attention_import_is_one_window_and_a_shard_reads_its_bytes_alone():
     weight, view = leaf(8, 6)  # out = heads * dim, in
     imported = view.transpose((1, 0)).reshape((6, 2, 4))
-    assert isinstance(imported, Strided) and not has_barrier(imported)
+    assert isinstance(imported, Strided)
+    assert not has_barrier(imported)
     assert imported.source is view.source
     assert_shows(imported, weight.T.reshape(6, 2, 4))
     shard = (slice(None), 1, slice(0, 2))
@@ -143,7 +144,8 @@ def test_an_index_within_one_part_is_a_view_of_that_part_alone():
 def test_sources_are_named_once():
     _, view = leaf(2, 3)
     both = concatenation((view, view, view.transpose((1, 0)).reshape((2, 3))), 0)
-    assert len(both.sources) == 2 and both.sources[0] is view.source
+    assert len(both.sources) == 2
+    assert both.sources[0] is view.source
 
 
 @pytest.mark.parametrize(
@@ -292,7 +294,8 @@ def test_blocks_request_each_byte_once_also_from_behind_a_barrier():
     with observe_reads() as log:
         blocks = [block.read().tobytes() for block in stacked.blocks(32)]
     assert b"".join(blocks) == array.tobytes()
-    assert len(blocks) == 18 and log.nbytes == 3 * 24 * 4
+    assert len(blocks) == 18
+    assert log.nbytes == 3 * 24 * 4
 
 
 def test_blocks_hold_no_more_barriers_than_a_block_needs():
@@ -304,6 +307,15 @@ def test_blocks_hold_no_more_barriers_than_a_block_needs():
         held.append(sum(view.sources[0]._made is not None for view in views))
     assert set(held) == {1}
     assert all(view.sources[0]._made is None for view in views)
+
+
+def test_blocks_that_take_turns_make_what_is_behind_a_barrier_once():
+    array, view = leaf(4, 6)
+    reshaped = view.transpose((1, 0)).reshape((24,))
+    with observe_reads() as log:
+        blocks = [block.read() for block in stack((reshaped, leaf(24)[1]), 1).blocks(4)]
+    assert [block.item() for block in blocks[::2]] == array.T.reshape(-1).tolist()
+    assert log.nbytes == 2 * array.nbytes
 
 
 def test_blocks_that_are_left_halfway_let_go():

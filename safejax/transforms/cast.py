@@ -91,8 +91,9 @@ def cast(
 
 def _dtype(argument: str, dtype: Any) -> Dtype:
     try:
-        parsed = np.dtype(dtype)
-    except TypeError:
+        # NumPy takes None for float64.
+        parsed = None if dtype is None else np.dtype(dtype)
+    except (TypeError, ValueError):
         parsed = None
     if parsed is None or stored_as(parsed, ()) is None:
         raise TransformError(f"cast: expected {argument} to be a dtype that JAX has, got {dtype!r}")

@@ -116,6 +116,12 @@ def rename(
                 f"{sorted(source.placeholders)} and {sorted(target.placeholders)}: the inverse "
                 "could not know the others"
             )
+        for _, earlier in rules:
+            if earlier.text == target.text:
+                raise TransformError(
+                    f"rename: expected a new name for each template, got {new!r} twice: the "
+                    "inverse could not know which to go back to"
+                )
         rules.append((source, target))
     if not rules:
         raise TransformError("rename: expected at least one template, got none")

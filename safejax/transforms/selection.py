@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from safejax.errors import TransformError
-from safejax.lazy import Content, content_of, like_leaf
-from safejax.leaves import Leaves, is_array
+from safejax.lazy import Content, like_leaf
+from safejax.leaves import Leaves, content_at, is_array
 from safejax.names import Template, Where, predicate
 from safejax.steps import Transform
 
@@ -41,8 +41,7 @@ def map_contents(
     for name in names:
         leaf = entries[name]
         if is_array(leaf):
-            content = content_of(leaf)
-            assert content is not None
+            content = content_at(name, leaf)
             changed = function(name, content)
             if changed != content:
                 entries[name] = like_leaf(leaf, changed, name)

@@ -1,5 +1,6 @@
 """`transpose`: leaves with their axes in another order."""
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
@@ -71,10 +72,15 @@ def transpose(
     """
     if where is None:  # pyright: ignore[reportUnnecessaryComparison]
         raise TransformError("transpose: expected a pattern or a function of the name, got None")
-    permutation = None if axes is None else tuple(axes)
-    if permutation is not None and sorted(permutation) != list(range(len(permutation))):
+    try:
+        permutation = None if axes is None else tuple(map(operator.index, axes))
+    except TypeError:
+        permutation = ()
+    if permutation is not None and (
+        not permutation or sorted(permutation) != list(range(len(permutation)))
+    ):
         raise TransformError(
-            f"transpose: expected axes to be a permutation of 0 to n-1, got {permutation}"
+            f"transpose: expected axes to be a permutation of 0 to n-1, got {axes!r}"
         )
     checked_where(where)
     return Transpose(where, permutation, must_match)

@@ -1,0 +1,270 @@
+"""The six laws of the design, over generated trees, for every step there is.
+
+1 round trip, 2 inverse, 3 avals, 4 pushdown, 5 purity, 6 oracle. The steps stand in one table:
+a public step that is missing from it fails `test_every_public_step_is_here`.
+"""
+
+import inspect
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import safetensors
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from jax.sharding import SingleDeviceSharding
+
+import safejax
+from safejax import LazyArray, Leaves, Step, chain, decode, encode, flatten, unflatten
+from safejax.leaves import aval_of, is_array
+from safejax.testing import (
+    arrays,
+    assert_reads,
+    assert_round_trip,
+    assert_same_bits,
+    assert_trees_identical,
+    indices,
+    pytrees,
+    scalars,
+    shardings,
+)
+from safejax.testing.strategies import shapes
+
+# ---- every step, with what it is applied to
+
+
+def named(dtype: Any = None, min_axes: int = 0) -> st.SearchStrategy[Leaves]:
+    """Leaves of a few arrays and a scalar, under names that the steps below speak of."""
+    array = arrays(dtype) if dtype is not None else arrays()
+    fitting = array.filter(lambda leaf: leaf.ndim >= min_axes)
+    return st.fixed_dictionaries(
+        {"enc.0.kernel": fitting, "enc.1.kernel": fitting, "enc.0.bias": array, "step": scalars()}
+    ).map(Leaves)
+
+
+def _swap(leaves: Leaves) -> Leaves:
+    return leaves.replace(dict(reversed(leaves.items())))
+
+
+FLOATS = st.sampled_from(["float32", "bfloat16", "float16"])
+MATRICES = named("float32", 2) | named("int8", 2)
+
+# name of the public step: (step, leaves that it can be applied to, whether it is exact)
+STEPS: dict[str, list[tuple[Step[Any, Any], st.SearchStrategy[Leaves], bool]]] = {
+    "cast": [
+        (safejax.cast("float32", source="bfloat16"), named("bfloat16"), True),
+        (safejax.cast("bfloat16", source="float32"), named("float32"), False),
+        (safejax.cast("int8", source="float16", where="enc.*"), named("float16"), False),
+    ],
+    "rename": [
+        (safejax.rename({"enc.{i}.kernel": "layers.{i}.w"}), named(), True),
+        (safejax.rename({"*.bias": "bias of *", "step": "count"}), named(), True),
+    ],
+    "transpose": [
+        (safejax.transpose("*.kernel"), MATRICES, True),
+        (safejax.transpose(lambda name: name.endswith("kernel")), MATRICES, True),
+    ],
+    "step": [(safejax.step(_swap, _swap), named(), True)],
+    "chain": [
+        (chain(), named(), True),
+        (
+            chain(safejax.rename({"enc.*": "dec.*"}), safejax.transpose("dec.*.kernel")),
+            MATRICES,
+            True,
+        ),
+        (
+            chain(safejax.transpose("enc.0.kernel"), safejax.cast("float16", source="float32")),
+            named("float32", 2),
+            False,
+        ),
+    ],
+}
+# These end in something other than Leaves; their laws are stated on their own below.
+ENDS = {"flatten", "unflatten", "encode", "decode"}
+
+CASES = [
+    pytest.param(step, leaves, exact, id=repr(step))
+    for cases in STEPS.values()
+    for step, leaves, exact in cases
+]
+every_step = pytest.mark.parametrize(("step", "leaves", "exact"), CASES)
+
+
+def test_every_public_step_is_here() -> None:
+    def is_step(value: Any) -> bool:
+        if isinstance(value, Step):
+            return True
+        made = inspect.signature(value).return_annotation if inspect.isfunction(value) else None
+        return inspect.isclass(made) and issubclass(made, Step)
+
+    public = {name for name in safejax.__all__ if is_step(getattr(safejax, name))}
+    assert public == STEPS.keys() | ENDS
+
+
+def same(actual: Leaves, expected: Leaves) -> None:
+    assert list(actual) == list(expected)
+    for name, leaf in expected.items():
+        assert_same_bits(actual[name], leaf, name)
+
+
+# ---- 1 round trip
+
+
+@given(tree=pytrees())
+def test_unflatten_gives_back_what_was_flattened(tree: Any) -> None:
+    assert_trees_identical(unflatten(flatten(tree)), tree)
+
+
+@given(tree=pytrees())
+def test_decode_gives_back_what_was_encoded(tree: Any) -> None:
+    leaves = flatten(tree)
+    decoded = decode(encode(leaves))
+    assert decoded.keys() == leaves.keys()
+    for name, leaf in leaves.items():
+        assert_same_bits(decoded[name], leaf, name)
+    assert encode(decoded) == encode(leaves)
+
+
+@given(tree=pytrees())
+def test_a_tree_survives_the_file(tree: Any) -> None:
+    assert_round_trip(tree)
+
+
+# ---- 2 inverse
+
+
+@every_step
+@given(data=st.data())
+def test_the_inverse_goes_back(
+    step: Step[Any, Any], leaves: st.SearchStrategy[Leaves], exact: bool, data: st.DataObject
+) -> None:
+    before = data.draw(leaves)
+    there = step(before)
+    back = step.inverse(there)
+    same(step(back), there)
+    if exact:
+        same(back, before)
+    assert step.inverse.inverse == step
+
+
+# ---- 3 avals
+
+
+@every_step
+@given(data=st.data())
+def test_abstract_leaves_become_what_arrays_become(
+    step: Step[Any, Any], leaves: st.SearchStrategy[Leaves], exact: bool, data: st.DataObject
+) -> None:
+    before = data.draw(leaves)
+    abstract = before.map(lambda _, leaf: jax.ShapeDtypeStruct(leaf.shape, np.asarray(leaf).dtype))
+    there = step(before)
+    for name, leaf in step(abstract).items():
+        if is_array(leaf):
+            assert isinstance(leaf, jax.ShapeDtypeStruct)
+            placed = jax.dtypes.canonicalize_dtype(leaf.dtype)
+            assert (leaf.shape, placed) == (aval_of(there[name]).shape, aval_of(there[name]).dtype)
+            assert np.asarray(there[name]).shape == leaf.shape
+            assert np.asarray(there[name]).dtype == leaf.dtype
+
+
+# ---- 4 pushdown
+
+
+@every_step
+@given(data=st.data())
+def test_a_part_reads_only_its_own_bytes(
+    step: Step[Any, Any], leaves: st.SearchStrategy[Leaves], exact: bool, data: st.DataObject
+) -> None:
+    before = data.draw(leaves)
+    stored = decode(encode(before))
+    there = step(stored)
+    for name, leaf in there.items():
+        if not is_array(leaf):
+            continue
+        assume(stored.keys() == before.keys())
+        index = data.draw(indices(leaf.shape))
+        closed = index if ... in index else (*index, ...)
+        expected = np.asarray(step(before)[name])[closed]
+        with safejax.observe_reads() as log:
+            part = leaf[index]
+            assert log.nbytes == 0
+            assert_same_bits(np.asarray(part), expected, name)
+        width = leaf.content.view.sources[0] if leaf.content.view.sources else None
+        assert width is not None
+        assert log.nbytes == expected.size * stored_width(leaf)
+
+
+def stored_width(leaf: LazyArray) -> float:
+    """Bytes that an element of a leaf takes in its source."""
+    view = leaf.content.view
+    while hasattr(view, "operand"):
+        view = view.operand
+    assert view.dtype.name != "float4_e2m1fn" or view.begin == 0
+    return view.dtype.itemsize
+
+
+# ---- 5 purity
+
+
+@every_step
+@given(data=st.data())
+def test_steps_read_nothing_and_change_no_argument(
+    step: Step[Any, Any], leaves: st.SearchStrategy[Leaves], exact: bool, data: st.DataObject
+) -> None:
+    before = data.draw(leaves)
+    stored = decode(encode(before))
+    with safejax.observe_reads() as log:
+        there = step(stored)
+        assert repr(there)
+        assert repr(chain(step, step.inverse))
+        assert log.nbytes == 0
+    assert step == step
+    same(stored, decode(encode(before)))
+
+
+@given(tree=pytrees())
+def test_saving_changes_nothing_in_the_tree(tree: Any) -> None:
+    before = [np.array(leaf).tobytes() for leaf in jax.tree.leaves(tree) if is_plain(leaf)]
+    structure = jax.tree.structure(tree)
+    safejax.serialize(tree, transform=safejax.cast("float32", must_match=False))
+    after = [np.array(leaf).tobytes() for leaf in jax.tree.leaves(tree) if is_plain(leaf)]
+    assert (after, jax.tree.structure(tree)) == (before, structure)
+
+
+def is_plain(leaf: Any) -> bool:
+    return is_array(leaf) and not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)
+
+
+# ---- 6 oracle
+
+
+@given(tree=pytrees())
+def test_the_reference_reader_reads_what_we_write(tree: Any) -> None:
+    leaves = flatten(tree)
+    data = encode(leaves)
+    read = dict(safetensors.deserialize(data))
+    wanted = {name: leaf for name, leaf in leaves.items() if is_array(leaf)}
+    assert read.keys() == wanted.keys()
+    for name, leaf in decode(data).items():
+        if not is_array(leaf) or leaf.content.view.dtype.name == "float4_e2m1fn":
+            continue
+        host = leaf.content.view.read()
+        assert bytes(read[name]["data"]) == np.ascontiguousarray(host).tobytes()
+
+
+@given(data=st.data())
+def test_placing_reads_each_distinct_shard_once(data: st.DataObject) -> None:
+    shape = data.draw(shapes())
+    array = data.draw(arrays("float32", shape) | arrays("int8", shape))
+    sharding = data.draw(shardings(shape))
+    blob = safejax.serialize({"w": array})
+    tree = safejax.deserialize(blob, sharding=sharding)
+    assert_reads(tree, array.nbytes)
+    placed = safejax.deserialize(blob, sharding=sharding)["w"].placed()
+    assert placed.sharding.is_equivalent_to(sharding, len(shape))
+    assert_same_bits(placed, array)
+    for shard in placed.addressable_shards:
+        assert np.asarray(shard.data).tobytes() == np.asarray(array)[shard.index].tobytes()
+    if isinstance(sharding, SingleDeviceSharding):
+        assert placed.devices() == sharding.device_set

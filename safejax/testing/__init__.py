@@ -1,0 +1,60 @@
+"""Tools for round-trip tests: hypothesis strategies, and assertions that compare every bit.
+
+Needs `pip install 'safejax[testing]'`. A user tests a transform of their own in ten lines:
+
+    from hypothesis import given
+    from safejax import chain, encode, flatten
+    from safejax.testing import assert_round_trip, pytrees
+
+    @given(tree=pytrees())
+    def test_my_transform(tree):
+        assert_round_trip(tree, pipeline=chain(flatten, my_transform, encode))
+"""
+
+from safejax.testing.assertions import (
+    assert_reads,
+    assert_round_trip,
+    assert_same_bits,
+    assert_trees_identical,
+)
+from safejax.testing.frameworks import (
+    equinox_models,
+    flax_params,
+    haiku_params,
+    nnx_states,
+    objax_variables,
+    optax_states,
+)
+from safejax.testing.strategies import (
+    ALL_DTYPES,
+    arrays,
+    dict_keys,
+    indices,
+    keys,
+    pytrees,
+    scalars,
+    shardings,
+    transforms,
+)
+
+__all__ = [
+    "ALL_DTYPES",
+    "arrays",
+    "assert_reads",
+    "assert_round_trip",
+    "assert_same_bits",
+    "assert_trees_identical",
+    "dict_keys",
+    "equinox_models",
+    "flax_params",
+    "haiku_params",
+    "indices",
+    "keys",
+    "nnx_states",
+    "objax_variables",
+    "optax_states",
+    "pytrees",
+    "scalars",
+    "shardings",
+    "transforms",
+]
