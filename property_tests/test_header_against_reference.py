@@ -53,25 +53,27 @@ def reference(data):
 
 # ---- what it accepts and we do not
 
-U8 = '"dtype":"U8","shape":[1],"data_offsets":[0,1]'
+FIELDS = '"dtype":"U8","shape":[1],"data_offsets":[0,1]'
+INFO = "{" + FIELDS + "}"
+AXES = ",".join("1" * 65)
 
 # Why we refuse it: the file (header, data), and how the message says so.
 STRICTER = {
     "one of the two would be dropped, and readers differ in which": (
-        '{"a":{%s},"a":{%s}}' % (U8, U8), b"x", "stands twice"),
+        '{"a":' + INFO + ',"a":' + INFO + "}", b"x", "stands twice"),
     "the same, of metadata": (
         '{"__metadata__":{"k":"1","k":"2"}}', b"", "stands twice"),
     "a field that we do not know may change what the others mean": (
-        '{"a":{%s,"order":"F"}}' % U8, b"x", "expected the fields"),
+        '{"a":{' + FIELDS + ',"order":"F"}}', b"x", "expected the fields"),
     "the format wants an object; a list is how the reference's own types happen to be read": (
         '{"a":["U8",[1],[0,1]]}', b"x", "expected the fields"),
     "the format wants a string; an object is how the reference's own types happen to be read": (
         '{"a":{"dtype":{"U8":null},"shape":[1],"data_offsets":[0,1]}}', b"x", "known dtype"),
     "NumPy and JAX have no array with more than 64 axes": (
-        '{"a":{"dtype":"U8","shape":[%s],"data_offsets":[0,1]}}' % ",".join("1" * 65), b"x",
+        '{"a":' + INFO.replace("[1]", f"[{AXES}]") + "}", b"x",
         "at most 64 axes"),
     "NumPy has no array of that shape, empty though it is": (
-        '{"a":{"dtype":"F32","shape":[0,%d],"data_offsets":[0,0]}}' % 2**62, b"", "overflows"),
+        f'{{"a":{{"dtype":"F32","shape":[0,{2**62}],"data_offsets":[0,0]}}}}', b"", "overflows"),
 }  # fmt: skip
 
 
@@ -86,7 +88,7 @@ def test_we_are_stricter_for_a_reason(reason):
 
 def test_that_numpy_has_no_such_empty_array():
     for shape in [(0, 2**61), (2**61, 0), (0, 2**40, 2**40)]:
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="too big"):
             np.empty(shape, np.float32)
     assert np.empty((0, 2**60), np.float32).size == 0
 
@@ -103,12 +105,14 @@ def compare(data):
     try:
         read = ours(data)
     except InvalidFileError as error:
-        reasons = [reason for reason, row in STRICTER.items() if row[2] in str(error)]
-        assert reasons, f"accepted by the reference reader, and refused: {error}"
-        event(f"stricter: {STRICTER[reasons[0]][2]}")
+        refusal = str(error)
+    else:
+        event("both accept")
+        assert read == expected
         return
-    event("both accept")
-    assert read == expected
+    sentences = [sentence for _, _, sentence in STRICTER.values() if sentence in refusal]
+    assert sentences, f"accepted by the reference reader, and refused: {refusal}"
+    event(f"stricter: {sentences[0]}")
 
 
 # ---- files that are written
@@ -232,9 +236,7 @@ def damaged(draw):
             case "double":
                 data[at:at] = data[at : at + draw(st.integers(1, 40))]
             case "insert":
-                data[at:at] = draw(
-                    st.sampled_from([b'"', b"{", b"}", b",", b"-", b"0", b".", b"\\"])
-                )
+                data[at:at] = draw(st.sampled_from(list('"{},-0.\\'))).encode()
             case _:
                 data[at : at + 1] = str(draw(st.integers(-1, 99))).encode()
     if draw(st.booleans()):  # Otherwise the length seldom fits.
@@ -260,28 +262,8 @@ def test_raw_bytes_are_refused_or_read_alike(header, data):
     compare(file_of(b'{"a":{' + header + b"}}", data))
 
 
-numbers = st.sampled_from(
-    [
-        0,
-        1,
-        2,
-        4,
-        8,
-        0,
-        1,
-        -1,
-        2**32,
-        2**62,
-        2**63,
-        2**64 - 1,
-        2**64,
-        1.0,
-        0.5,
-        True,
-        None,
-        "1",
-        -0.0,
-    ]
+numbers = st.sampled_from([0, 1, 2, 4, 8, -1, 2**32, 2**62, 2**63, 2**64 - 1, 2**64]) | (
+    st.sampled_from([1.0, 0.5, -0.0, True, None, "1"])
 )
 odd_codes = st.sampled_from(["U8", "F32", "F4", "F6_E2M3", "u8", "", "F128", None, 1, ["U8"]])
 odd_infos = st.fixed_dictionaries(

@@ -11,13 +11,15 @@ import jax
 import numpy as np
 import pytest
 import safetensors
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import SingleDeviceSharding
 
 import safejax
 from safejax import LazyArray, Leaves, Step, chain, decode, encode, flatten, unflatten
+from safejax.dtypes import is_floating
 from safejax.leaves import aval_of, is_array
+from safejax.sources import PackedSource, Source
 from safejax.testing import (
     arrays,
     assert_reads,
@@ -30,21 +32,22 @@ from safejax.testing import (
     shardings,
 )
 from safejax.testing.strategies import shapes
+from safejax.views import Pointwise, Strided
 
 # ---- every step, with what it is applied to
 
 
 def named(dtype: Any = None, min_axes: int = 0) -> st.SearchStrategy[Leaves]:
     """Leaves of a few arrays and a scalar, under names that the steps below speak of."""
-    array = arrays(dtype) if dtype is not None else arrays()
-    fitting = array.filter(lambda leaf: leaf.ndim >= min_axes)
+    array = arrays(dtype)
+    fitting = shapes(min_axes, 4, 32).flatmap(lambda shape: arrays(dtype, shape))
     return st.fixed_dictionaries(
         {"enc.0.kernel": fitting, "enc.1.kernel": fitting, "enc.0.bias": array, "step": scalars()}
     ).map(Leaves)
 
 
 def _swap(leaves: Leaves) -> Leaves:
-    return leaves.replace(dict(reversed(leaves.items())))
+    return leaves.replace(dict(reversed(list(leaves.items()))))
 
 
 FLOATS = st.sampled_from(["float32", "bfloat16", "float16"])
@@ -102,10 +105,20 @@ def test_every_public_step_is_here() -> None:
     assert public == STEPS.keys() | ENDS
 
 
-def same(actual: Leaves, expected: Leaves) -> None:
+def same(actual: Leaves, expected: Leaves, step: Step[Any, Any] | None = None) -> None:
     assert list(actual) == list(expected)
+    # A cast keeps a NaN, and not its payload; all other steps keep every bit.
+    alike = one_nan if "cast(" in repr(step) else lambda leaf: leaf
     for name, leaf in expected.items():
-        assert_same_bits(actual[name], leaf, name)
+        assert_same_bits(alike(actual[name]), alike(leaf), name)
+
+
+def one_nan(leaf: Any) -> Any:
+    """The leaf with one bit pattern for all NaNs."""
+    if not is_plain(leaf) or not is_floating(np.asarray(leaf).dtype):
+        return leaf
+    host = np.asarray(leaf)
+    return np.where(np.isnan(host), np.asarray(np.nan, host.dtype), host)
 
 
 # ---- 1 round trip
@@ -142,9 +155,9 @@ def test_the_inverse_goes_back(
     before = data.draw(leaves)
     there = step(before)
     back = step.inverse(there)
-    same(step(back), there)
+    same(step(back), there, step)
     if exact:
-        same(back, before)
+        same(back, before, step)
     assert step.inverse.inverse == step
 
 
@@ -177,31 +190,33 @@ def test_a_part_reads_only_its_own_bytes(
     step: Step[Any, Any], leaves: st.SearchStrategy[Leaves], exact: bool, data: st.DataObject
 ) -> None:
     before = data.draw(leaves)
-    stored = decode(encode(before))
-    there = step(stored)
+    there = step(decode(encode(before)))
     for name, leaf in there.items():
         if not is_array(leaf):
             continue
-        assume(stored.keys() == before.keys())
         index = data.draw(indices(leaf.shape))
         closed = index if ... in index else (*index, ...)
         expected = np.asarray(step(before)[name])[closed]
         with safejax.observe_reads() as log:
             part = leaf[index]
             assert log.nbytes == 0
-            assert_same_bits(np.asarray(part), expected, name)
-        width = leaf.content.view.sources[0] if leaf.content.view.sources else None
-        assert width is not None
-        assert log.nbytes == expected.size * stored_width(leaf)
+            read = np.asarray(part)
+        assert_same_bits(read, expected, name)
+        width, source = stored(leaf)
+        if isinstance(source, PackedSource):
+            # Two elements share a byte, and a run may begin and end within one.
+            assert log.nbytes <= 2 * expected.size
+        else:
+            assert log.nbytes == expected.size * width
 
 
-def stored_width(leaf: LazyArray) -> float:
-    """Bytes that an element of a leaf takes in its source."""
+def stored(leaf: LazyArray) -> tuple[int, Source]:
+    """Bytes that an element of a leaf takes in its source, and the source."""
     view = leaf.content.view
-    while hasattr(view, "operand"):
+    while isinstance(view, Pointwise):
         view = view.operand
-    assert view.dtype.name != "float4_e2m1fn" or view.begin == 0
-    return view.dtype.itemsize
+    assert isinstance(view, Strided)
+    return view.dtype.itemsize, view.source
 
 
 # ---- 5 purity

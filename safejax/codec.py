@@ -1,7 +1,7 @@
 """Encode and decode: Leaves to the bytes of a safetensors file and back, lazily."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, final
 
 import jax
@@ -78,14 +78,31 @@ def layout(leaves: Leaves, file: str) -> Layout:
         if content.key is not None:
             keys[name] = content.key
         views[name] = (content.view, stored)
-    # A transform may have taken away, or renamed, what a path was recorded for.
-    paths = {name: path for name, path in leaves.structure.paths.items() if name in leaves}
-    record = Record(Structure(leaves.structure.kinds, paths), values, recorded, keys)
+    record = Record(_of_these(leaves), values, recorded, keys)
     entries = data_order(
         [Entry(name, part.code, part.shape, part.nbytes) for name, (_, part) in views.items()]
     )
     head = write_header(entries, with_record(leaves.metadata, record), file)
     return Layout(head, tuple(views[entry.name] for entry in entries))
+
+
+def _of_these(leaves: Leaves) -> Structure:
+    """The structure, less what it tells of names that a transform has taken away or changed."""
+    paths = {name: path for name, path in leaves.structure.paths.items() if name in leaves}
+    kinds = dict(leaves.structure.kinds)
+    for key, kind in kinds.items():
+        if kind.aliases:
+            aliases = tuple(
+                (alias, to)
+                for alias, to in kind.aliases
+                if _name_in(key, to) in leaves and _name_in(key, alias) not in leaves
+            )
+            kinds[key] = replace(kind, aliases=aliases)
+    return Structure(kinds, paths)
+
+
+def _name_in(container: str, segment: str) -> str:
+    return join((*container_segments(container), segment))
 
 
 def _content(name: str, leaf: Any) -> Content:
@@ -137,7 +154,7 @@ def _check_record(header: Header, record: Record, file: str) -> None:
     for key, kind in record.structure.kinds.items():
         for alias, to in kind.aliases:
             for segment, there in ((to, True), (alias, False)):
-                name = join((*container_segments(key), segment))
+                name = _name_in(key, segment)
                 if (name in tensors or name in record.values) != there:
                     raise InvalidFileError(
                         f"{file}: invalid record: expected the alias {alias!r} of {to!r} to stand "

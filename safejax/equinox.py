@@ -65,12 +65,12 @@ def deserialize(
 ) -> _Model:
     """`like` with the arrays and scalars of the file in the place of its own; lazy.
 
-    Reads the header only.     `like` is a model of the same structure: one that was just made, or one of
-    `jax.ShapeDtypeStruct`s from `equinox.filter_eval_shape`. Its static parts are taken over.
-    The other options are those of `safejax.load`.
+    Reads the header only. `like` is a model of the same structure: one that was just made, or
+    one of `jax.ShapeDtypeStruct`s from `equinox.filter_eval_shape`. Its static parts are taken
+    over. The other options are those of `safejax.load`.
 
     Raises `MismatchError`, which reports every leaf that is missing, unexpected or of another
-    shape or dtype.
+    shape or dtype, and what else `safejax.load` raises.
     """
     leaves, file = fetch(path_or_bytes, fs)
     dynamic = _dynamic(like)

@@ -5,8 +5,9 @@ JAX lets a type in by private tables. Each is found by feature; where one is mis
 tell its user to call `safejax.materialize`.
 
 1. *aval*: the abstract value that tracing sees, without reading.
-2. *canonicalizer*: what a leaf becomes when JAX needs its values: the placed array. Primitives,
-   constants of a trace and arguments of Python-side dispatch all pass through it.
+2. *canonicalizer*: what a leaf becomes when JAX needs its values: the placed array. Primitives
+   and arguments of Python-side dispatch pass through it, and from JAX 0.10 on the constants of
+   a trace too; before, those have a table of their own.
 3. *dispatch*: C++ dispatch flattens arguments by a registry of its own; as a node whose one
    child is the placed array, a leaf takes the fast path. The tree that tracing sees does not
    change: there it is still a leaf.
@@ -67,11 +68,18 @@ def _register_aval(cls: type[_T], aval_of: Callable[[_T], Any]) -> None:
 
 def _register_canonicalizer(cls: type[_T], place: Callable[[_T], jax.Array]) -> None:
     from jax._src import dtypes  # noqa: PLC0415
+    from jax._src.interpreters import mlir  # noqa: PLC0415
 
     if hasattr(dtypes, "register_canonicalize_value_handler"):  # JAX 0.10
         dtypes.register_canonicalize_value_handler(cls, place)
-    else:  # JAX 0.8 and 0.9
-        dtypes.canonicalize_value_handlers[cls] = place
+        return
+
+    def constant(leaf: _T, aval: Any) -> Any:
+        placed = place(leaf)
+        return mlir.get_constant_handler(type(placed))(placed, aval)
+
+    dtypes.canonicalize_value_handlers[cls] = place
+    mlir.register_constant_handler(cls, constant)
 
 
 def _register_dispatch(cls: type[_T], place: Callable[[_T], jax.Array]) -> None:

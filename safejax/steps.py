@@ -105,8 +105,8 @@ def step(
 
     Raises `TransformError` if either is not callable.
     """
-    for function in (forward, inverse):
-        if function is not None and not callable(function):
+    for function in (forward,) if inverse is None else (forward, inverse):
+        if not callable(function):
             raise TransformError(f"expected a function for step(…), got {function!r}")
     return FunctionStep(forward, inverse)
 

@@ -297,7 +297,7 @@ HOSTILE = {
     ),
     "trailing bytes": (file_of({"a": info()}, bytes(9)), "bytes that belong to no tensor"),
     "only trailing bytes": (file_of("{}", b"x"), "expected 0 bytes of data, got 1"),
-    "missing bytes": (file_of({"a": info()}, bytes(7)), "expected 8 bytes of data, got 7: the file"),
+    "missing bytes": (file_of({"a": info()}, bytes(7)), "8 bytes of data, got 7: the file"),
     "no data": (file_of({"a": info()}), "got 0: the file was cut short"),
     # length of what a message repeats
     "a long name": (file_of({"n" * 10**6: 1}), "expected the fields"),
@@ -319,10 +319,10 @@ def test_there_are_hostile_headers_enough():
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_hostile_header_is_told_at_once_and_by_name(kind):
     data, fault = HOSTILE[kind]
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(InvalidFileError) as refusal:
         read(data)
-    assert time.perf_counter() - begin < 1
+    assert time.process_time() - begin < 1
     message = str(refusal.value)
     assert message.startswith("m.safetensors: ")
     assert any(part in message for part in fault.split("|"))
@@ -412,33 +412,38 @@ def test_a_name_that_no_header_can_hold_is_an_error(name, metadata, sentence):
         write_header([entry(name, "U8", 1, nbytes=1)], metadata, "m")
 
 
-def test_a_header_that_readers_would_refuse_is_not_written():
-    entries = [entry("n" * MAX_HEADER_BYTES, "U8", 1, nbytes=1)]
-    with pytest.raises(InvalidFileError, match="m: expected a header of at most 100000000 bytes"):
-        write_header(entries, {}, "m")
+def test_a_header_that_readers_would_refuse_is_not_written(monkeypatch):
+    assert MAX_HEADER_BYTES == 10**8
+    monkeypatch.setattr("safejax.header.MAX_HEADER_BYTES", 120)
+    assert len(write_header([entry("n" * 63, "U8", 1, nbytes=1)], {}, "m")) == 128
+    with pytest.raises(
+        InvalidFileError, match="m: expected a header of at most 120 bytes, got 184"
+    ):
+        write_header([entry("n" * 100, "U8", 1, nbytes=1)], {}, "m")
 
 
 # ---- speed
 
 
-def test_100_000_tensors_are_parsed_in_a_few_times_the_reference_reader_s_time(tmp_path):
-    entries = [entry(f"layers.{n}.kernel", "F32", 2, 2, nbytes=16) for n in range(100_000)]
+def test_parsing_takes_a_few_times_as_long_as_the_reference_reader(tmp_path):
+    count = 30_000
+    entries = [entry(f"layers.{n}.kernel", "F32", 2, 2, nbytes=16) for n in range(count)]
     head = write_header(entries, {"format": "pt"}, "m")
     path = tmp_path / "many.safetensors"
-    path.write_bytes(head + bytes(1_600_000))
+    path.write_bytes(head + bytes(16 * count))
 
     def ours():
-        assert len(parse_header(head[8:], 1_600_000, "m").tensors) == 100_000
+        assert len(parse_header(head[8:], 16 * count, "m").tensors) == count
 
     def reference():
         with safetensors.safe_open(path, "numpy") as file:
-            assert len(file.keys()) == 100_000
+            assert len(file.keys()) == count
 
     # The shortest of three each, taken in turn: the machine has other work too.
     times = {ours: [], reference: []}
     for _ in range(3):
         for run, seconds in times.items():
-            begin = time.perf_counter()
+            begin = time.process_time()
             run()
-            seconds.append(time.perf_counter() - begin)
+            seconds.append(time.process_time() - begin)
     assert min(times[ours]) < 4 * min(times[reference])

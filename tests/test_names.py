@@ -158,15 +158,14 @@ SLOW = {
 @pytest.mark.parametrize("kind", SLOW)
 def test_no_pattern_takes_for_ever(kind):
     pattern, name = SLOW[kind]
-    begin = time.perf_counter()
+    begin = time.process_time()
     assert not predicate(pattern)(name)
-    assert time.perf_counter() - begin < 2
+    assert time.process_time() - begin < 2
 
 
 @pytest.mark.parametrize("kind", SLOW)
 def test_what_would_match_after_a_long_search_matches(kind):
-    pattern, name = SLOW[kind]
-    template = Template.parse(pattern)
+    template = Template.parse(SLOW[kind][0])
     values = dict.fromkeys(template.placeholders, "q")
     filled = template.fill(values)
     assert template.matcher()(filled) is not None

@@ -44,9 +44,11 @@ _BITS_OF_NARROW: Final = {"int1": 1, "int2": 2, "int4": 4, "uint1": 1, "uint2": 
 _KEY_IMPLEMENTATIONS: Final = ("threefry2x32", "rbg", "unsafe_rbg")
 
 
-def shapes(max_axes: int = 5, max_size: int = 64) -> st.SearchStrategy[tuple[int, ...]]:
-    """Shapes of up to `max_axes` axes and `max_size` elements, 0-d and empty ones among them."""
-    sides = st.lists(st.sampled_from((1, 2, 3, 4, 8, 0)), max_size=max_axes)
+def shapes(
+    min_axes: int = 0, max_axes: int = 5, max_size: int = 64
+) -> st.SearchStrategy[tuple[int, ...]]:
+    """Shapes of `min_axes` to `max_axes` axes and up to `max_size` elements, empty ones too."""
+    sides = st.lists(st.sampled_from((1, 2, 3, 4, 8, 0)), min_size=min_axes, max_size=max_axes)
     return sides.map(tuple).filter(lambda shape: math.prod(shape) <= max_size)
 
 
@@ -98,7 +100,7 @@ def _from_bits(draw: st.DrawFn, dtype: np.dtype[Any], shape: tuple[int, ...]) ->
 def keys(draw: st.DrawFn, shape: tuple[int, ...] | None = None) -> jax.Array:
     """Typed PRNG key arrays of each implementation that JAX ships."""
     implementation = draw(st.sampled_from(_KEY_IMPLEMENTATIONS))
-    sides = draw(shapes(2, 8)) if shape is None else shape
+    sides = draw(shapes(0, 2, 8)) if shape is None else shape
     width = 2 if implementation == "threefry2x32" else 4
     data = _from_bits(draw, np.dtype(np.uint32), (*sides, width))
     return jax.random.wrap_key_data(jnp.asarray(data), impl=implementation)

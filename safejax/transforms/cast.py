@@ -68,7 +68,8 @@ def cast(
     is false.
 
     Values are converted as NumPy's `astype` does: to the nearest, ties to even, and beyond the
-    range to infinity or NaN as the dtype has it. A lazy leaf stays lazy.
+    range to infinity or NaN as the dtype has it; a NaN stays one, with whatever payload. A lazy
+    leaf stays lazy.
 
     >>> import jax.numpy as jnp
     >>> from safejax import cast, flatten
