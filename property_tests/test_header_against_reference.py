@@ -276,11 +276,9 @@ odd_infos = st.fixed_dictionaries(
     },
     optional={"x": numbers},
 )
-garbage = st.recursive(
-    numbers | texts,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
-    max_leaves=5,
-)
+simple = numbers | texts
+nested = simple | st.lists(simple, max_size=3) | st.dictionaries(texts, simple, max_size=2)
+garbage = nested | st.lists(nested, max_size=3) | st.dictionaries(texts, nested, max_size=2)
 
 
 @st.composite

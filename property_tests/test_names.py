@@ -88,6 +88,7 @@ def cases(draw):
 @example(("{i}.*.{i}", [("i",), ".", ("*0",), ".", ("i",)], "a.b.a.c.a"))
 @example(("*a{i}.{i}", [("*0",), "a", ("i",), ".", ("i",)], "aab.b"))
 @example(("{i}a{j}a{i}", [("i",), "a", ("j",), "a", ("i",)], "aaaaaa"))
+@example(("{i}x{j}x{i}", [("i",), "x", ("j",), "x", ("i",)], "axbxcxaxb"))
 @example(("{i}ab*b", [("i",), "ab", ("*0",), "b"], "aabab.b"))
 def test_a_pattern_matches_as_the_search_through_all_ways_does(case):
     text, tokens, name = case

@@ -252,29 +252,27 @@ def data_order(entries: Sequence[Entry]) -> list[Entry]:
 def write_header(entries: Sequence[Entry], metadata: Mapping[str, str], file: str) -> bytes:
     """The length and the header of a file that holds the entries' data in their order.
 
-    Raises `LeafError` for a name or metadata that no header can hold, and `InvalidFileError`
+    The entries' names are distinct. Raises `LeafError` for a name or metadata that no header can hold, and `InvalidFileError`
     for a header so long that readers refuse it.
     """
-    table: dict[str, Any] = {}
-    if metadata:
-        table[METADATA_NAME] = dict(sorted(metadata.items()))
+    if any(entry.name == METADATA_NAME for entry in entries):
+        raise LeafError(
+            f"{file}: expected a tensor's name, got {METADATA_NAME!r}, where the format keeps "
+            "its metadata: rename the leaf"
+        )
+    table: dict[str, Any] = {METADATA_NAME: dict(sorted(metadata.items()))} if metadata else {}
     reached = 0
-    for entry in entries:
-        if entry.name == METADATA_NAME:
-            raise LeafError(
-                f"{file}: expected a tensor's name, got {METADATA_NAME!r}, where the format keeps "
-                "its metadata: rename the leaf"
-            )
-        end = reached + entry.nbytes
-        table[entry.name] = {
-            "dtype": entry.code,
-            "shape": list(entry.shape),
-            "data_offsets": [reached, end],
-        }
-        reached = end
-    assert len(table) == len(entries) + bool(metadata), "names are distinct"
     try:
-        encoded = strict_json.write(table).encode()
+        with strict_json.collector_paused():
+            for entry in entries:
+                end = reached + entry.nbytes
+                table[entry.name] = {
+                    "dtype": entry.code,
+                    "shape": list(entry.shape),
+                    "data_offsets": [reached, end],
+                }
+                reached = end
+            encoded = strict_json.write(table).encode()
     except UnicodeEncodeError as error:
         around = error.object[max(0, error.start - 20) : error.end + 20]
         raise LeafError(

@@ -58,15 +58,15 @@ class Content:
 class NarrowingNotice:
     """Warns once, for all the leaves of a load, that 64-bit floats become narrower."""
 
-    __slots__ = ("_given",)
+    __slots__ = ("_first",)
 
     def __init__(self) -> None:
-        self._given = False
+        # Taken by the thread that warns, and never let go.
+        self._first = threading.Lock()
 
     def give(self, name: str, stored: Dtype, placed: Any) -> None:
         """Warn that leaf `name` is placed as a narrower dtype, unless it was said before."""
-        if not self._given:
-            self._given = True
+        if self._first.acquire(blocking=False):
             warnings.warn(
                 f"leaf {name!r} is stored as {stored} and placed as {placed}, since JAX's x64 "
                 "mode is off (told once a load); turn it on with "
@@ -277,6 +277,9 @@ class LazyArray(jax.Array):
                 except AttributeError as error:
                     # hasattr() would take it for a missing attribute of the array.
                     raise PlacementError(f"leaf {name!r}: placing it failed: {error}") from error
+                except Exception as error:
+                    error.add_note(f"while placing leaf {name!r}")
+                    raise
                 assert placed.sharding.is_equivalent_to(self._sharding, self.ndim)
                 self._placed = placed
             return placed

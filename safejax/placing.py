@@ -53,37 +53,38 @@ def place(
     Raises `PrecisionError` where a narrower integer `dtype` cannot hold a value.
     """
     sharding = placement.sharding
-    key_axes = 0 if key_impl is None else _key_axes(key_impl)
-    shape = view.shape[: len(view.shape) - key_axes]
-    if key_impl is not None and isinstance(sharding, NamedSharding):
-        # As JAX places keys: as their data, whose own axes are not split.
-        spec = PartitionSpec(*sharding.spec, *(None,) * key_axes)
-        of_data = NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
-        data = place(view, dtype, None, Placement(of_data, placement.committed), name)
+    if key_impl is not None:
+        of_data = Placement(_of_key_data(sharding, _key_axes(key_impl)), placement.committed)
+        data = place(view, dtype, None, of_data, name)
         return jax.random.wrap_key_data(data, impl=key_impl)
-
-    def put(block: NDArray[Any], device: Any) -> jax.Array:
-        array = jax.device_put(block, device)
-        return array if key_impl is None else jax.random.wrap_key_data(array, impl=key_impl)
-
     if not placement.committed:
         (device,) = sharding.device_set
         with jax.default_device(device):
-            return put(_block(view, dtype, name), None)
-    if len(sharding.device_set) == 1:
-        return put(_block(view, dtype, name), sharding)
+            return jax.device_put(_block(view, dtype, name))
+    if len(sharding.device_set) == 1 and sharding.is_fully_addressable:
+        return jax.device_put(_block(view, dtype, name), sharding)
     blocks: dict[tuple[Any, ...], NDArray[Any]] = {}
     arrays: list[jax.Array] = []
     indices = cast(
-        "dict[jax.Device, tuple[slice, ...]]", sharding.addressable_devices_indices_map(shape)
+        "dict[jax.Device, tuple[slice, ...]]",
+        sharding.addressable_devices_indices_map(view.shape),
     )
     for device, index in indices.items():
         distinct = tuple((part.start, part.stop) for part in index)
         if distinct not in blocks:
             blocks[distinct] = _block(view.index(index), dtype, name)
         single = SingleDeviceSharding(device, memory_kind=sharding.memory_kind)
-        arrays.append(put(blocks[distinct], single))
-    return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
+        arrays.append(jax.device_put(blocks[distinct], single))
+    # The dtype, since there may be no device of this process among them.
+    return jax.make_array_from_single_device_arrays(view.shape, sharding, arrays, dtype=dtype)
+
+
+def _of_key_data(sharding: Sharding, key_axes: int) -> Sharding:
+    """The sharding of the data of keys, whose own axes, the last ones, are not split."""
+    if not isinstance(sharding, NamedSharding):
+        return sharding
+    spec = PartitionSpec(*sharding.spec, *(None,) * key_axes)
+    return NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
 
 
 def _key_axes(key_impl: str) -> int:

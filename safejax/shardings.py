@@ -247,10 +247,15 @@ def _checked(sharding: Sharding, leaf: Any) -> tuple[Sharding | None, str]:
             f"expected a sharding over devices, got {sharding}, whose mesh is abstract: call this "
             "within jax.set_mesh(mesh), or pass sharding="
         )
-    try:
-        placed.shard_shape(leaf.shape)
-    except ValueError as error:
-        reason = str(error).splitlines()[0]
+    reason = None
+    if isinstance(placed, NamedSharding) and len(placed.spec) > len(leaf.shape):
+        reason = f"it speaks of {len(placed.spec)} axes"
+    else:
+        try:
+            placed.shard_shape(leaf.shape)
+        except ValueError as error:
+            reason = str(error).splitlines()[0]
+    if reason is not None:
         return None, f"expected a sharding that divides {describe(leaf)}, got {sharding}: {reason}"
     return placed, ""
 

@@ -127,8 +127,6 @@ class Window:
 
     def compact(self) -> "Window":
         """The same window on a source that holds its `spans()` alone, one after the other."""
-        if self.size == 0:
-            return Window.whole(self.shape)
         _, axes = self._ascending()
         strides = [0] * len(self.shape)
         offset = 0

@@ -221,6 +221,10 @@ HOSTILE = {
     "size with a plus": (file_of('{"a":' + INFO.replace("[2]", "[+2]") + "}", EIGHT), "Expecting"),
     "size in hexadecimal": (file_of('{"a":' + INFO.replace("[2]", "[0x2]") + "}", EIGHT), "','"),
     "size 2**63, and none": (file_of({"a": info(shape=(2**63, 0), offsets=(0, 0))}), "overflows"),
+    "size 2**63 of one byte, and none": (
+        file_of({"a": info("U8", (2**63, 0), (0, 0))}),
+        "overflows",
+    ),
     "size 2**64": (file_of({"a": info(shape=(2**64,))}, EIGHT), "a shape of sizes"),
     "size of 5,000 digits": (
         file_of('{"a":' + INFO.replace("[2]", f"[{'9' * 5000}]") + "}", EIGHT),

@@ -63,6 +63,7 @@ MATCHES = [
     ("{i}.*.{i}", "a.b.a.c.a", {"i": "a", "*0": "b.a.c"}),
     ("*.{i}.*.{i}.*", "a.b.c.d.c.e", {"*0": "a.b", "i": "c", "*1": "d", "*2": "e"}),
     ("{i}x{j}x{i}", "axbxa", {"i": "a", "j": "b"}),
+    ("{i}x{j}x{i}", "axbxcxaxb", {"i": "axb", "j": "c"}),
     # the rest is text
     ("a+b", "a+b", {}),
     ("a+b", "aab", None),

@@ -258,7 +258,7 @@ def test_a_forged_record_is_refused_at_once(case: str) -> None:
         unflatten(decode(data))
     assert time.perf_counter() - begin < 2
     message = str(caught.value)
-    assert message.startswith("<bytes>: ") or message.startswith("leaves: ")
+    assert message.startswith(("<bytes>: ", "leaves: "))
     assert len(message) < 2000
 
 

@@ -64,8 +64,10 @@ def test_a_buffer_is_read_in_place_and_cannot_be_written(tmp_path):
     assert buffer.flags.writeable
 
 
-def test_a_repeated_element_is_requested_once():
-    source = BufferSource(bytes(64), "bytes")
+@pytest.mark.parametrize(
+    "source", [BufferSource(bytes(64), "bytes"), ArraySource(np.zeros(16, np.float32))], ids=repr
+)
+def test_a_repeated_element_is_requested_once(source):
     with observe_reads() as log:
         array = source.read(0, np.dtype(np.float32), Window(3, (5, 2), (0, 1)))
     assert (array.shape, log.nbytes) == ((5, 2), 8)
@@ -199,6 +201,14 @@ def test_rows_of_packed_elements_are_one_request():
     with observe_reads() as log:
         source.read(0, FLOAT4, Window.whole((64, 32)).index((slice(None), slice(3, 9))))
     assert log.reads == [Read("bytes", 64 * 4)]
+
+
+def test_runs_of_packed_elements_whose_bytes_touch_are_one_request():
+    elements = np.arange(24).astype(np.uint8).view(FLOAT4)
+    source = PackedSource(BufferSource(packed_bytes(elements), "bytes"), 0)
+    with observe_reads() as log:
+        source.read(0, FLOAT4, Window.whole((8, 3)).index((slice(None), slice(0, 2))))
+    assert log.reads == [Read("bytes", 12)]
 
 
 def test_a_repeated_packed_element():

@@ -9,8 +9,8 @@ import pytest
 
 import safejax
 from safejax import (
-    Leaves,
     LazyArray,
+    Leaves,
     NotInvertibleError,
     Step,
     TransformError,

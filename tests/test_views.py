@@ -1,5 +1,7 @@
 """Views: a view of a view is still one view, and a part of it reads no more than its bytes."""
 
+import itertools
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -133,6 +135,19 @@ def test_parts_that_lie_side_by_side():
         assert_shows(view.expand(axis), np.expand_dims(array, axis))
 
 
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
+def test_parts_in_any_order_of_axes(axis, order):
+    (a, u), (b, v) = leaf(2, 3, 4), leaf(2, 3, 4, start=50)
+    array = np.concatenate([a, b], axis).transpose(order)
+    view = concatenation((u, v), axis).transpose(order)
+    assert_shows(view, array)
+    for at in range(4):
+        assert_shows(view.expand(at), np.expand_dims(array, at))
+    for index in [(1,), (slice(None), 1), (..., 1), (..., slice(None, None, -1), slice(1, 2))]:
+        assert_shows(view.index(index), array[index])
+
+
 def test_an_index_within_one_part_is_a_view_of_that_part_alone():
     (_, u), (_, v) = leaf(2, 3), leaf(2, 4, start=10)
     view = concatenation((u, v), 1)
@@ -189,6 +204,7 @@ def test_stacked_layers_are_split_and_merged_in_place():
 
 def test_reshape_of_a_concatenation_of_nothing():
     (a, u), (b, v) = leaf(0, 3), leaf(2, 0)
+    assert_shows(concatenation((u, u), 1).reshape((0, 3, 2)), np.empty((0, 3, 2), np.int32))
     assert_shows(concatenation((u, u), 0).reshape((7, 0)), np.concatenate([a, a]).reshape(7, 0))
     assert_shows(concatenation((v, v), 1).reshape((0,)), np.concatenate([b, b], 1).reshape(0))
 
