@@ -10,7 +10,7 @@ import jax
 from safejax.codec import IN_MEMORY, Layout, decode, layout, open_file, open_leaves
 from safejax.files import PathLike, checked_path, write_atomically
 from safejax.lazy import LazyArray
-from safejax.leaves import Leaves, aval_of, is_array
+from safejax.leaves import Leaves, aval_of, checked_metadata, is_array
 from safejax.placing import concretely_all
 from safejax.remote import RemoteSource, resolve_path, write_remotely
 from safejax.shardings import ShardingArgument
@@ -231,7 +231,7 @@ def _layout(
     leaves = tree if isinstance(tree, Leaves) else flatten(tree)
     leaves = apply(transform, leaves)
     if metadata is not None:
-        leaves = leaves.replace(metadata={**leaves.metadata, **metadata})
+        leaves = leaves.replace(metadata={**leaves.metadata, **checked_metadata(metadata)})
     return layout(leaves, file)
 
 

@@ -18,6 +18,7 @@ from safejax.placing import default_placement
 from safejax.record import Record, read_record, with_record
 from safejax.sources import AbstractSource, BufferSource, MappedSource, PackedSource, Source
 from safejax.steps import Step
+from safejax.strict_json import collector_paused
 from safejax.structure import Structure, container_segments
 from safejax.views import Strided, View
 from safejax.windows import Window
@@ -52,6 +53,7 @@ class Layout:
                     yield dtypes.to_stored_bytes(block.read(), stored).data
 
 
+@collector_paused()
 def layout(leaves: Leaves, file: str) -> Layout:
     """The layout of the file that holds `leaves`, which the bytes follow from alone.
 
@@ -119,6 +121,7 @@ def _content(name: str, leaf: Any) -> Content:
     return content
 
 
+@collector_paused()
 def open_leaves(source: Source, prefix: Callable[[int, int], bytes], size: int) -> Leaves:
     """The Leaves of a file of `size` bytes, every array unread and bound for JAX's default device.
 

@@ -56,10 +56,11 @@ def write_atomically(path: str, chunks: Iterator[memoryview], wrote: Callable[[i
 
 
 def _check_target(path: str, target: str, folder: str) -> None:
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(
-            errno.ENOENT, "expected a file in a folder that is there; make the folder first", path
-        )
+    try:
+        os.stat(folder)
+    except FileNotFoundError:
+        reason = "expected a path in a folder that is there; make the folder first"
+        raise FileNotFoundError(errno.ENOENT, reason, path) from None
     try:
         mode = os.stat(target).st_mode
     except FileNotFoundError:

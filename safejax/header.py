@@ -252,8 +252,8 @@ def data_order(entries: Sequence[Entry]) -> list[Entry]:
 def write_header(entries: Sequence[Entry], metadata: Mapping[str, str], file: str) -> bytes:
     """The length and the header of a file that holds the entries' data in their order.
 
-    The entries' names are distinct. Raises `LeafError` for a name or metadata that no header can hold, and `InvalidFileError`
-    for a header so long that readers refuse it.
+    The entries' names are distinct. Raises `LeafError` for a name or metadata that no header
+    can hold, and `InvalidFileError` for a header so long that readers refuse it.
     """
     if any(entry.name == METADATA_NAME for entry in entries):
         raise LeafError(

@@ -25,7 +25,7 @@ _T = TypeVar("_T")
 def concrete_array_type() -> type[jax.Array]:
     """The class of placed arrays, or `jax.Array` where it cannot be found."""
     try:
-        from jax._src.array import ArrayImpl  # noqa: PLC0415
+        from jax._src.array import ArrayImpl
     except ImportError:
         return jax.Array
     return ArrayImpl
@@ -36,7 +36,7 @@ def current_mesh() -> Mesh | None:
     try:
         mesh = jax.sharding.get_mesh()
     except AttributeError:  # JAX 0.8
-        from jax._src.mesh import get_concrete_mesh  # noqa: PLC0415
+        from jax._src.mesh import get_concrete_mesh
 
         mesh = get_concrete_mesh()
     return None if mesh.empty else mesh
@@ -61,21 +61,21 @@ def register(
 
 
 def _register_aval(cls: type[_T], aval_of: Callable[[_T], Any]) -> None:
-    from jax._src import core  # noqa: PLC0415
+    from jax._src import core
 
     core.pytype_aval_mappings[cls] = aval_of
 
 
 def _register_canonicalizer(cls: type[_T], place: Callable[[_T], jax.Array]) -> None:
-    from jax._src import dtypes  # noqa: PLC0415
-    from jax._src.interpreters import mlir  # noqa: PLC0415
+    from jax._src import dtypes
+    from jax._src.interpreters import mlir
 
     if hasattr(dtypes, "register_canonicalize_value_handler"):  # JAX 0.10
         dtypes.register_canonicalize_value_handler(cls, place)
         return
 
-    def constant(leaf: _T, aval: Any) -> Any:
-        placed = place(leaf)
+    def constant(val: Any, aval: Any) -> Any:
+        placed = place(val)
         return mlir.get_constant_handler(type(placed))(placed, aval)
 
     dtypes.canonicalize_value_handlers[cls] = place
@@ -83,7 +83,7 @@ def _register_canonicalizer(cls: type[_T], place: Callable[[_T], jax.Array]) -> 
 
 
 def _register_dispatch(cls: type[_T], place: Callable[[_T], jax.Array]) -> None:
-    from jax._src import tree_util  # noqa: PLC0415
+    from jax._src import tree_util
 
     def flatten(leaf: _T) -> tuple[tuple[jax.Array], None]:
         return (place(leaf),), None

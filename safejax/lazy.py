@@ -16,6 +16,7 @@ from typing import Any, Final, cast, final
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jax.experimental.layout import Format
 from jax.sharding import Sharding
 from numpy.typing import NDArray
@@ -181,7 +182,7 @@ class LazyArray(jax.Array):
         devices = self._sharding.device_set
         return next(iter(devices)) if len(devices) == 1 else self._sharding
 
-    def devices(self) -> set[jax.Device]:
+    def devices(self) -> set[Any]:
         return set(self._sharding.device_set)
 
     @property
@@ -260,9 +261,7 @@ class LazyArray(jax.Array):
             raise UnsupportedJaxError(self._unsupported())
         return self._aval
 
-    def place_with(
-        self, run: Callable[[Callable[[], jax.Array]], jax.Array]
-    ) -> jax.Array:
+    def place_with(self, run: Callable[[Callable[[], jax.Array]], jax.Array]) -> jax.Array:
         """The plain array; `run` calls a task that makes it, if there is none."""
         with self._lock:
             placed = self._placed
@@ -407,7 +406,7 @@ def content_of(leaf: object) -> Content | None:
     """
     if isinstance(leaf, LazyArray):
         return leaf.content
-    if isinstance(leaf, jax.core.Tracer):
+    if isinstance(leaf, Tracer):
         raise LeafError(
             f"expected an array with values, got a tracer, {leaf}: safejax cannot be "
             "called inside jit, grad or vmap; call it on their results"

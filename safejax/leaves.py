@@ -1,6 +1,7 @@
 """Leaves: names and leaves, with the structure of their tree and the user's metadata beside."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias, cast, final
 
@@ -116,11 +117,11 @@ def check_leaf(name: str, leaf: object) -> None:
                 "cannot be called inside jit, grad or vmap; call it on their results"
             )
     elif isinstance(leaf, np.ndarray | np.generic):
-        native = cast("NDArray[Any]", leaf).dtype.newbyteorder("=")
-        if stored_as(native, ()) is None or isinstance(leaf, np.ma.MaskedArray):
+        dtype = cast("NDArray[Any]", leaf).dtype
+        if not _is_storable(dtype) or isinstance(leaf, np.ma.MaskedArray):
             raise LeafError(
                 f"leaf {name!r}: expected an array of a dtype that JAX has, got "
-                f"{type(leaf).__module__}.{type(leaf).__qualname__} of {native}: convert it "
+                f"{type(leaf).__module__}.{type(leaf).__qualname__} of {dtype}: convert it "
                 "first, by astype say"
             )
     elif not (is_scalar(leaf) or leaf is None or leaf is EMPTY):
@@ -129,6 +130,11 @@ def check_leaf(name: str, leaf: object) -> None:
             f"{type(leaf).__module__}.{type(leaf).__qualname__}: convert it with numpy.asarray, "
             "or leave it out of the tree"
         )
+
+
+@lru_cache(maxsize=256)
+def _is_storable(dtype: np.dtype[Any]) -> bool:
+    return stored_as(dtype.newbyteorder("="), ()) is not None
 
 
 def content_at(name: str, leaf: Any) -> Content:

@@ -7,7 +7,7 @@ to the device as they are, and XLA's CPU client uses them in place where they ar
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar, cast, final
 
@@ -34,7 +34,7 @@ class Placement:
 
 def default_placement() -> Placement:
     """JAX's default device as it is now, uncommitted."""
-    device = cast("jax.Device | str | None", jax.config.jax_default_device)
+    device = cast("Any", jax.config).jax_default_device
     if device is None:
         device = jax.local_devices()[0]
     elif isinstance(device, str):
@@ -66,7 +66,7 @@ def place(
     blocks: dict[tuple[Any, ...], NDArray[Any]] = {}
     arrays: list[jax.Array] = []
     indices = cast(
-        "dict[jax.Device, tuple[slice, ...]]",
+        "dict[Any, tuple[slice, ...]]",
         sharding.addressable_devices_indices_map(view.shape),
     )
     for device, index in indices.items():
@@ -138,7 +138,7 @@ def concretely(task: Callable[[], _T], dtype: Dtype | None = None) -> _T:
         try:
             with _plain_settings(dtype):
                 outcome.append(task())
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - it is raised again where it belongs
             failure.append(error)
 
     thread = threading.Thread(target=run, name="safejax-place", daemon=True)
@@ -175,7 +175,7 @@ def concretely_all(tasks: Sequence[tuple[Callable[[], object], Dtype]], workers:
     def run() -> None:
         try:
             work()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - it is raised again where it belongs
             failures.append(error)
 
     threads = [
@@ -191,7 +191,7 @@ def concretely_all(tasks: Sequence[tuple[Callable[[], object], Dtype]], workers:
 
 
 @contextlib.contextmanager
-def _plain_settings(dtype: Dtype | None) -> Iterator[None]:
+def _plain_settings(dtype: Dtype | None) -> Generator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.transfer_guard("allow"))
         stack.enter_context(jax.debug_nans(False))

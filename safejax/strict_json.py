@@ -9,12 +9,15 @@ import json
 import math
 import re
 import reprlib
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, Final, NoReturn
 
 _SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]")
 _MINUS_ZERO: Final = re.compile(r"-0(?=[\s,\]}]|$)")
+_TOKEN: Final = re.compile(r'"(?:[^"\\]|\\(?s:.))*"?|(?P<open>[\[{])|(?P<close>[\]}])')
+_MAX_DEPTH: Final = 10_000
 
 
 def parse(text: str, *, allow_surrogates: bool = False) -> Any:  # Any: what the text holds.
@@ -24,6 +27,10 @@ def parse(text: str, *, allow_surrogates: bool = False) -> Any:  # Any: what the
 
     Raises `ValueError` with a sentence that says what is wrong with it.
     """
+    # Where a program has raised the recursion limit, the parser of Python 3.11 follows the
+    # nesting until the process runs out of stack and is killed.
+    if sys.getrecursionlimit() > _MAX_DEPTH and _depth(text) > _MAX_DEPTH:
+        raise ValueError("it is nested too deeply")
     try:
         with collector_paused():
             value = json.loads(
@@ -73,6 +80,17 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
                 raise ValueError(f"the key {reprlib.repr(key)} stands twice in one object")
             seen.add(key)
     return entries
+
+
+def _depth(text: str) -> int:
+    depth = deepest = 0
+    for token in _TOKEN.finditer(text):
+        if token["open"]:
+            depth += 1
+            deepest = max(deepest, depth)
+        elif token["close"]:
+            depth -= 1
+    return deepest
 
 
 def _refuse_constant(constant: str) -> NoReturn:

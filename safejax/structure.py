@@ -20,6 +20,7 @@ from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 from safejax.errors import LeafError, TransformError
 from safejax.header import METADATA_NAME
 from safejax.names import SEPARATOR, join, split
+from safejax.strict_json import collector_paused
 
 Segments: TypeAlias = tuple[str, ...]
 
@@ -134,6 +135,7 @@ class Walk:
     structure: Structure
 
 
+@collector_paused()
 def walk(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> Walk:
     """Names and structure of a pytree; `is_leaf` as in `jax.tree_util`.
 
@@ -175,7 +177,9 @@ def walk(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> Walk:
 
 
 # Asking JAX takes ten times as long.
-_LEAF_TYPES: Final = frozenset({np.ndarray, bool, int, float, complex, str})
+_LEAF_TYPES: Final = frozenset(
+    {np.ndarray, jax.ShapeDtypeStruct, bool, int, float, complex, str}
+)
 
 
 def _children(node: Any, segments: Segments) -> list[tuple[Any, Any]] | None:

@@ -24,6 +24,7 @@ from safejax.leaves import (
 from safejax.placing import Placement
 from safejax.shardings import ShardingArgument, resolve
 from safejax.steps import Step
+from safejax.strict_json import collector_paused
 from safejax.structure import EMPTY, build, walk
 
 
@@ -95,6 +96,7 @@ flatten: Final = Flatten()
 unflatten: Final = Unflatten()
 
 
+@collector_paused()
 def assemble(
     leaves: Leaves,
     *,
@@ -285,7 +287,7 @@ def _warn_of_partial_load(file: str, kept: list[str], unexpected: list[str]) -> 
         )
         if names
     ]
-    warnings.warn(f"{file}: {'; '.join(said)}", PartialLoadWarning, stacklevel=6)
+    warnings.warn(f"{file}: {'; '.join(said)}", PartialLoadWarning, stacklevel=7)
 
 
 def _count(tree: Any) -> int:

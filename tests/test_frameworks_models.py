@@ -29,11 +29,7 @@ import safejax.flax
 import safejax.haiku
 import safejax.objax
 
-FAST = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_multi_thread_eigen": False,
-}
+FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 """Compiler options that halve the time of a compilation."""
 
 HAS_OBJAX_JIT = hasattr(jax.sharding, "PmapSharding")
@@ -93,6 +89,7 @@ def check(
         assert isinstance(leaf, safejax.LazyArray)
         assert not leaf.is_placed
         assert leaf.sharding == other.sharding
+        assert leaf.dtype == other.dtype
         assert len(leaf.sharding.device_set) == 8
     assert any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(loaded))
     assert log.nbytes == 0
@@ -100,8 +97,10 @@ def check(
     assert log.nbytes == nbytes(original)
     before = run(original, *inputs)
     assert bits(after) == bits(before)
-    # Outputs that do not depend on the input, or on each other, would show nothing.
-    assert all(np.isfinite(leaf).all() and np.std(leaf) > 0 for leaf in jax.tree.leaves(before))
+    # An output of nothing but NaNs, or of one number, would show little.
+    output = np.asarray(jax.tree.leaves(before)[0])
+    assert np.isfinite(output).all()
+    assert len(np.unique(output)) > output.size // 2
 
 
 def test_haiku_resnet_50(tmp_path: Path, by_features: Any) -> None:
@@ -251,7 +250,17 @@ def test_nnx_convnet(tmp_path: Path, by_features: Any) -> None:
 
     path = tmp_path / "convnet.safetensors"
     safejax.flax.serialize(model, filename=path)
-    run = nnx.jit(lambda model, x: model(x), compiler_options=FAST)
+
+    @partial(jax.jit, compiler_options=FAST)
+    def apply(state: Any, x: Any) -> Any:
+        model = nnx.merge(graph, state)
+        return model(x), nnx.state(model)
+
+    def run(model: Any, x: Any) -> Any:
+        y, state = apply(nnx.state(model), x)
+        nnx.update(model, state)
+        return y
+
     with safejax.observe_reads() as log:
         safejax.flax.load_into(abstract, path, sharding=by_features)
         leaves = jax.tree.leaves(nnx.to_pure_dict(nnx.state(abstract)))
@@ -259,8 +268,7 @@ def test_nnx_convnet(tmp_path: Path, by_features: Any) -> None:
         assert not any(leaf.is_placed for leaf in leaves)
         assert log.nbytes == 0
         after = [run(abstract, x), run(abstract, x)]
-        # A key is eight bytes long, and says four.
-        assert log.nbytes == nbytes(nnx.state(model)) + 4
+        assert log.nbytes == nbytes(nnx.state(model))
     before = [run(model, x), run(model, x)]
     assert bits(after) == bits(before)
     assert bits(before[0]) != bits(before[1])
@@ -292,7 +300,7 @@ def test_equinox_mlp(tmp_path: Path, by_features: Any) -> None:
     safejax.equinox.serialize(model, filename=path)
     loaded = safejax.equinox.deserialize(path, like=like, sharding=by_features)
     assert loaded.activation is like.activation
-    run = eqx.filter_jit(lambda arrays, x: jax.vmap(eqx.combine(arrays, like))(x))
+    run = jax.jit(lambda arrays, x: jax.vmap(eqx.combine(arrays, like))(x), compiler_options=FAST)
     with safejax.observe_reads() as log:
         check(
             run,
@@ -329,9 +337,7 @@ class EquinoxConvnet(eqx.Module):
 
 
 def test_equinox_convnet_with_state(tmp_path: Path, by_features: Any) -> None:
-    like = eqx.filter_eval_shape(
-        lambda: eqx.nn.make_with_state(EquinoxConvnet)(jax.random.key(0))
-    )
+    like = eqx.filter_eval_shape(lambda: eqx.nn.make_with_state(EquinoxConvnet)(jax.random.key(0)))
     both = eqx.combine(filled(eqx.filter(like, _is_abstract), by_features), like)
     assert sum(leaf.size for leaf in arrays(both[0])) == 4_426_728
 
@@ -339,7 +345,7 @@ def test_equinox_convnet_with_state(tmp_path: Path, by_features: Any) -> None:
     safejax.equinox.serialize(both, filename=path)
     loaded = safejax.equinox.deserialize(path, like=like, sharding=by_features)
 
-    @eqx.filter_jit
+    @partial(jax.jit, compiler_options=FAST)
     def run(arrays: Any, x: Any) -> Any:
         model, state = eqx.combine(arrays, like)
         return jax.vmap(model, axis_name="batch", in_axes=(0, None), out_axes=(0, None))(x, state)

@@ -1,4 +1,4 @@
-"""A ResNet-50 of Flax: what it gives after a save and a load is what it gave before, bit for bit."""
+"""A ResNet-50 of Flax gives after a save and a load what it gave before, bit for bit."""
 
 from pathlib import Path
 from typing import Any

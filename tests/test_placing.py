@@ -261,7 +261,7 @@ def test_keys_go_to_the_memory_kind_too(kind: str) -> None:
 @pytest.mark.parametrize("mesh", [SQUARE, EXPLICIT])
 def test_a_sharding_that_does_not_divide_the_shape_is_refused(mesh: Any) -> None:
     odd = np.zeros((6, 2), np.float32)
-    with pytest.raises(ValueError, match="divisible|evenly"):
+    with pytest.raises(ValueError, match=r"divisible|evenly"):
         lazy(odd, Placement(NamedSharding(mesh, P("x")), True)).placed()
 
 
@@ -609,9 +609,7 @@ def test_place_reads_nothing_that_no_device_of_the_sharding_holds() -> None:
     mesh = jax.make_mesh((2,), ("x",), devices=DEVICES[:2], axis_types=(AxisType.Auto,))
     view = view_of(HOST).index((slice(0, 4),))
     with observe_reads() as log:
-        placed = place(
-            view, view.dtype, None, Placement(NamedSharding(mesh, P("x")), True), "w"
-        )
+        placed = place(view, view.dtype, None, Placement(NamedSharding(mesh, P("x")), True), "w")
         assert log.nbytes == HOST.nbytes // 2
     assert raw(placed) == HOST[:4].tobytes()
 

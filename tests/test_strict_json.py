@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import json
 import math
 import sys
 
@@ -131,6 +132,20 @@ def test_the_collector_is_left_as_it_was(enabled, text):
         assert gc.isenabled() is enabled
     finally:
         (gc.enable if was else gc.disable)()
+
+
+@pytest.mark.parametrize("text", ["[" * 15_000 + "]" * 15_000, '{"a\\"[":' * 15_000])
+def test_nesting_is_limited_also_where_the_interpreter_s_limit_was_raised(text):
+    before = sys.getrecursionlimit()
+    try:
+        sys.setrecursionlimit(100_000)
+        with pytest.raises(ValueError, match="nested too deeply"):
+            strict_json.parse(text)
+        brackets = json.dumps(["[{" * 15_000])
+        assert strict_json.parse(brackets) == json.loads(brackets)
+        assert strict_json.parse("[[]," * 900 + "0" + "]" * 900)
+    finally:
+        sys.setrecursionlimit(before)
 
 
 def test_no_limit_of_the_interpreter_is_changed():
