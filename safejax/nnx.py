@@ -111,8 +111,9 @@ def _value(variable: Any) -> Any:
     """The value as the variable holds it, before any hook; arrays also stand by themselves."""
     if not isinstance(variable, nnx.Variable):
         return variable
-    # Flax 0.12.0 has no other way.
-    return variable.get_raw_value() if hasattr(variable, "get_raw_value") else variable.raw_value
+    if hasattr(nnx.Variable, "get_raw_value"):
+        return variable.get_raw_value()
+    return variable.raw_value  # Flax 0.12.0
 
 
 def _with_value(variable: Any, value: Any) -> Any:

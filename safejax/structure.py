@@ -177,9 +177,7 @@ def walk(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> Walk:
 
 
 # Asking JAX takes ten times as long.
-_LEAF_TYPES: Final = frozenset(
-    {np.ndarray, jax.ShapeDtypeStruct, bool, int, float, complex, str}
-)
+_LEAF_TYPES: Final = frozenset({np.ndarray, jax.ShapeDtypeStruct, bool, int, float, complex, str})
 
 
 def _children(node: Any, segments: Segments) -> list[tuple[Any, Any]] | None:
@@ -400,9 +398,9 @@ def _container(children: dict[str, Any], segments: Segments, kinds: Mapping[str,
     aliases = {alias: children[to] for alias, to in kind.aliases if to in children}
     children = {**children, **aliases}
     if kind.order is not None:
-        # What a transform took away is left out, what it added comes last.
-        ordered = {segment: children[segment] for segment in kind.order if segment in children}
-        children = {**ordered, **children}
+        # What a transform took away is left out, what it added comes last, by name.
+        order = dict.fromkeys((*kind.order, *sorted(children)))
+        children = {segment: children[segment] for segment in order if segment in children}
     keyed = _keyed(children, kind)
     if kind.type == "collections.OrderedDict":
         return OrderedDict(keyed)

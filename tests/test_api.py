@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import threading
+import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
@@ -63,7 +64,8 @@ def params() -> Any:
     return {
         "emb": jnp.asarray(GRID),
         "layers": [
-            {"w": jnp.full((8, 8), float(i)), "b": jnp.arange(8, dtype=jnp.bfloat16)} for i in range(3)
+            {"w": jnp.full((8, 8), float(i)), "b": jnp.arange(8, dtype=jnp.bfloat16)}
+            for i in range(3)
         ],
         "key": jax.random.key(3),
         "step": 7,
@@ -331,7 +333,7 @@ def test_first_the_transform_then_like_then_the_sharding(tmp_path: Path) -> None
 
 
 def test_like_and_strict_reach_the_match(path: Path) -> None:
-    with pytest.raises(MismatchError, match=f"^{path}: 8 leaves do not match like"):
+    with pytest.raises(MismatchError, match=f"^{path}: 9 leaves do not match like"):
         load(path, like={"emb": jnp.asarray(GRID)})
     with pytest.warns(safejax.PartialLoadWarning, match=f"^{path}: ") as caught:
         tree = load(path, like={"emb": jnp.asarray(GRID)}, strict=False)
@@ -397,12 +399,12 @@ def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_a_folder_is_told(tmp_path: Path) -> None:
     for call in (load, safejax.metadata, lambda path: save({}, path)):
-        with pytest.raises(IsADirectoryError, match="a folder") as caught:
+        with pytest.raises(IsADirectoryError, match="got a folder") as caught:
             call(tmp_path)
         assert str(tmp_path) in str(caught.value)
 
 
-NO_FILES = {"empty": b"", "short": b"abc", "zip": b"PK\x03\x04" * 50, "text": b"hello world" * 9,
+NO_FILES = {"empty": b"", "short": b"abc", "zip": b"PK\x03\x04" * 50, "text": b"hello" * 9,
             "zeros": bytes(100), "cut": serialize({"w": GRID})[:-1]}  # fmt: skip
 
 
@@ -718,12 +720,14 @@ def test_64_bits_are_kept_from_file_to_file(tmp_path: Path) -> None:
 # ---- size
 
 
-def test_a_hundred_thousand_leaves_take_seconds() -> None:
+def test_twenty_thousand_leaves_take_seconds() -> None:
     leaf = np.zeros(2, np.float32)
-    tree = {f"model.layers.{i}.weight": leaf for i in range(100_000)}
+    tree = {f"model.layers.{i}.weight": leaf for i in range(20_000)}
+    begin = time.process_time()
     data = serialize(tree)
     with observe_reads() as log:
         again = safejax.deserialize(data, like=safejax.abstract(tree), sharding=DEVICES[1])
         assert not log.reads
+    assert time.process_time() - begin < 10
     assert list(again) == sorted(tree)
     assert again["model.layers.77.weight"].sharding == SingleDeviceSharding(DEVICES[1])

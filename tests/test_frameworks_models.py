@@ -7,6 +7,7 @@ are small, and XLA optimizes little: that changes both sides alike.
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +224,7 @@ class Convnet(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         widths = (3, 64, 128, 256, 512, 512)
-        pairs = list(zip(widths, widths[1:], strict=False))
+        pairs = list(pairwise(widths))
         self.convs = nnx.List([nnx.Conv(a, b, (3, 3), rngs=rngs) for a, b in pairs])
         self.norms = nnx.List([nnx.BatchNorm(b, rngs=rngs) for _, b in pairs])
         self.hidden = nnx.Linear(512, 4096, rngs=rngs)
@@ -273,7 +274,7 @@ def test_nnx_convnet(tmp_path: Path, by_features: Any) -> None:
     assert bits(after) == bits(before)
     assert bits(before[0]) != bits(before[1])
     for one, other in zip(*map(leaves_with_keys, (abstract, model)), strict=True):
-        assert one.sharding == other.sharding
+        assert one.sharding.is_equivalent_to(other.sharding, one.ndim)
         assert bits(one) == bits(other)
 
 
@@ -319,7 +320,7 @@ class EquinoxConvnet(eqx.Module):
 
     def __init__(self, key: jax.Array) -> None:
         widths = (3, 64, 128, 256, 512, 512)
-        pairs = list(zip(widths, widths[1:], strict=False))
+        pairs = list(pairwise(widths))
         keys = jax.random.split(key, len(widths))
         self.convs = [
             eqx.nn.Conv2d(a, b, 3, padding=1, key=k)

@@ -444,7 +444,7 @@ SHARDED = [
 
 
 @pytest.mark.parametrize("use", SHARDED)
-@pytest.mark.parametrize("kind", ["auto", "explicit", "square"])
+@pytest.mark.parametrize("kind", ["explicit", "square"])
 def test_a_sharded_argument_gives_what_the_plain_array_gives(kind: str, use: str) -> None:
     plain = put(HOST, SHARDINGS[kind])
     assert outcome(ARGUMENTS[use], lazy(plain)) == outcome(ARGUMENTS[use], plain)

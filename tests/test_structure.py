@@ -258,7 +258,7 @@ CHANGED: dict[str, tuple[Any, Callable[[Entries], Entries], Any]] = {
     "list, all gone": ({"a": [1], "b": 2}, without("a.0"), {"b": 2}),
     "namedtuple, a field gone": (Pair(1, 2), without("second"), {"first": 1}),
     "ordered, one gone": (OrderedDict(c=1, b=2, a=3), without("b"), OrderedDict(c=1, a=3)),
-    "ordered, one more": (OrderedDict(c=1, b=2), set_to(a=3), OrderedDict(c=1, b=2, a=3)),
+    "ordered, more": (OrderedDict(c=1, b=2), set_to(x=3, a=4), OrderedDict(c=1, b=2, a=4, x=3)),
     "tuple keys, one gone": ({("a", 1): 1, ("b", 2): 2}, without("('a', 1)"), {("b", 2): 2}),
     "int keys, one gone": ({1: 1, 2: 2}, without("1"), {2: 2}),
     "int keys, one more": ({1: 1, 2: 2}, set_to(**{"7": 3}), {1: 1, 2: 2, 7: 3}),

@@ -1,6 +1,7 @@
 """`cast`: floating leaves to another dtype."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, final
 
 import numpy as np
@@ -29,11 +30,15 @@ class Cast(Transform):
         return map_contents(self, leaves, self.where, self.must_match, self._cast)
 
     def _cast(self, name: str, content: Content) -> Content:
-        del name
         dtype = content.view.dtype
         meant = is_floating(dtype) if self.source is None else dtype == self.source
         if content.key is not None or not meant:
             return content
+        if not _is_convertible(dtype, self.target):
+            raise TransformError(
+                f"{self!r}: leaf {name!r}: expected a dtype that NumPy converts to "
+                f"{self.target.name}, got {dtype.name}: cast it to float32 first"
+            )
         return Content(cast_view(content.view, self.target))
 
     @property
@@ -88,6 +93,18 @@ def cast(
             f"is cast: name what to cast from, cast({target.name!r}, source=...)"
         )
     return Cast(target, checked, checked_where(where), must_match)
+
+
+@lru_cache(maxsize=1024)
+def _is_convertible(source: Dtype, target: Dtype) -> bool:
+    """Whether NumPy converts between the dtypes: some of ml_dtypes' do not know each other."""
+    if source.kind == "c":
+        return True  # to all, with a warning that belongs to the read
+    try:
+        np.zeros(0, source).astype(target)
+    except TypeError:
+        return False
+    return True
 
 
 def _dtype(argument: str, dtype: Any) -> Dtype:

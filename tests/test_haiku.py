@@ -1,0 +1,178 @@
+"""Haiku: safejax 0.5's programs as they stand, names with slashes, state, old files."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import haiku as hk
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import safejax
+from safejax.haiku import deserialize, serialize
+
+X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
+
+
+MODEL = hk.transform_with_state(
+    lambda x, training=False: hk.nets.MLP([6, 2])(
+        hk.BatchNorm(True, True, 0.9)(hk.Linear(8)(x), training)
+    )
+)
+STATELESS = hk.transform(lambda x: hk.nets.MLP([6, 2])(x))
+
+
+@pytest.fixture(scope="module")
+def params_and_state() -> tuple[Any, Any]:
+    return jax.jit(MODEL.init, static_argnums=2)(jax.random.key(0), X, True)
+
+
+@pytest.fixture(scope="module")
+def params() -> Any:
+    return jax.jit(STATELESS.init)(jax.random.key(0), X)
+
+
+def bits(tree: Any) -> list[bytes]:
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+def written_by_safejax_0_5(params: Mapping[str, Any]) -> bytes:
+    """Its `flatten_dict`, and safetensors: keys joined by dots, nothing else told."""
+
+    def flat(tree: Mapping[str, Any], prefix: str) -> dict[str, np.ndarray]:
+        found: dict[str, np.ndarray] = {}
+        for key, value in tree.items():
+            name = f"{prefix}.{key}" if prefix else key
+            found |= flat(value, name) if isinstance(value, Mapping) else {name: np.asarray(value)}
+        return found
+
+    return safetensors.numpy.save(flat(params, ""))
+
+
+# ---- the programs of safejax 0.5's README
+
+
+def test_program_with_parameters_only(params: Any) -> None:
+    model = STATELESS
+
+    encoded_bytes = serialize(params)
+    decoded_params = deserialize(encoded_bytes)
+
+    assert bits(model.apply(decoded_params, None, X)) == bits(model.apply(params, None, X))
+
+
+def test_program_with_parameters_and_state_in_one_file(
+    params_and_state: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = MODEL
+
+    params, state = params_and_state
+    params_state = {"params": params, "state": state}
+
+    encoded_bytes = serialize(params_state)
+    decoded_params_state = deserialize(encoded_bytes)
+
+    assert decoded_params_state.keys() == {"params", "state"}
+    expected = bits(model.apply(params, state, None, X))
+    after = model.apply(decoded_params_state["params"], decoded_params_state["state"], None, X)
+    assert bits(after) == expected
+
+    serialize(params_state, filename="./params.safetensors")
+    from_file = deserialize("./params.safetensors")
+    assert bits(model.apply(from_file["params"], from_file["state"], None, X)) == expected
+
+
+def test_program_with_each_on_its_own(params_and_state: Any) -> None:
+    model = MODEL
+
+    params, state = params_and_state
+
+    encoded_bytes = serialize(params)
+    decoded_params = deserialize(encoded_bytes)
+
+    encoded_bytes = serialize(state)
+    decoded_state = deserialize(encoded_bytes)
+
+    after = model.apply(decoded_params, decoded_state, None, X)
+    assert bits(after) == bits(model.apply(params, state, None, X))
+
+
+def test_file_of_safejax_0_5(params_and_state: Any) -> None:
+    params, state = params_and_state
+    for tree in (params, state, {"params": params, "state": state}):
+        decoded = deserialize(written_by_safejax_0_5(tree))
+        assert type(decoded) is dict
+        assert jax.tree.structure(decoded) == jax.tree.structure(tree)
+        assert bits(decoded) == bits(tree)
+
+
+# ---- containers and names
+
+
+def test_module_names_keep_their_slashes_and_tildes(params_and_state: Any) -> None:
+    params, state = params_and_state
+    names = {"batch_norm/~/mean_ema.hidden", "batch_norm/~/var_ema.counter"}
+    assert names < set(safejax.decode(serialize(state)))
+    assert "mlp/~/linear_0.w" in safejax.decode(serialize(params))
+    decoded = deserialize(serialize({"params": params, "state": state}))
+    assert set(decoded["params"]) == set(params)
+    assert set(decoded["state"]) == set(state) > {"batch_norm/~/mean_ema"}
+    assert jax.tree.structure(decoded["params"]) == jax.tree.structure(params)
+    counter = decoded["state"]["batch_norm/~/mean_ema"]["counter"]
+    assert counter.dtype == np.int32
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        hk.data_structures.to_immutable_dict({"a/~/b": {"w": X}}),
+        {"params": hk.data_structures.to_immutable_dict({"a": {"w": X}}), "state": {}},
+        {"params": {"a": {"w": X}}, "state": {}},
+        {"a.b": {"w.c": X}, "a": {"b.w": X}},
+        {},
+    ],
+)
+def test_gives_back_the_container_that_it_was_given(tree: Any) -> None:
+    decoded = deserialize(serialize(tree))
+    assert type(decoded) is type(tree)
+    assert jax.tree.structure(decoded) == jax.tree.structure(tree)
+    assert bits(decoded) == bits(tree)
+
+
+def test_under_jit_nothing_is_read_before_it_runs(params_and_state: Any) -> None:
+    params, state = params_and_state
+    both = deserialize(serialize({"params": params, "state": state}))
+    run = jax.jit(lambda params, state, x: MODEL.apply(params, state, None, x))
+    with safejax.observe_reads() as log:
+        lowered = run.lower(both["params"], both["state"], X)
+        assert log.nbytes == 0
+        after = run(both["params"], both["state"], X)
+        assert log.nbytes == sum(leaf.nbytes for leaf in jax.tree.leaves((params, state)))
+    assert lowered.as_text() == run.lower(params, state, X).as_text()
+    assert bits(after) == bits(run(params, state, X))
+
+
+def test_partition_and_merge_take_what_was_loaded(params: Any) -> None:
+    """What haiku users do to fine-tune: its functions look at modules and names."""
+    decoded = deserialize(serialize(params))
+    head, body = hk.data_structures.partition(
+        lambda module, name, value: module == "mlp/~/linear_1", decoded
+    )
+    assert set(head) == {"mlp/~/linear_1"}
+    merged = hk.data_structures.merge(head, body)
+    assert not any(leaf.is_placed for leaf in jax.tree.leaves(merged))
+    assert bits(merged) == bits(params)
+    assert hk.data_structures.tree_size(decoded) == hk.data_structures.tree_size(params)
+
+
+def test_like_from_eval_shape(params_and_state: Any) -> None:
+    like = jax.eval_shape(lambda key: MODEL.init(key, X, True), jax.random.key(0))
+    decoded = deserialize(serialize(params_and_state), like=like)
+    assert type(decoded) is tuple
+    assert bits(decoded) == bits(params_and_state)
+    wider = jax.eval_shape(lambda key: MODEL.init(key, np.ones((3, 5)), True), jax.random.key(0))
+    with pytest.raises(safejax.MismatchError, match=r"'0\.linear\.w': expected float32\[5,8\]"):
+        deserialize(serialize(params_and_state), like=wider)
