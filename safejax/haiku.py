@@ -8,26 +8,30 @@ Module names keep their `/` and `~`: only dots part the names in a file.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, Final
+
+import jax
 
 from safejax.adapter import Source, Stored, fetch, finish, missing, refuse_foreign, store
 from safejax.api import TransformArgument
 from safejax.files import PathLike
+from safejax.leaves import Leaves
+from safejax.names import split
 from safejax.remote import FileSystem
 from safejax.shardings import ShardingArgument
-from safejax.structure import register_container
+from safejax.structure import Kind, container_key, register_container, walk
+from safejax.tree import flatten
 
 try:
     from haiku.data_structures import to_haiku_dict, to_immutable_dict
 except ImportError as error:
     raise missing("dm-haiku", "haiku", error) from error
 
-_FLAT_MAPPING = type(to_immutable_dict({}))
+_IMMUTABLE: Final = type(to_immutable_dict({}))
+_IMMUTABLE_NAME: Final = f"{_IMMUTABLE.__module__}.{_IMMUTABLE.__qualname__}"
 
-register_container(
-    f"{_FLAT_MAPPING.__module__}.{_FLAT_MAPPING.__qualname__}",
-    lambda children: to_immutable_dict(to_haiku_dict(children)),
-)
+register_container(_IMMUTABLE_NAME, lambda children: to_immutable_dict(to_haiku_dict(children)))
 
 
 def serialize(
@@ -50,7 +54,7 @@ def serialize(
     `OSError` where the file cannot be written.
     """
     refuse_foreign(params, "haiku")
-    return store(params, filename, metadata, fs)
+    return store(_flatten(params), filename, metadata, fs)
 
 
 def deserialize(
@@ -70,4 +74,41 @@ def deserialize(
     Raises what `safejax.load` raises.
     """
     leaves, file = fetch(path_or_bytes, fs)
-    return finish(leaves, file, like=like, sharding=sharding, transform=transform, strict=strict)
+    tree = finish(
+        leaves, file, like=_mutable(like), sharding=sharding, transform=transform, strict=strict
+    )
+    if like is None:
+        return tree
+    return jax.tree.map(
+        lambda node, part: to_immutable_dict(part) if _is_immutable(node) else part,
+        like,
+        tree,
+        is_leaf=_is_immutable,
+    )
+
+
+def _flatten(params: Any) -> Leaves:
+    """The Leaves of `params`, those of Haiku's immutable dicts by their keys.
+
+    JAX knows these dicts by the positions of their leaves alone.
+    """
+    leaves = flatten(_mutable(params))
+    walked = walk(params, _is_immutable)
+    kinds = dict(leaves.structure.kinds)
+    for name, node in walked.entries.items():
+        if _is_immutable(node):
+            key = container_key(walked.structure.paths.get(name, split(name)))
+            kinds[key] = replace(kinds.get(key, Kind()), type=_IMMUTABLE_NAME)
+    return Leaves(leaves, replace(leaves.structure, kinds=kinds))
+
+
+def _mutable(tree: Any) -> Any:
+    return jax.tree.map(
+        lambda node: to_haiku_dict(node) if _is_immutable(node) else node,
+        tree,
+        is_leaf=_is_immutable,
+    )
+
+
+def _is_immutable(node: Any) -> bool:
+    return isinstance(node, _IMMUTABLE)

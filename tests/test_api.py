@@ -436,7 +436,7 @@ def test_a_leaf_that_cannot_be_saved_is_named_and_nothing_written(path: Path) ->
             save({"a": [1, leaf]}, path)
     deleted = jnp.ones(2)
     deleted.delete()
-    with pytest.raises(LeafError, match="leaf 'w': .* deleted, or donated"):
+    with pytest.raises(LeafError, match=r"leaf 'w': .* deleted, or donated"):
         save({"w": deleted}, path)
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == [path.name]
@@ -485,8 +485,13 @@ def test_a_file_that_was_cut_short_since_is_told(path: Path, left: int) -> None:
     tree = load(path)
     size = path.stat().st_size
     os.truncate(path, left if left >= 0 else size + left)
-    for call in (lambda: tree["emb"] + 1, lambda: np.asarray(tree["emb"]), lambda: materialize(tree),
-                 lambda: serialize(tree), lambda: save(tree, path.parent / "new")):  # fmt: skip
+    for call in (
+        lambda: tree["emb"] + 1,
+        lambda: np.asarray(tree["emb"]),
+        lambda: materialize(tree),
+        lambda: serialize(tree),
+        lambda: save(tree, path.parent / "new"),
+    ):
         with pytest.raises(ReadError, match=f"{path}: expected the {size} bytes"):
             call()
     assert sorted(os.listdir(path.parent)) == [path.name]

@@ -142,6 +142,21 @@ def test_gives_back_the_container_that_it_was_given(tree: Any) -> None:
     assert bits(decoded) == bits(tree)
 
 
+def test_immutable_dicts_keep_their_names(params: Any) -> None:
+    """JAX knows them by the positions of their leaves alone."""
+    immutable = hk.data_structures.to_immutable_dict(params)
+    assert set(safejax.decode(serialize(immutable))) == set(safejax.decode(serialize(params)))
+    assert serialize({"params": immutable}) != serialize({"params": params})
+    for like in (immutable, jax.eval_shape(lambda: immutable)):
+        decoded = deserialize(serialize(params), like=like)
+        assert type(decoded) is type(immutable)
+        assert jax.tree.structure(decoded) == jax.tree.structure(immutable)
+        assert bits(decoded) == bits(params)
+        pair = deserialize(serialize((params, None)), like=(like, None))
+        assert (type(pair[0]), pair[1]) == (type(immutable), None)
+    assert type(deserialize(serialize(immutable), like=params)) is dict
+
+
 def test_under_jit_nothing_is_read_before_it_runs(params_and_state: Any) -> None:
     params, state = params_and_state
     both = deserialize(serialize({"params": params, "state": state}))
