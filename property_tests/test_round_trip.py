@@ -50,7 +50,8 @@ sorts_of_keys = [
     st.tuples(st.integers(0, 2), texts),
     st.none(),
 ]
-any_key = st.one_of(sorts_of_keys)
+# JAX 0.8 has no None among the keys of an OrderedDict.
+any_key = st.one_of(sorts_of_keys[:-1])
 values = st.integers(0, 99) | scalars() | st.none()
 
 

@@ -97,6 +97,7 @@ def parse_header(encoded: bytes, data_size: int, file: str) -> Header:
     def fault(sentence: str) -> InvalidFileError:
         return InvalidFileError(f"{file}: invalid header: {sentence}")
 
+    # The format says so; the reference reader skips white space in front of it.
     if encoded[:1] != b"{":
         raise fault(f"expected it to begin with '{{', got {encoded[:1]!r}")
     with strict_json.collector_paused():

@@ -86,6 +86,8 @@ def deserialize_like(
     """A state or module like `like`, whose variables have the values of `leaves`."""
     state = _state(like)
     expected = nnx.to_pure_dict(state, _expected)
+    if is_nnx(sharding):  # As nnx.get_named_sharding gives them.
+        sharding = values_of(sharding)
     values = finish(
         leaves, file, like=expected, sharding=sharding, transform=transform, strict=strict
     )

@@ -136,7 +136,9 @@ def _choose(
     if isinstance(argument, ShardingRules):
         _check_rules(argument, arrays, file)
     # A mesh can be called, as a decorator: it is told apart as a tree that holds no sharding.
-    if callable(argument) and not isinstance(argument, Mesh):
+    # A tree of Equinox or NNX modules can be called too, and is a tree nevertheless.
+    is_leaf = jax.tree_util.all_leaves([argument])
+    if callable(argument) and is_leaf and not isinstance(argument, Mesh):
         function = cast("ShardingFunction", argument)
         return {name: _given(function, name, leaf, file) for name, leaf in arrays.items()}
     return _by_prefix(argument, leaves, file)

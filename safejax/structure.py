@@ -188,10 +188,11 @@ def _children(node: Any, segments: Segments) -> list[tuple[Any, Any]] | None:
     is_leaf = iter([False])
     try:
         pairs, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda _: next(is_leaf, True))
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
+        found = sorted({type(key).__name__ for key in node}) if isinstance(node, dict) else error
         raise LeafError(
-            f"container {join(segments)!r}: expected dict keys that can be sorted, as JAX needs "
-            f"them, got {[type(key).__name__ for key in node]}: use keys of one type"
+            f"container {join(segments)!r}: expected dict keys that JAX can sort, or a node that "
+            f"it can flatten, got {found}: use keys of one type"
         ) from error
     if len(pairs) == 1 and not pairs[0][0]:
         return None

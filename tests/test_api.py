@@ -451,7 +451,6 @@ def test_inside_jit(path: Path) -> None:
 
     jax.jit(saving)(jnp.ones(2))
     assert_same_bits(jax.jit(lambda: load(path)["emb"] + 1)(), GRID + 1)
-    # Avals of tracers serve as like.
     doubled = jax.jit(
         lambda x: safejax.deserialize(serialize({"w": GRID}), like={"w": GRID})["w"] + x
     )

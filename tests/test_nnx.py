@@ -362,6 +362,14 @@ def test_sharding_goes_before_the_one_named_on_the_variable(data: bytes, mesh: M
     assert shardings(model, "kernel") == {rows}
 
 
+def test_a_state_of_shardings(trained: Net, data: bytes, mesh: Mesh) -> None:
+    model = abstract(None, "x")
+    load_into(model, data, sharding=nnx.get_named_sharding(nnx.state(model), mesh))
+    assert shardings(model, "kernel") == {NamedSharding(mesh, P(None, "x"))}
+    assert shardings(model, "mean") == {NamedSharding(mesh, P())}
+    assert bits(model) == bits(trained)
+
+
 def test_names_without_a_mesh(trained: Net, data: bytes) -> None:
     model = abstract(None, "x")
     load_into(model, data)
