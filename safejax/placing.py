@@ -69,12 +69,14 @@ def place(
         "dict[Any, tuple[slice, ...]]",
         sharding.addressable_devices_indices_map(view.shape),
     )
-    for device, index in indices.items():
-        distinct = tuple((part.start, part.stop) for part in index)
-        if distinct not in blocks:
-            blocks[distinct] = _block(view.index(index), dtype, name)
-        single = SingleDeviceSharding(device, memory_kind=sharding.memory_kind)
-        arrays.append(jax.device_put(blocks[distinct], single))
+    # Behind a barrier every block needs the whole operand, which is made once for all.
+    with view.kept():
+        for device, index in indices.items():
+            distinct = tuple((part.start, part.stop) for part in index)
+            if distinct not in blocks:
+                blocks[distinct] = _block(view.index(index), dtype, name)
+            single = SingleDeviceSharding(device, memory_kind=sharding.memory_kind)
+            arrays.append(jax.device_put(blocks[distinct], single))
     # The dtype, since there may be no device of this process among them.
     return jax.make_array_from_single_device_arrays(view.shape, sharding, arrays, dtype=dtype)
 

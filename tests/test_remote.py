@@ -190,7 +190,7 @@ def test_packed_and_recorded_dtypes() -> None:
     store, loaded = opened(tree)
     assert np.asarray(loaded["f4"][1]).tobytes() == tree["f4"][1].tobytes()
     assert store.asked() == 2
-    assert np.asarray(loaded["i4"]).tobytes() == tree["i4"].tobytes()
+    assert np.asarray(loaded["i4"]).astype(np.int8).tolist() == list(range(-4, 4))
     assert jax.random.key_data(loaded["key"]).tolist() == [0, 3]
     assert np.asarray(loaded["flag"]).tolist() == [True, False]
 
@@ -255,8 +255,9 @@ def test_local_files_are_mapped_and_written_whole(tmp_path: Path) -> None:
 def test_zip_archives_are_written_and_read(tmp_path: Path) -> None:
     """Its members cannot be committed later."""
     archive = str(tmp_path / "w.zip")
-    with fsspec.filesystem("zip", fo=archive, mode="w") as fs:
-        safejax.save({"w": W}, "w.safetensors", fs=fs)
+    fs = fsspec.filesystem("zip", fo=archive, mode="w")
+    safejax.save({"w": W}, "w.safetensors", fs=fs)
+    fs.close()
     loaded = safejax.load(f"zip://w.safetensors::{archive}")
     assert np.asarray(loaded["w"][3]).tobytes() == W[3].tobytes()
 
@@ -427,20 +428,20 @@ def test_progress_counts_every_byte() -> None:
     assert sorted(steps) == steps
 
 
-def test_saves_of_many_threads_on_one_file_system() -> None:
+def test_saves_of_two_threads_on_one_file_system() -> None:
     """A file system has one transaction at a time: one save must not end that of another."""
     store = Store()
-    first, second = threading.Event(), threading.Event()
+    begun, ended = threading.Event(), threading.Event()
 
     def progress(done: int, total: int) -> None:
-        first.set()
-        # The other save comes while this one is in the middle.
-        second.wait(0.5)
+        begun.set()
+        # The other save comes while this one is in the middle, and waits for its end.
+        assert not ended.wait(0.1)
 
     def other() -> None:
-        first.wait()
-        second.set()
+        begun.wait()
         safejax.save({"w": W + 1}, "other", fs=store)
+        ended.set()
 
     thread = threading.Thread(target=other)
     thread.start()
@@ -457,7 +458,8 @@ def test_within_a_transaction_of_the_caller() -> None:
         safejax.save({"w": W}, "two", fs=store)
         assert store.files == {}
     assert set(store.files) == {"one", "two"}
-    with pytest.raises(ZeroDivisionError), store.transaction:
-        safejax.save({"w": W}, "three", fs=store)
-        raise ZeroDivisionError
+    store.start_transaction()
+    safejax.save({"w": W}, "three", fs=store)
+    store.transaction.complete(commit=False)
     assert set(store.files) == {"one", "two"}
+    assert store.discarded == ["three"]
