@@ -249,7 +249,6 @@ def _record_kind(
     flat = (
         dict_like
         and any(SEPARATOR in segment for segment, _, _ in named)
-        and METADATA_NAME not in {join((*segments, segment)) for segment, _, _ in named}
         and all(_is_entry(child) for _, _, child in named)
     )
     all_int = named and all(type(key) is int and text == str(key) for text, key, _ in named)

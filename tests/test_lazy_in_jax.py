@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import io
 import itertools
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from flax.training.train_state import TrainState
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+import safejax.lazy as lazy_module
 from safejax import jax_registration
 from safejax.lazy import LazyArray, content_of
 from safejax.placing import Placement
@@ -328,6 +330,37 @@ def test_the_default_device_is_the_one_that_was_when_the_leaf_was_made() -> None
     assert bits(there + X) == bits(expected + X)
 
 
+SETTINGS: dict[str, Callable[[Callable[[], None]], Any]] = {
+    "jit": lambda check: jax.jit(lambda x: (check(), x)[1])(X),
+    "vmap": lambda check: jax.vmap(lambda x: (check(), x)[1])(X),
+    "grad": lambda check: jax.grad(lambda x: (check(), x)[1])(1.0),
+    "shard_map": lambda check: _shard_map(lambda x: (check(), x)[1]),
+    "explicit mesh": lambda check: check(),
+}
+
+
+@pytest.mark.parametrize("kind", [*SHARDINGS, "key"])
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_leaf_made_inside_a_trace_is_as_one_made_outside(setting: str, kind: str) -> None:
+    plain = jax.random.key(1) if kind == "key" else put(HOST, SHARDINGS[kind])
+    content = content_of(plain)
+    assert content is not None
+    made: list[LazyArray] = []
+
+    def make() -> None:
+        # Else an earlier test could have left the answers there.
+        for cached in (lazy_module._aval, lazy_module.key_dtype, lazy_module.key_data_shape):
+            cached.cache_clear()
+        placement = Placement(plain.sharding, True) if plain.committed else None
+        made.append(LazyArray(content, "w", placement))
+
+    with jax.set_mesh(EXPLICIT) if setting == "explicit mesh" else contextlib.nullcontext():
+        SETTINGS[setting](make)
+    assert made[0].aval == jax.typeof(plain)
+    assert made[0].aval.sharding == jax.typeof(plain).sharding
+    assert bits(made[0]) == bits(plain)
+
+
 # ---- as an argument
 
 ARGUMENTS: dict[str, Callable[[Any], Any]] = {
@@ -481,6 +514,31 @@ def test_donation_frees_and_the_next_use_reads_again(donated: str) -> None:
             assert log.nbytes == times * HOST.nbytes
             assert not leaf.is_placed
     assert bits(leaf) == bits(plain)
+
+
+# What looks below the surface of an array: it has to be given a plain one.
+DEEPER: dict[str, Callable[[Any], Any]] = {
+    "memoryview": memoryview,
+    "make_array_from_single_device_arrays": lambda w: jax.make_array_from_single_device_arrays(
+        w.shape, w.sharding, [w]
+    ),
+    "tree_deserialise_leaves": lambda w: eqx.tree_deserialise_leaves(_serialised(w), w),
+}
+
+
+def _serialised(array: Any) -> io.BytesIO:
+    file = io.BytesIO()
+    eqx.tree_serialise_leaves(file, array)
+    file.seek(0)
+    return file
+
+
+@pytest.mark.parametrize("use", DEEPER)
+def test_what_needs_a_plain_array_refuses_a_lazy_one_and_does_not_err(use: str) -> None:
+    leaf = lazy(HOST)
+    with pytest.raises((TypeError, RuntimeError), match="LazyArray"):
+        DEEPER[use](leaf)
+    DEEPER[use](leaf.placed())
 
 
 # ---- keys

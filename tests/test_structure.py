@@ -269,6 +269,7 @@ CHANGED: dict[str, tuple[Any, Callable[[Entries], Entries], Any]] = {
     "swapped by name": ({"a": 1, "b": 2}, lambda e: {"b": e["a"], "a": e["b"]}, {"a": 2, "b": 1}),
     "none becomes a leaf": ([None, 1], set_to(**{"0": 5}), [5, 1]),
     "a leaf becomes none": ([None, 1], set_to(**{"1": None}), [None, None]),
+    "a leaf becomes empty": ([3, 1], set_to(**{"0": EMPTY}), [{}, 1]),
     "none and a leaf change places": ([None, 1], set_to(**{"0": 1, "1": None}), [1, None]),
     "none becomes empty": ([None, 1], set_to(**{"0": EMPTY}), [{}, 1]),
     "an empty tuple becomes none": ([(), 1], set_to(**{"0": None}), [None, 1]),

@@ -90,10 +90,11 @@ class FullState(TrainState):
 
 def test_flax(tmp_path: Path) -> None:
     net = LinenNet()
+    init = jax.jit(net.init)
 
     def start(seed: int) -> FullState:
         keys = {"params": jax.random.key(seed), "dropout": jax.random.key(1)}
-        variables = jax.jit(net.init)(keys, BATCHES[0][0])
+        variables = init(keys, BATCHES[0][0])
         return FullState.create(
             apply_fn=net.apply,
             params=variables["params"],
@@ -179,9 +180,10 @@ def test_haiku(tmp_path: Path) -> None:
         return hk.Linear(1)(x)
 
     net = hk.transform_with_state(forward)
+    init = jax.jit(net.init)
 
     def start(seed: int) -> dict[str, Any]:
-        params, state = jax.jit(net.init)(jax.random.key(seed), BATCHES[0][0])
+        params, state = init(jax.random.key(seed), BATCHES[0][0])
         return {
             "params": params,
             "state": state,
