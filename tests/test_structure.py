@@ -227,10 +227,10 @@ def test_names_that_contradict_each_other(case: str) -> None:
 @pytest.mark.parametrize("flat", [False, True])
 def test_a_million_dots_are_refused_at_once(flat: bool) -> None:
     structure = Structure({"x": Kind(flat=flat)})
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(TransformError, match="at most 500 containers"):
         build({"." * 1_000_000: 0}, structure, "f")
-    assert time.perf_counter() - begin < 2
+    assert time.process_time() - begin < 10
 
 
 # ---- what a transform did in between
