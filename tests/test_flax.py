@@ -115,6 +115,10 @@ def test_gives_back_the_container_that_it_was_given(tree: Any) -> None:
     assert bits(decoded) == bits(tree)
 
 
+def test_a_bare_array_is_told_as_no_container() -> None:
+    assert serialize(X) == safejax.serialize(X)
+
+
 def test_a_frozen_dict_is_immutable_and_applies_under_jit(params: Any) -> None:
     decoded = deserialize(serialize(freeze(params)))
     assert type(decoded) is FrozenDict

@@ -272,7 +272,6 @@ IN_MODES: dict[str, Callable[[Any], Any]] = {
     "argument": lambda w: jax.jit(lambda y: y)(w),
     "closure": lambda w: jax.jit(lambda: jnp.stack([w, w]))(),
     "operator": lambda w: w > w,
-    "grad": lambda w: jax.grad(lambda y: jnp.where(jnp.isfinite(y), y, w * 0).sum())(w),
     "method": lambda w: w.reshape(2, 3),
     "device_put": lambda w: jax.device_put(w, DEVICES[2]),
 }
@@ -582,7 +581,8 @@ OF_EVERY_IMPL = ("split", "normal", "fold_in", "key_data", "equal", "jit", "wrap
 def test_keys_give_what_plain_keys_give(impl: str, use: str) -> None:
     key = jax.random.key(42, impl=impl)
     keys = jax.random.split(key, 8)
-    for plain in (key, keys, put(keys, NamedSharding(AUTO, P("x")))):
+    sharded = [put(keys, NamedSharding(AUTO, P("x")))] if impl == "threefry2x32" else []
+    for plain in (key, keys, *sharded):
         expected = outcome(KEYS[use], plain)
         assert outcome(KEYS[use], lazy(plain)) == expected
         assert not isinstance(expected, type)

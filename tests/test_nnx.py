@@ -250,7 +250,8 @@ def test_only_some_of_an_abstract_model(data: bytes, trained: Net) -> None:
 
 
 def test_transforms_come_before_the_choice(trained: Net, data: bytes) -> None:
-    renamed = safejax.rename({"layers.{i}.kernel": "layers.{i}.weight"})
+    # Of what is wanted and of what is left alone: names are those after the transform.
+    renamed = safejax.rename({"layers.{i}.kernel": "layers.{i}.weight", "norm.mean": "norm.mu"})
     data = safejax.encode(renamed(safejax.decode(data)))
     model = make(1)
     load_into(model, data, only=nnx.Param, transform=renamed.inverse)
@@ -362,6 +363,19 @@ def test_sharding_goes_before_the_one_named_on_the_variable(data: bytes, mesh: M
     assert shardings(model, "kernel") == {rows}
 
 
+def test_a_model_that_was_placed_stays_where_it_is(data: bytes, mesh: Mesh) -> None:
+    rows = NamedSharding(mesh, P("x"))
+    with jax.set_mesh(mesh):
+        model = make(1, axes=(None, "x"))
+        state = nnx.state(model)
+        placed = jax.tree.map(lambda w: jax.device_put(w, rows) if w.ndim == 2 else w, state)
+        nnx.update(model, placed)
+        assert shardings(model, "kernel") == {rows}
+        load_into(model, data)
+    assert unread(model)
+    assert shardings(model, "kernel") == {rows}
+
+
 def test_a_state_of_shardings(trained: Net, data: bytes, mesh: Mesh) -> None:
     model = abstract(None, "x")
     load_into(model, data, sharding=nnx.get_named_sharding(nnx.state(model), mesh))
@@ -405,6 +419,19 @@ def test_a_model_and_its_optimizer_in_one_file(trained: Net) -> None:
     alone = both(3)["optimizer"]
     load_into(alone, serialize(source["optimizer"]))
     assert bits(alone) == bits(source["optimizer"])
+
+
+def test_random_streams_alone() -> None:
+    """No module, and no state in it: what has variables is told by what it is."""
+    source, target = nnx.Rngs(0, noise=3), nnx.Rngs(1, noise=4)
+    source.noise()
+    data = serialize(source)
+    assert set(safejax.decode(data)) == {
+        f"{stream}.{part}" for stream in ("default", "noise") for part in ("count", "key")
+    }
+    load_into(target, data)
+    assert bits(target) == bits(source)
+    assert one(target.noise()) == one(source.noise())
 
 
 def test_states_side_by_side(trained: Net) -> None:

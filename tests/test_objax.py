@@ -177,7 +177,12 @@ def test_the_same_variables_give_the_same_bytes() -> None:
         {"a.b": objax.TrainVar(jnp.ones(2)), "a": objax.StateVar(jnp.zeros(3))},
         {"": objax.TrainVar(jnp.ones(2))},
         {"a::b": objax.TrainVar(jnp.ones(2)), "a": objax.TrainVar(jnp.zeros(2))},
-        {"n": objax.StateVar(3), "m": objax.StateVar(3), "e": objax.StateVar(jnp.zeros((0, 2)))},
+        {
+            "n": objax.StateVar(3),
+            "m": objax.StateVar(3),
+            "e": objax.StateVar(jnp.zeros((0, 2))),
+            "f": objax.StateVar(jnp.zeros((0, 2))),
+        },
         {"z": objax.StateVar(jnp.arange(3)), "a": objax.StateVar(jnp.array(2, jnp.bfloat16))},
     ],
 )
@@ -249,6 +254,10 @@ def test_random_state_goes_on() -> None:
     decoded = deserialize(serialize(generator.vars()))
     (state,) = decoded.values()
     assert type(state) is objax.RandomState
+    # objax.Vectorize reduces variables; the mean of keys is no key.
+    key = np.asarray(state.value).tobytes()
+    state.reduce(jnp.stack([state.value, state.value + 2]))
+    assert np.asarray(state.value).tobytes() == key
     expected = objax.random.normal((2,), generator=generator)
     state.split(1)
     assert np.asarray(state.value).tobytes() == np.asarray(generator.key.value).tobytes()
