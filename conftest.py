@@ -19,5 +19,5 @@ _COMMON = {
     "suppress_health_check": [hypothesis.HealthCheck.too_slow],
 }
 hypothesis.settings.register_profile("quick", max_examples=30, **_COMMON)
-hypothesis.settings.register_profile("large", max_examples=120, **_COMMON)
+hypothesis.settings.register_profile("large", max_examples=600, **_COMMON)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))

@@ -7,6 +7,7 @@ are read and placed on their devices when they are first needed.
 from safejax.api import abstract, deserialize, load, materialize, metadata, save, serialize
 from safejax.codec import decode, encode
 from safejax.errors import (
+    ChecksumError,
     InvalidFileError,
     LeafError,
     MismatchError,
@@ -34,6 +35,7 @@ __version__ = "1.0.0.dev0"
 
 __all__ = [
     "EMPTY",
+    "ChecksumError",
     "InvalidFileError",
     "LazyArray",
     "LeafError",

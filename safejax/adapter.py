@@ -40,17 +40,17 @@ def store(
     return filename
 
 
-def fetch(source: Source, fs: FileSystem | None) -> tuple[Leaves, str]:
+def fetch(source: Source, fs: FileSystem | None, *, verify: bool) -> tuple[Leaves, str]:
     """The Leaves in a file, unread, and what errors call the file."""
     if isinstance(source, bytes | bytearray | memoryview):
         if fs is not None:
             raise TypeError("fs: expected a path with it, got bytes: leave it out")
-        return decode(source), IN_MEMORY
+        return decode(source, verify=verify), IN_MEMORY
     if not isinstance(source, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(
             f"expected the path or the bytes of a safetensors file, got {type(source).__name__}"
         )
-    return open_path(source, fs), os.fspath(source)
+    return open_path(source, fs, verify=verify), os.fspath(source)
 
 
 def finish(

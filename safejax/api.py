@@ -7,8 +7,9 @@ from typing import Any, TypeAlias
 
 import jax
 
-from safejax.codec import IN_MEMORY, Layout, decode, layout, open_file, open_leaves
+from safejax.codec import IN_MEMORY, Buffer, decode, open_file, open_leaves
 from safejax.files import PathLike, checked_path, write_atomically
+from safejax.layout import Layout, layout
 from safejax.lazy import LazyArray
 from safejax.leaves import Leaves, aval_of, checked_metadata, is_array
 from safejax.placing import concretely_all
@@ -28,6 +29,7 @@ def save(
     *,
     transform: TransformArgument | None = None,
     metadata: Mapping[str, str] | None = None,
+    checksum: bool = False,
     progress: Progress | None = None,
     fs: Any = None,
 ) -> None:
@@ -35,8 +37,10 @@ def save(
 
     Leaves are arrays of JAX (lazy ones are streamed from their file) or NumPy, typed PRNG keys,
     Python scalars, strings and None, in any pytree. `transform` is applied to the Leaves first.
-    `metadata` maps strings to strings. `progress(done, total)` counts bytes of the file. The
-    tree is not changed, and the same tree always gives the same bytes.
+    `metadata` maps strings to strings. `checksum` records digests of the leaves' bytes, which
+    `load(..., verify=True)` checks (`pip install 'safejax[checksum]'`). `progress(done, total)`
+    counts bytes of the file. The tree is not changed, and the same tree always gives the same
+    bytes.
 
     `path` may be a URL, or a path of the fsspec file system `fs`: the file is there when all of
     it is, as far as that file system can promise.
@@ -51,7 +55,7 @@ def save(
     does not fit, `OSError` where the file cannot be written; the old file is then still there.
     """
     target = checked_path(path)
-    plan = _layout(tree, transform, metadata, target)
+    plan = _layout(tree, transform, metadata, target, checksum=checksum)
     done = 0
 
     def wrote(nbytes: int) -> None:
@@ -62,8 +66,13 @@ def save(
 
     fs, target = resolve_path(target, fs)
     if fs is None:
-        write_atomically(target, plan.chunks(), wrote)
+        write_atomically(
+            target, plan.chunks(), wrote, head=(lambda: plan.head) if checksum else None
+        )
     else:
+        if checksum:  # What is sent cannot be changed: digests are made before.
+            for _ in plan.chunks():
+                pass
         write_remotely(fs, target, plan.chunks(), wrote)
 
 
@@ -72,6 +81,7 @@ def serialize(
     *,
     transform: TransformArgument | None = None,
     metadata: Mapping[str, str] | None = None,
+    checksum: bool = False,
 ) -> bytes:
     """The bytes of the safetensors file that `save` would write.
 
@@ -79,7 +89,7 @@ def serialize(
     >>> safejax.deserialize(safejax.serialize({"w": jnp.arange(3)}))["w"].sum().item()
     3
     """
-    return b"".join(_layout(tree, transform, metadata, IN_MEMORY).chunks())
+    return _layout(tree, transform, metadata, IN_MEMORY, checksum=checksum).to_bytes()
 
 
 def load(
@@ -89,6 +99,7 @@ def load(
     sharding: ShardingArgument = None,
     transform: TransformArgument | None = None,
     strict: bool = True,
+    verify: bool = False,
     fs: Any = None,
 ) -> Any:
     """The pytree in a safetensors file, with lazy leaves; only the header is read.
@@ -107,6 +118,10 @@ def load(
     the sharding of `like`'s leaf counts if that is committed or abstract, else JAX's default
     device, uncommitted.
 
+    `verify` checks what is read, when it is read, against the digests that
+    `save(..., checksum=True)` recorded, in blocks of 1 MiB or more: a slice is checked by the
+    blocks it touches.
+
     `path` may be a URL, or a path of the fsspec file system `fs`: local files are mapped, of
     others the ranges that are needed are requested.
 
@@ -121,22 +136,24 @@ def load(
 
     Raises `FileNotFoundError`; `InvalidFileError` for what is no safetensors file;
     `MismatchError` with everything that does not match `like`; `ShardingError` with every leaf
-    that the sharding does not divide; `TransformError`.
+    that the sharding does not divide; `TransformError`; `ChecksumError` where `verify` finds no
+    digests, and, when a leaf is read, other bytes than were saved.
     """
     file = checked_path(path)
-    return _load(open_path(file, fs), like, sharding, transform, strict, file)
+    return _load(open_path(file, fs, verify=verify), like, sharding, transform, strict, file)
 
 
 def deserialize(
-    data: bytes | bytearray | memoryview,
+    data: Buffer,
     *,
     like: Any = None,
     sharding: ShardingArgument = None,
     transform: TransformArgument | None = None,
     strict: bool = True,
+    verify: bool = False,
 ) -> Any:
     """The pytree in the bytes of a safetensors file, with lazy leaves, as `load` gives it."""
-    return _load(decode(data), like, sharding, transform, strict, IN_MEMORY)
+    return _load(decode(data, verify=verify), like, sharding, transform, strict, IN_MEMORY)
 
 
 def materialize(tree: Any, *, progress: Progress | None = None) -> Any:
@@ -195,9 +212,7 @@ def abstract(tree: Any) -> Any:
     return jax.tree.map(of_leaf, tree)
 
 
-def metadata(
-    source: PathLike | bytes | bytearray | memoryview, *, fs: Any = None
-) -> dict[str, str]:
+def metadata(source: PathLike | Buffer, *, fs: Any = None) -> dict[str, str]:
     """The user's metadata in a file, by its path or its bytes; only the header is read.
 
     What `save(..., metadata=m)` stored comes back as it was; safejax's own record is not shown.
@@ -211,15 +226,15 @@ def metadata(
     return dict(open_path(checked_path(source), fs).metadata)
 
 
-def open_path(path: PathLike, fs: Any = None) -> Leaves:
+def open_path(path: PathLike, fs: Any = None, *, verify: bool = False) -> Leaves:
     """The Leaves at a path, a URL, or a path of the fsspec file system `fs`; unread."""
     fs, file = resolve_path(checked_path(path), fs)
     if fs is not None:
         source = RemoteSource(fs, file)
-        return open_leaves(source, source.prefix, source.nbytes)
+        return open_leaves(source, source.prefix, source.nbytes, verify=verify)
     if os.path.isdir(file):
         raise IsADirectoryError(f"{file}: expected a safetensors file, got a folder: name the file")
-    return open_file(file)
+    return open_file(file, verify=verify)
 
 
 def _layout(
@@ -227,12 +242,14 @@ def _layout(
     transform: TransformArgument | None,
     metadata: Mapping[str, str] | None,
     file: str,
+    *,
+    checksum: bool,
 ) -> Layout:
     leaves = tree if isinstance(tree, Leaves) else flatten(tree)
     leaves = apply(transform, leaves)
     if metadata is not None:
         leaves = leaves.replace(metadata={**leaves.metadata, **checked_metadata(metadata)})
-    return layout(leaves, file)
+    return layout(leaves, file, checksum=checksum)
 
 
 def _load(

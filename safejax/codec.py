@@ -1,140 +1,55 @@
 """Encode and decode: Leaves to the bytes of a safetensors file and back, lazily."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any, Final, final
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias, final, overload
 
-import jax
 import numpy as np
 
 from safejax import dtypes
-from safejax.dtypes import Stored
-from safejax.errors import InvalidFileError, LeafError
-from safejax.header import Entry, Header, Tensor, data_order, read_header, write_header
+from safejax.errors import ChecksumError, InvalidFileError
+from safejax.header import Header, Tensor, read_header
+from safejax.integrity import Digests, VerifiedSource, digests_size
+from safejax.layout import layout
 from safejax.lazy import Content, LazyArray, NarrowingNotice, key_data_shape
-from safejax.leaves import Leaves, check_leaf, content_at, is_array
+from safejax.leaves import Leaves
 from safejax.names import join
 from safejax.placing import default_placement
-from safejax.record import Record, read_record, with_record
-from safejax.sources import AbstractSource, BufferSource, MappedSource, PackedSource, Source
+from safejax.record import Record, read_record
+from safejax.sources import BufferSource, MappedSource, PackedSource, Source
 from safejax.steps import Step
 from safejax.strict_json import collector_paused
-from safejax.structure import Structure, container_segments
+from safejax.structure import name_in
 from safejax.views import Strided, View
 from safejax.windows import Window
 
-BLOCK_BYTES: Final = 64 << 20
-"""Bytes of a leaf that are held at a time while it is written."""
+Buffer: TypeAlias = bytes | bytearray | memoryview
 
 IN_MEMORY: Final = "<bytes>"
 """What errors call a file that is only bytes in memory."""
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """A file that can be written: its first bytes, and the leaves in the order of their data."""
-
-    head: bytes
-    leaves: tuple[tuple[View, Stored], ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the file in bytes."""
-        return len(self.head) + sum(stored.nbytes for _, stored in self.leaves)
-
-    def chunks(self) -> Iterator[memoryview]:
-        """The file's bytes in order, with no more than about `BLOCK_BYTES` of them copied."""
-        yield memoryview(self.head)
-        for view, stored in self.leaves:
-            packed = dtypes.is_packed(stored.code)
-            for block in [view] if packed else view.blocks(BLOCK_BYTES):
-                if block.size:
-                    yield dtypes.to_stored_bytes(block.read(), stored).data
-
-
 @collector_paused()
-def layout(leaves: Leaves, file: str) -> Layout:
-    """The layout of the file that holds `leaves`, which the bytes follow from alone.
-
-    Raises `LeafError` for a leaf that no file can hold; reads nothing.
-    """
-    views: dict[str, tuple[View, Stored]] = {}
-    values: dict[str, Any] = {}
-    recorded: dict[str, str] = {}
-    keys: dict[str, str] = {}
-    for name, leaf in leaves.items():
-        check_leaf(name, leaf)
-        if not is_array(leaf):
-            values[name] = leaf
-            continue
-        content = _content(name, leaf)
-        stored = dtypes.stored_as(content.view.dtype, content.view.shape)
-        if stored is None:
-            raise LeafError(
-                f"{file}: leaf {name!r}: expected a dtype that JAX has, got "
-                f"{content.view.dtype}: convert it first, by astype say"
-            )
-        if stored.recorded is not None:
-            recorded[name] = stored.recorded
-        if content.key is not None:
-            keys[name] = content.key
-        views[name] = (content.view, stored)
-    record = Record(_of_these(leaves), values, recorded, keys)
-    entries = data_order(
-        [Entry(name, part.code, part.shape, part.nbytes) for name, (_, part) in views.items()]
-    )
-    head = write_header(entries, with_record(leaves.metadata, record), file)
-    return Layout(head, tuple(views[entry.name] for entry in entries))
-
-
-def _of_these(leaves: Leaves) -> Structure:
-    """The structure, less what it tells of names that a transform has taken away or changed."""
-    paths = {name: path for name, path in leaves.structure.paths.items() if name in leaves}
-    kinds = dict(leaves.structure.kinds)
-    for key, kind in kinds.items():
-        if kind.aliases:
-            aliases = tuple(
-                (alias, to)
-                for alias, to in kind.aliases
-                if _name_in(key, to) in leaves and _name_in(key, alias) not in leaves
-            )
-            kinds[key] = replace(kind, aliases=aliases)
-    return Structure(kinds, paths)
-
-
-def _name_in(container: str, segment: str) -> str:
-    return join((*container_segments(container), segment))
-
-
-def _content(name: str, leaf: Any) -> Content:
-    if not isinstance(leaf, LazyArray) and isinstance(leaf, jax.Array) and leaf.is_deleted():
-        raise LeafError(
-            f"leaf {name!r}: expected an array with values, got one that was deleted, or donated "
-            "to a jitted function: save what that gave back"
-        )
-    content = content_at(name, leaf)
-    if any(isinstance(source, AbstractSource) for source in content.view.sources):
-        raise LeafError(
-            f"leaf {name!r}: expected values to store, got {leaf}: give an array instead"
-        )
-    return content
-
-
-@collector_paused()
-def open_leaves(source: Source, prefix: Callable[[int, int], bytes], size: int) -> Leaves:
+def open_leaves(
+    source: Source, prefix: Callable[[int, int], bytes], size: int, *, verify: bool = False
+) -> Leaves:
     """The Leaves of a file of `size` bytes, every array unread and bound for JAX's default device.
 
-    `prefix(begin, end)` gives the bytes of the header. Raises `InvalidFileError`.
+    `prefix(begin, end)` gives the bytes of the header; with `verify`, each array is checked when
+    it is read. Raises `InvalidFileError`.
     """
     file = source.name
     header = read_header(prefix, size, file)
     metadata, record = read_record(header.metadata, file)
     _check_record(header, record, file)
+    digests = _matching_digests(header, record, file) if verify else None
     notice, placement = NarrowingNotice(), default_placement()
     entries: dict[str, Any] = {}
     for name, tensor in header.tensors.items():
-        content = Content(_view(source, name, tensor, record), record.keys.get(name))
+        data = source
+        if digests is not None and tensor.end > tensor.begin:
+            data = VerifiedSource(source, name, (tensor.begin, tensor.end), digests)
+        content = Content(_view(data, name, tensor, record), record.keys.get(name))
         _check_key(name, content, file)
         entries[name] = LazyArray(content, name, placement, notice)
     return Leaves({**entries, **record.values}, record.structure, metadata)
@@ -157,7 +72,7 @@ def _check_record(header: Header, record: Record, file: str) -> None:
     for key, kind in record.structure.kinds.items():
         for alias, to in kind.aliases:
             for segment, there in ((to, True), (alias, False)):
-                name = _name_in(key, segment)
+                name = name_in(key, segment)
                 if (name in tensors or name in record.values) != there:
                     raise InvalidFileError(
                         f"{file}: invalid record: expected the alias {alias!r} of {to!r} to stand "
@@ -176,6 +91,28 @@ def _check_record(header: Header, record: Record, file: str) -> None:
                 f"{file}: invalid record: expected {name!r} to be its path joined by dots, got "
                 f"the path {list(path)}"
             )
+
+
+def _matching_digests(header: Header, record: Record, file: str) -> Digests:
+    """The digests of the file; `ChecksumError` unless there is one for every block."""
+    digests = record.digests
+    if digests is None:
+        raise ChecksumError(
+            f"{file}: verify: expected a file that was saved with checksum=True, got one without "
+            "digests: load it without verify, and save it with checksum=True"
+        )
+    for name in header.tensors.keys() | digests.of.keys():
+        tensor = header.tensors.get(name)
+        nbytes = 0 if tensor is None else tensor.end - tensor.begin
+        expected = digests_size(nbytes, digests.block_bytes)
+        found = len(digests.of.get(name, b""))
+        if found != expected or (tensor is None):
+            raise ChecksumError(
+                f"{file}: leaf {name!r}: expected digests of {nbytes} bytes, {expected} bytes, "
+                f"got {found} bytes: another program changed the file since it was saved; load "
+                "it without verify"
+            )
+    return digests
 
 
 def _view(source: Source, name: str, tensor: Tensor, record: Record) -> View:
@@ -224,19 +161,34 @@ def _check_key(name: str, content: Content, file: str) -> None:
 class Encode(Step[Leaves, bytes]):
     """Leaves to the bytes of a safetensors file, read by every safetensors reader.
 
-    The same Leaves always give the same bytes. Raises `LeafError` for a leaf that no file can
-    hold. The inverse is `decode`.
+    The same Leaves always give the same bytes. `encode(checksum=True)` is a step that records
+    digests, too. The inverse is `decode`, with `verify` where there are digests.
+
+    Raises `LeafError` for a leaf that no file can hold.
     """
 
-    def __call__(self, leaves: Leaves, /) -> bytes:
-        return b"".join(layout(leaves, IN_MEMORY).chunks())
+    checksum: bool = False
+
+    @overload
+    def __call__(self, leaves: Leaves, /, *, checksum: bool | None = None) -> bytes: ...
+    @overload
+    def __call__(self, /, *, checksum: bool) -> "Encode": ...
+    def __call__(
+        self, leaves: Leaves | None = None, /, *, checksum: bool | None = None
+    ) -> "bytes | Encode":
+        if leaves is None and checksum is not None:
+            return Encode(checksum)
+        if not isinstance(leaves, Leaves):
+            raise TypeError(f"encode: expected Leaves, got {type(leaves).__name__}: flatten first")
+        checksum = self.checksum if checksum is None else checksum
+        return layout(leaves, IN_MEMORY, checksum=checksum).to_bytes()
 
     @property
     def inverse(self) -> "Decode":
-        return Decode()
+        return Decode(self.checksum)
 
     def __repr__(self) -> str:
-        return "encode"
+        return "encode(checksum=True)" if self.checksum else "encode"
 
 
 @final
@@ -244,33 +196,48 @@ class Encode(Step[Leaves, bytes]):
 class Decode(Step[bytes, Leaves]):
     """The bytes of a safetensors file to Leaves, whose arrays are not read yet.
 
-    Raises `InvalidFileError` for bytes that are no safetensors file. A buffer that may change
-    is copied. The inverse is `encode`.
+    `decode(verify=True)` is a step whose arrays are checked against the recorded digests when
+    they are read. A buffer that may change is copied. The inverse is `encode`.
+
+    Raises `InvalidFileError` for bytes that are no safetensors file.
     """
 
-    def __call__(self, data: bytes | bytearray | memoryview, /) -> Leaves:
-        if not isinstance(data, bytes | bytearray | memoryview):  # pyright: ignore[reportUnnecessaryIsInstance]
+    verify: bool = False
+
+    @overload
+    def __call__(self, data: Buffer, /, *, verify: bool | None = None) -> Leaves: ...
+    @overload
+    def __call__(self, /, *, verify: bool) -> "Decode": ...
+    def __call__(
+        self, data: Buffer | None = None, /, *, verify: bool | None = None
+    ) -> "Leaves | Decode":
+        if data is None and verify is not None:
+            return Decode(verify)
+        if not isinstance(data, bytes | bytearray | memoryview):
             raise TypeError(
                 f"expected the bytes of a safetensors file, got {type(data).__name__}: for a "
                 "file on disk call safejax.load(path)"
             )
         held = bytes(data)
         return open_leaves(
-            BufferSource(held, IN_MEMORY), lambda begin, end: held[begin:end], len(held)
+            BufferSource(held, IN_MEMORY),
+            lambda begin, end: held[begin:end],
+            len(held),
+            verify=self.verify if verify is None else verify,
         )
 
     @property
     def inverse(self) -> Encode:
-        return Encode()
+        return Encode(self.verify)
 
     def __repr__(self) -> str:
-        return "decode"
+        return "decode(verify=True)" if self.verify else "decode"
 
 
-def open_file(path: str) -> Leaves:
+def open_file(path: str, *, verify: bool = False) -> Leaves:
     """The Leaves of a safetensors file on disk, mapped and unread."""
     source = MappedSource(path)
-    return open_leaves(source, source.prefix, source.nbytes)
+    return open_leaves(source, source.prefix, source.nbytes, verify=verify)
 
 
 encode: Final = Encode()

@@ -62,6 +62,7 @@ def deserialize(
     sharding: ShardingArgument = None,
     transform: TransformArgument | None = None,
     strict: bool = True,
+    verify: bool = False,
 ) -> _Model:
     """`like` with the arrays and scalars of the file in the place of its own; lazy.
 
@@ -72,7 +73,7 @@ def deserialize(
     Raises `MismatchError`, which reports every leaf that is missing, unexpected or of another
     shape or dtype, and what else `safejax.load` raises.
     """
-    leaves, file = fetch(path_or_bytes, fs)
+    leaves, file = fetch(path_or_bytes, fs, verify=verify)
     dynamic = _dynamic(like)
     loaded = finish(
         leaves, file, like=dynamic, sharding=sharding, transform=transform, strict=strict

@@ -20,6 +20,10 @@ class InvalidFileError(SafejaxError, SafetensorError, ValueError):
     """
 
 
+class ChecksumError(InvalidFileError):
+    """The bytes of a leaf are not those that were saved, or there is no digest to tell it by."""
+
+
 class ReadError(SafejaxError, OSError):
     """The file held the leaf when it was opened and no longer does (cut short, say)."""
 

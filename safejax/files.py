@@ -30,13 +30,19 @@ def checked_path(path: PathLike) -> str:
     return os.fspath(path)
 
 
-def write_atomically(path: str, chunks: Iterator[memoryview], wrote: Callable[[int], None]) -> None:
+def write_atomically(
+    path: str,
+    chunks: Iterator[memoryview],
+    wrote: Callable[[int], None],
+    head: Callable[[], bytes] | None = None,
+) -> None:
     """Make the file at `path` hold `chunks`, or leave it as it was.
 
     They go to a temporary file beside the target, which is flushed to disk and renamed over it;
     then the folder is flushed. A target that is a symbolic link is written through; the mode
     follows the umask. What saves of the same target left behind when they were killed is
-    removed. `wrote(n)` is called after every `n` bytes.
+    removed. `wrote(n)` is called after every `n` bytes. With `head`, what it gives when all
+    chunks are written stands over the first bytes.
 
     Raises `OSError`: a missing or unwritable folder, a full disk, a target that is a folder.
     """
@@ -49,6 +55,9 @@ def write_atomically(path: str, chunks: Iterator[memoryview], wrote: Callable[[i
             for chunk in chunks:
                 file.write(chunk)
                 wrote(chunk.nbytes)
+            if head is not None:
+                file.seek(0)
+                file.write(head())
             file.flush()
         os.fsync(descriptor)
         os.replace(temporary, target)

@@ -78,6 +78,7 @@ def deserialize(
     sharding: ShardingArgument = None,
     transform: TransformArgument | None = None,
     strict: bool = True,
+    verify: bool = False,
 ) -> Any:
     """What `serialize` was given, with lazy leaves: the same container, dict or `FrozenDict`.
 
@@ -89,7 +90,7 @@ def deserialize(
 
     Raises what `safejax.load` raises.
     """
-    leaves, file = fetch(path_or_bytes, fs)
+    leaves, file = fetch(path_or_bytes, fs, verify=verify)
     if is_nnx(like):
         return deserialize_like(
             leaves, file, like, sharding=sharding, transform=transform, strict=strict

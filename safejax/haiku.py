@@ -65,6 +65,7 @@ def deserialize(
     sharding: ShardingArgument = None,
     transform: TransformArgument | None = None,
     strict: bool = True,
+    verify: bool = False,
 ) -> Any:
     """The parameters, state or dict of both in a file, as `serialize` was given them; lazy.
 
@@ -73,7 +74,7 @@ def deserialize(
 
     Raises what `safejax.load` raises.
     """
-    leaves, file = fetch(path_or_bytes, fs)
+    leaves, file = fetch(path_or_bytes, fs, verify=verify)
     tree = finish(
         leaves, file, like=_mutable(like), sharding=sharding, transform=transform, strict=strict
     )

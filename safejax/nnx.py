@@ -42,6 +42,7 @@ def load_into(
     sharding: ShardingArgument = None,
     transform: TransformArgument | None = None,
     strict: bool = True,
+    verify: bool = False,
 ) -> None:
     """Give the variables of an NNX module the values in a file, lazily.
 
@@ -62,7 +63,7 @@ def load_into(
 
     Raises `MismatchError` with everything that does not match; the module is then unchanged.
     """
-    leaves, file = fetch(path_or_bytes, fs)
+    leaves, file = fetch(path_or_bytes, fs, verify=verify)
     state = nnx.state(model, only)
     if only is not ...:
         leaves, transform = apply(transform, leaves), None

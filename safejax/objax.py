@@ -69,6 +69,7 @@ def deserialize(
     sharding: ShardingArgument = None,
     transform: TransformArgument | None = None,
     strict: bool = True,
+    verify: bool = False,
 ) -> VarCollection:
     """The variables in a file, a `VarCollection` with the kinds that they had; values are lazy.
 
@@ -80,7 +81,7 @@ def deserialize(
     Raises `LeafError` for a file that names no kinds (another framework wrote it) without
     `like`, and what `safejax.load` raises.
     """
-    return _collection(*_values(path_or_bytes, fs, like, sharding, transform, strict))
+    return _collection(*_values(path_or_bytes, fs, like, sharding, transform, strict, verify))
 
 
 def deserialize_with_assignment(
@@ -91,6 +92,7 @@ def deserialize_with_assignment(
     sharding: ShardingArgument = None,
     transform: TransformArgument | None = None,
     strict: bool = True,
+    verify: bool = False,
 ) -> None:
     """Assign the values in a file to a model's variables, lazily.
 
@@ -100,7 +102,7 @@ def deserialize_with_assignment(
     Raises `MismatchError` with every variable that is missing, unexpected, or of another kind,
     shape or dtype; nothing is then assigned.
     """
-    values, _ = _values(filename, fs, model_vars, sharding, transform, strict)
+    values, _ = _values(filename, fs, model_vars, sharding, transform, strict, verify)
     for name, variable in model_vars.items():
         # objax's own check needs a part of JAX that 0.10 removed; ours is done.
         _target(variable).assign(values[_stored_name(name, variable)], check=False)
@@ -150,9 +152,10 @@ def _values(
     sharding: ShardingArgument,
     transform: TransformArgument | None,
     strict: bool,
+    verify: bool,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The values in a file by stored name, and each name to the first one of its variable."""
-    leaves, file = fetch(source, fs)
+    leaves, file = fetch(source, fs, verify=verify)
     kind = leaves.structure.kinds.get("", Kind())
     aliased = {alias: leaves[to] for alias, to in kind.aliases}
     # Names are never split: they hold dots, brackets and parentheses.

@@ -1,7 +1,7 @@
 """The record: what a header cannot say, as one JSON string in the file's metadata.
 
 It tells of the tree (`kinds`, `paths`), of leaves that are no arrays (`values`), and of what
-belongs to one tensor (`dtypes`, `keys`). Nothing in it names code to run or to import: a
+belongs to one tensor (`dtypes`, `keys`, `digests`). Nothing in it names code to run or to import: a
 class's name is looked up among the containers that an adapter has registered, and is a dict
 where it is not there.
 """
@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar, cast, final
 
 from safejax import strict_json
 from safejax.errors import InvalidFileError, TransformError
+from safejax.integrity import ALGORITHM, DIGEST_BYTES, Digests
 from safejax.leaves import RECORD_KEY, Scalar, check_name
 from safejax.structure import EMPTY, MAX_DEPTH, Empty, Kind, Structure, container_segments
 
@@ -24,7 +25,10 @@ VERSION: Final = 1
 DEFAULT_FORMAT: Final = "pt"
 """`format` in the metadata: transformers and huggingface_hub refuse files that name none."""
 
-_FIELDS: Final = frozenset({"version", "format", "kinds", "paths", "values", "dtypes", "keys"})
+_FIELDS: Final = frozenset(
+    {"version", "format", "kinds", "paths", "values", "dtypes", "keys", "digests"}
+)
+_DIGEST_FIELDS: Final = frozenset({"algorithm", "block_bytes", "tensors"})
 _HEX: Final = re.compile(r"-?0x[0-9a-f]+")
 _DOUBLE: Final = re.compile(r"[0-9a-f]{16}")
 _T = TypeVar("_T")
@@ -36,8 +40,8 @@ class Record:
     """A file's record. `values` holds scalars, strings, None and `EMPTY`, by name.
 
     `dtypes` names the true dtype of tensors that are stored under another code, `keys` the
-    implementation of typed key arrays. `adds_format` says that the user's metadata has no
-    `format`, and the file's is ours.
+    implementation of typed key arrays; `digests` are what their bytes are checked by.
+    `adds_format` says that the user's metadata has no `format`, and the file's is ours.
     """
 
     structure: Structure = field(default_factory=Structure)
@@ -46,6 +50,7 @@ class Record:
     )
     dtypes: Mapping[str, str] = field(default_factory=dict[str, str])
     keys: Mapping[str, str] = field(default_factory=dict[str, str])
+    digests: Digests | None = None
     adds_format: bool = False
 
 
@@ -62,6 +67,12 @@ def with_record(metadata: Mapping[str, str], record: Record) -> dict[str, str]:
         table["dtypes"] = _sorted(record.dtypes, str)
     if record.keys:
         table["keys"] = _sorted(record.keys, str)
+    if record.digests is not None:
+        table["digests"] = {
+            "algorithm": ALGORITHM,
+            "block_bytes": record.digests.block_bytes,
+            "tensors": _sorted(record.digests.of, _base64),
+        }
     if not metadata and len(table) == 1:
         return {}
     stored = dict(metadata)
@@ -124,8 +135,27 @@ def _record(table: Any) -> Record:
         values,
         {name: _str(item) for name, item in _dict(table.get("dtypes", {}), "dtypes").items()},
         {name: _str(item) for name, item in _dict(table.get("keys", {}), "keys").items()},
+        _digests(table["digests"]) if "digests" in table else None,
         "format" in table,
     )
+
+
+def _digests(item: Any) -> Digests:
+    table = _dict(item, "digests")
+    if table.keys() != _DIGEST_FIELDS:
+        raise ValueError(f"expected digests of {sorted(_DIGEST_FIELDS)}, got {sorted(table)}")
+    if table["algorithm"] != ALGORITHM:
+        raise ValueError(f"expected digests of {ALGORITHM}, got {table['algorithm']!r:.80}")
+    block_bytes = table["block_bytes"]
+    if type(block_bytes) is not int or not 0 < block_bytes < 2**63:
+        raise ValueError(f"expected a block of 1 byte or more, got {block_bytes!r:.80}")
+    of = {name: _bytes(digests) for name, digests in _dict(table["tensors"], "tensors").items()}
+    for name, digests in of.items():
+        if len(digests) % DIGEST_BYTES:
+            raise ValueError(
+                f"expected {DIGEST_BYTES} bytes a digest, got {len(digests)} of {name!r:.80}"
+            )
+    return Digests(block_bytes, of)
 
 
 def _check_leaf_name(name: str) -> None:
@@ -187,7 +217,7 @@ def _key_to_json(key: Any) -> Any:
     if isinstance(key, tuple):
         return [_key_to_json(part) for part in cast("tuple[Any, ...]", key)]
     if isinstance(key, bytes):
-        return {"bytes": base64.b64encode(key).decode()}
+        return {"bytes": _base64(key)}
     return _value_to_json(key)
 
 
@@ -195,7 +225,7 @@ def _key(item: Any) -> Any:
     if isinstance(item, list):
         return tuple(_key(part) for part in cast("list[Any]", item))
     if isinstance(item, dict) and cast("dict[str, Any]", item).keys() == {"bytes"}:
-        return base64.b64decode(_str(item["bytes"]), validate=True)
+        return _bytes(item["bytes"])
     key = _value(item)
     if key is EMPTY:
         raise ValueError(f"expected a dict key, got {item!r}")
@@ -256,6 +286,14 @@ def _str(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"expected a string, got {value!r:.80}")
     return value
+
+
+def _base64(value: bytes) -> str:
+    return base64.b64encode(value).decode()
+
+
+def _bytes(value: Any) -> bytes:
+    return base64.b64decode(_str(value), validate=True)
 
 
 def _strings(value: Any) -> tuple[str, ...]:

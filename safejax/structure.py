@@ -120,6 +120,11 @@ def container_segments(key: str) -> Segments:
     raise ValueError(f"expected the segments of a container, got {key!r:.80}")
 
 
+def name_in(container: str, segment: str) -> str:
+    """The name of the leaf that `segment` is the key of, in the container of this key."""
+    return join((*container_segments(container), segment))
+
+
 # ---- tree to names
 
 

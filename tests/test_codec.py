@@ -29,7 +29,8 @@ from safejax import (
     observe_reads,
     transpose,
 )
-from safejax.codec import BLOCK_BYTES, layout, open_file
+from safejax.codec import open_file
+from safejax.layout import BLOCK_BYTES, layout
 from safejax.testing import ALL_DTYPES, assert_same_bits
 
 RNG = np.random.default_rng(7)

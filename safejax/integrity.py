@@ -1,0 +1,182 @@
+"""Integrity: a digest for each block of a tensor's bytes, so that a part is checked by its blocks.
+
+`save(..., checksum=True)` records them, and `load(..., verify=True)` checks each block when it
+is read. The digest is XXH3 of 64 bits, which finds damage, and is no protection against
+somebody who changes the digest too. `xxhash` is an extra (`safejax[checksum]`), imported when
+a digest is first made.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Final, TypeAlias, final
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from safejax.dtypes import Dtype
+from safejax.errors import ChecksumError
+from safejax.sources import BufferSource, Source, show
+from safejax.windows import Window
+
+ALGORITHM: Final = "xxh3_64"
+DIGEST_BYTES: Final = 8
+
+_MIN_BLOCK_BYTES: Final = 1 << 20
+_MAX_BLOCKS: Final = 1 << 16
+
+_Hash: TypeAlias = Any
+"""A hash object of xxhash, as those of hashlib. Any: xxhash is an extra."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Digests:
+    """The digests of a file: of every block of `block_bytes` of each tensor, in their order.
+
+    `of` maps the names of tensors to their digests side by side, `DIGEST_BYTES` each.
+    """
+
+    block_bytes: int
+    of: Mapping[str, bytes]
+
+
+def chosen_block_bytes(total: int) -> int:
+    """Bytes of a block, for a file with `total` bytes of data: 1 MiB, more above 64 GiB.
+
+    A header may have 100 MB: the number of blocks is bounded, and not their size.
+    """
+    block = _MIN_BLOCK_BYTES
+    while total > block * _MAX_BLOCKS:
+        block *= 2
+    return block
+
+
+def digests_size(nbytes: int, block_bytes: int) -> int:
+    """Bytes that the digests of a tensor of `nbytes` take together."""
+    return -(-nbytes // block_bytes) * DIGEST_BYTES
+
+
+def hasher() -> Callable[[], _Hash]:
+    """What makes a new hash object; `ImportError` where xxhash is not installed."""
+    try:
+        # By name: only who asks for digests needs it.
+        return importlib.import_module("xxhash").xxh3_64
+    except ImportError as error:
+        raise ImportError(
+            f"checksums need xxhash, which cannot be imported ({error}): "
+            "pip install 'safejax[checksum]'",
+            name=error.name,
+        ) from error
+
+
+@final
+class BlockHasher:
+    """The digests of a tensor whose bytes come in chunks of any size."""
+
+    def __init__(self, new: Callable[[], _Hash], block_bytes: int) -> None:
+        self._new = new
+        self._block_bytes = block_bytes
+        self._done: list[bytes] = []
+        self._current = new()
+        self._missing = block_bytes
+
+    def update(self, chunk: memoryview) -> None:
+        """Take the next bytes of the tensor."""
+        while chunk.nbytes:
+            part = chunk[: self._missing]
+            self._current.update(part)
+            self._missing -= part.nbytes
+            chunk = chunk[part.nbytes :]
+            if not self._missing:
+                self._finish_block()
+
+    def digests(self) -> bytes:
+        """The digests of all blocks, side by side; the last block may be a short one."""
+        if self._missing < self._block_bytes:
+            self._finish_block()
+        return b"".join(self._done)
+
+    def _finish_block(self) -> None:
+        self._done.append(self._current.digest())
+        self._current = self._new()
+        self._missing = self._block_bytes
+
+
+@final
+class VerifiedSource(Source):
+    """One tensor of a file, whose blocks are checked when they are read.
+
+    A read requests the whole of every block that it touches. Blocks that are read in place are
+    checked once, those that are fetched each time.
+
+    Raises `ChecksumError` where a block has another digest than the recorded one.
+    """
+
+    def __init__(self, file: Source, tensor: str, span: tuple[int, int], digests: Digests) -> None:
+        self.name = file.name
+        self.stable = file.stable
+        self._file = file
+        self._tensor = tensor
+        self._begin, end = span
+        self._nbytes = end - self._begin
+        self._block_bytes = digests.block_bytes
+        self._digests = digests.of[tensor]
+        self._new = hasher()
+        self._in_place = isinstance(file, BufferSource)
+        self._checked: set[int] = set()
+
+    def __repr__(self) -> str:
+        return f"VerifiedSource({self._tensor!r} of {self._file!r})"
+
+    def read(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
+        if window.size == 0:
+            return np.empty(window.shape, dtype)
+        begin -= self._begin
+        spans = window.spans()
+        starts = begin + spans.starts * dtype.itemsize
+        width = spans.length * dtype.itemsize
+        firsts, lasts = starts // self._block_bytes, (starts + width - 1) // self._block_bytes
+        # Blocks that lie side by side are read as one.
+        leads = np.concatenate([[True], firsts[1:] > lasts[:-1] + 1])
+        if np.count_nonzero(leads) == 1:
+            first = int(firsts[0])
+            blocks = self._blocks(first, int(lasts[-1]))
+            return show(blocks, begin - first * self._block_bytes, dtype, window)
+        dense = np.empty((len(starts), width), np.uint8)
+        bounds = [*np.flatnonzero(leads).tolist(), len(starts)]
+        for low, high in pairwise(bounds):
+            first = int(firsts[low])
+            blocks = self._blocks(first, int(lasts[high - 1]))
+            rows = starts[low:high] - first * self._block_bytes
+            dense[low:high] = sliding_window_view(blocks, width)[rows]
+        return show(dense.reshape(-1), 0, dtype, window.compact())
+
+    def _blocks(self, first: int, last: int) -> NDArray[np.uint8]:
+        """The bytes of the blocks `first` to `last`, checked."""
+        begin = first * self._block_bytes
+        end = min((last + 1) * self._block_bytes, self._nbytes)
+        whole = Window.whole((end - begin,))
+        blocks = self._file.read(self._begin + begin, np.dtype(np.uint8), whole)
+        for number in range(first, last + 1):
+            if number not in self._checked:
+                at = number * self._block_bytes - begin
+                self._check(number, blocks[at : at + self._block_bytes])
+                if self._in_place:
+                    self._checked.add(number)
+        return blocks
+
+    def _check(self, number: int, block: NDArray[np.uint8]) -> None:
+        hashed = self._new()
+        hashed.update(np.ascontiguousarray(block).data)
+        found = hashed.digest()
+        wanted = self._digests[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES]
+        if found != wanted:
+            begin = self._begin + number * self._block_bytes
+            raise ChecksumError(
+                f"{self.name}: leaf {self._tensor!r}: expected the digest {wanted.hex()} of bytes "
+                f"[{begin}, {begin + block.nbytes}), got {found.hex()}: the file was damaged, or "
+                "changed, since it was saved; restore it from a copy"
+            )
