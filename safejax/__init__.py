@@ -28,7 +28,20 @@ from safejax.shardings import sharding_rules
 from safejax.sources import ReadLog, observe_reads
 from safejax.steps import Step, Transform, chain, step
 from safejax.structure import EMPTY
-from safejax.transforms import cast, rename, transpose
+from safejax.transforms import (
+    cast,
+    concat,
+    drop,
+    elementwise,
+    prefix,
+    rename,
+    reshape,
+    select,
+    split,
+    stack,
+    transpose,
+    unstack,
+)
 from safejax.tree import flatten, unflatten
 
 __version__ = "1.0.0.dev0"
@@ -57,19 +70,28 @@ __all__ = [
     "abstract",
     "cast",
     "chain",
+    "concat",
     "decode",
     "deserialize",
+    "drop",
+    "elementwise",
     "encode",
     "flatten",
     "load",
     "materialize",
     "metadata",
     "observe_reads",
+    "prefix",
     "rename",
+    "reshape",
     "save",
+    "select",
     "serialize",
     "sharding_rules",
+    "split",
+    "stack",
     "step",
     "transpose",
     "unflatten",
+    "unstack",
 ]

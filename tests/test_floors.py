@@ -23,14 +23,16 @@ FLOORS: list[set[str]] = [
     {"leaves"},
     {"steps", "shardings", "record"},
     {"tree", "layout", "transforms.selection"},
-    {"codec", "transforms.cast", "transforms.rename", "transforms.transpose"},
-    {"api", "transforms"},
-    {"adapter"},
+    {"codec", "transforms.cast", "transforms.elementwise", "transforms.prefix",
+     "transforms.rename", "transforms.reshape", "transforms.select", "transforms.stack",
+     "transforms.transpose"},
+    {"api", "transforms.split"},
+    {"adapter", "transforms"},
     {"nnx", "haiku", "objax", "equinox", "testing.strategies"},
     {"flax", "testing.assertions", "testing.frameworks"},
     {"testing"},
     {""},
-]
+]  # fmt: skip
 FLOOR = {module: number for number, floor in enumerate(FLOORS) for module in floor}
 
 # Who may import a framework, and whatever else the package does not need by itself.

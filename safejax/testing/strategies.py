@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safejax.dtypes import is_floating
 from safejax.leaves import Leaves, aval_of, is_array
 from safejax.steps import chain
-from safejax.transforms import cast, rename, transpose
+from safejax.transforms import cast, prefix, rename, reshape, split, transpose, unstack
 
 _NAMES: Final = (
     "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
@@ -242,13 +242,23 @@ def _applicable(leaves: Leaves) -> list[Callable[[Leaves], Leaves]]:
             for target in ("float32", "bfloat16", "float16", "float8_e5m2")
             if target not in {dtype.name for dtype in dtypes}
         )
-    matrices = [name for name, aval in avals.items() if aval.ndim >= 2]
-    found.extend(transpose(_is(name)) for name in matrices)
-    found.extend(
-        transpose(_is(name), axes=tuple(reversed(range(avals[name].ndim)))) for name in matrices
-    )
+    for name, aval in avals.items():
+        if "*" in name:
+            continue  # No pattern means this name alone.
+        pattern = _is(name)
+        if aval.ndim >= 2:
+            found.append(transpose(pattern))
+            found.append(transpose(pattern, axes=tuple(reversed(range(aval.ndim)))))
+        if aval.size:
+            found.append(reshape(pattern, (aval.size, 1), source=tuple(aval.shape)))
+        if aval.size and not any(other.startswith(f"{name}/") for other in leaves):
+            for axis, size in enumerate(aval.shape):
+                found.append(unstack(pattern, f"{pattern}/{{i}}", axis=axis))
+                if size > 1:
+                    parts = [f"{pattern}/head", f"{pattern}/tail"]
+                    found.append(split(pattern, parts, axis=axis, sizes=(1, size - 1)))
     if leaves:
-        found.append(rename({"*": "renamed/*"}))
+        found.extend((rename({"*": "renamed/*"}), prefix("model")))
     return found
 
 
@@ -257,5 +267,5 @@ def _is_plain(aval: Any) -> bool:
 
 
 def _is(name: str) -> str:
-    """The pattern of exactly this name."""
-    return name.replace("{", "{{").replace("}", "}}") if "*" not in name else name
+    """The pattern of exactly this name, which has no star."""
+    return name.replace("{", "{{").replace("}", "}}")

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 from safejax.errors import TransformError
-from safejax.leaves import Leaves, check_name
+from safejax.leaves import Leaves
 from safejax.names import Template
 from safejax.steps import Transform
-from safejax.transforms.selection import nothing_matched
+from safejax.transforms.selection import Renamed, nothing_matched
 
 
 @final
@@ -22,9 +22,8 @@ class Rename(Transform):
 
     def __call__(self, leaves: Leaves, /) -> Leaves:
         back = self.inverse
-        renamed: dict[str, str] = {}
-        entries: dict[str, Any] = {}
-        used: set[int] = set()
+        renamed = Renamed(self)
+        used: set[int | None] = set()
         forward, backward = _Renamer(self.rules), _Renamer(back.rules)
         for name, leaf in leaves.items():
             rule, target = forward.rename(name)
@@ -33,25 +32,18 @@ class Rename(Transform):
                     f"{self!r}: expected a template for every leaf, {name!r} matches none: "
                     "add one, or pass strict=False"
                 )
-            used.add(-1 if rule is None else rule)
-            if target in renamed:
-                raise TransformError(
-                    f"{self!r}: expected a name for each leaf, got {target!r} for both "
-                    f"{renamed[target]!r} and {name!r}"
-                )
+            used.add(rule)
+            renamed.add(target, leaf, name)
             _, returned = backward.rename(target)
             if returned != name:
                 raise TransformError(
                     f"{self!r}: expected a name that the inverse takes back, got {target!r} for "
                     f"{name!r}, which goes back to {returned!r}: make the templates tell them apart"
                 )
-            check_name(target)
-            renamed[target] = name
-            entries[target] = leaf
         for number, (source, _) in enumerate(self.rules):
             if self.must_match and number not in used:
                 raise nothing_matched(self, repr(source.text), leaves)
-        return leaves.replace(entries)
+        return leaves.replace(renamed.entries)
 
     @property
     def inverse(self) -> "Rename":

@@ -1,10 +1,12 @@
-"""What transforms share: which leaves they speak of, and that they speak of some."""
+"""What transforms share: which leaves they speak of, their new names, and their axes."""
 
+import operator
 from collections.abc import Callable
+from typing import Any, final
 
 from safejax.errors import TransformError
 from safejax.lazy import Content, like_leaf
-from safejax.leaves import Leaves, content_at, is_array
+from safejax.leaves import Leaves, check_name, content_at, is_array
 from safejax.names import Template, Where, predicate
 from safejax.steps import Transform
 
@@ -56,3 +58,67 @@ def nothing_matched(transform: Transform, pattern: str, leaves: Leaves) -> Trans
         f"{len(leaves)} there are ({some}{', …' if len(leaves) > 5 else ''}): correct it, or "
         "pass must_match=False"
     )
+
+
+@final
+class Renamed:
+    """The entries of new Leaves, each under a name of its own.
+
+    `claimed` says which names the inverse of the transform speaks of: one that the transform
+    itself leaves alone must be none of them.
+    """
+
+    def __init__(
+        self, transform: Transform, claimed: Callable[[str], bool] = lambda _: False
+    ) -> None:
+        self.entries: dict[str, Any] = {}
+        self._transform = transform
+        self._claimed = claimed
+        self._origins: dict[str, str] = {}
+
+    def leave(self, name: str, leaf: Any) -> None:
+        """Keep `leaf` under its name."""
+        if self._claimed(name):
+            raise TransformError(
+                f"{self._transform!r}: leaf {name!r}: expected names of leaves that are left alone "
+                "to be told from the new ones, the inverse would take this one for one of them: "
+                "give the new ones other names"
+            )
+        self.add(name, leaf, name)
+
+    def add(self, name: str, leaf: Any, origin: str) -> None:
+        """Put `leaf`, whose name was `origin`, under `name`; `TransformError` if it is taken."""
+        if name in self.entries:
+            raise TransformError(
+                f"{self._transform!r}: expected a name for each leaf, got {name!r} for both "
+                f"{self._origins[name]!r} and {origin!r}"
+            )
+        if name != origin:
+            check_name(name)
+        self.entries[name] = leaf
+        self._origins[name] = origin
+
+
+def parsed_template(step: str, text: object) -> Template:
+    """The template that `text` is; `TransformError` if it is none."""
+    if not isinstance(text, str):
+        raise TransformError(f"{step}: expected templates to be strings, got {text!r}")
+    return Template.parse(text)
+
+
+def checked_axis(
+    step: str | Transform, axis: object, count: int | None = None, name: str = ""
+) -> int:
+    """`axis` as an int; of an array with `count` axes, the leaf `name`, counted from the front."""
+    try:
+        number = operator.index(axis)  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        raise TransformError(f"{step}: expected axis to be an int, got {axis!r}") from None
+    if count is None:
+        return number
+    if not -count <= number < count:
+        raise TransformError(
+            f"{step!r}: leaf {name!r}: expected an axis of {-count} to {count - 1}, got {number}: "
+            "narrow the pattern, or correct axis"
+        )
+    return number % count

@@ -1,0 +1,286 @@
+"""`split` and `concat`: one leaf as several along an axis, and several as one."""
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, final
+
+from safejax.errors import TransformError
+from safejax.lazy import Content, like_leaf
+from safejax.leaves import Leaves, content_at, describe, is_array
+from safejax.names import Template
+from safejax.steps import Transform
+from safejax.transforms.selection import Renamed, checked_axis, nothing_matched, parsed_template
+from safejax.transforms.stack import representative
+from safejax.views import concatenation
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Split(Transform):
+    """Leaves as parts of themselves; see `split`."""
+
+    template: Template
+    into: tuple[Template, ...]
+    axis: int = 0
+    sizes: tuple[int, ...] | None = None
+    must_match: bool = True
+
+    def __call__(self, leaves: Leaves, /) -> Leaves:
+        match = self.template.matcher()
+        backs = [template.matcher() for template in self.into]
+        renamed = Renamed(self, lambda name: any(back(name) is not None for back in backs))
+        matched = False
+        for name, leaf in leaves.items():
+            values = match(name)
+            if values is None:
+                renamed.leave(name, leaf)
+                continue
+            matched = True
+            for template, back, part in zip(self.into, backs, self._parts(name, leaf), strict=True):
+                target = template.fill(values)
+                if back(target) != values:
+                    raise TransformError(
+                        f"{self!r}: expected a name that the inverse takes back, got {target!r} "
+                        f"for {name!r}: make the templates tell them apart"
+                    )
+                renamed.add(target, like_leaf(leaf, part, target), name)
+        if self.must_match and not matched:
+            raise nothing_matched(self, repr(self.template.text), leaves)
+        return leaves.replace(renamed.entries)
+
+    def _parts(self, name: str, leaf: Any) -> list[Content]:
+        if not is_array(leaf) or not leaf.shape:
+            raise TransformError(
+                f"{self!r}: leaf {name!r}: expected an array with an axis to split, got "
+                f"{describe(leaf)}: narrow the template"
+            )
+        axis = checked_axis(self, self.axis, len(leaf.shape), name)
+        total = leaf.shape[axis]
+        count = len(self.into)
+        if self.sizes is None and total % count:
+            raise TransformError(
+                f"{self!r}: leaf {name!r}: expected {count} equal parts along axis {axis}, got "
+                f"the size {total}: give sizes"
+            )
+        sizes = self.sizes or (total // count,) * count
+        if sum(sizes) != total:
+            raise TransformError(
+                f"{self!r}: leaf {name!r}: expected sizes that make up the {total} of axis "
+                f"{axis}, got {list(sizes)}, {sum(sizes)} together"
+            )
+        content = content_at(name, leaf)
+        lead = (slice(None),) * axis
+        ends = [sum(sizes[:number]) for number in range(count + 1)]
+        return [
+            Content(content.view.index((*lead, slice(begin, end))), content.key)
+            for begin, end in pairwise(ends)
+        ]
+
+    @property
+    def inverse(self) -> "Concat":
+        return Concat(self.into, self.template, self.axis, self.sizes, self.must_match)
+
+    def __repr__(self) -> str:
+        into = [template.text for template in self.into]
+        return f"split({self.template.text!r}, {into}{_options(self)})"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Concat(Transform):
+    """Leaves as one, side by side; see `concat`."""
+
+    templates: tuple[Template, ...]
+    into: Template
+    axis: int = 0
+    sizes: tuple[int, ...] | None = None
+    must_match: bool = True
+
+    def __call__(self, leaves: Leaves, /) -> Leaves:
+        groups = self._groups(leaves)
+        if self.must_match and not groups:
+            texts = " and ".join(repr(template.text) for template in self.templates)
+            raise nothing_matched(self, texts, leaves)
+        group_of = {name: target for target, names in groups.items() for name in names}
+        back = self.into.matcher()
+        renamed = Renamed(self, lambda name: back(name) is not None)
+        done: set[str] = set()
+        for name, leaf in leaves.items():
+            target = group_of.get(name)
+            if target is None:
+                renamed.leave(name, leaf)
+            elif target not in done:
+                done.add(target)
+                renamed.add(target, self._concatenated(leaves, groups[target], target), name)
+        return leaves.replace(renamed.entries)
+
+    def _groups(self, leaves: Leaves) -> dict[str, list[str]]:
+        """The names that become one, by its name, in the order of the templates."""
+        matches = [template.matcher() for template in self.templates]
+        back = self.into.matcher()
+        found: dict[str, dict[int, str]] = {}
+        for name in leaves:
+            for number, match in enumerate(matches):
+                values = match(name)
+                if values is None:
+                    continue
+                target = self.into.fill(values)
+                if back(target) != values:
+                    raise TransformError(
+                        f"{self!r}: expected a name that the inverse takes back, got {target!r} "
+                        f"for {name!r}: make the templates tell them apart"
+                    )
+                found.setdefault(target, {})[number] = name
+                break
+        for target, names in found.items():
+            for number, template in enumerate(self.templates):
+                if number not in names:
+                    raise TransformError(
+                        f"{self!r}: {target!r}: expected {len(self.templates)} leaves, got "
+                        f"{', '.join(map(repr, names.values()))}, and none of {template.text!r}"
+                    )
+        return {
+            target: [names[number] for number in range(len(self.templates))]
+            for target, names in found.items()
+        }
+
+    def _concatenated(self, leaves: Leaves, names: list[str], target: str) -> Any:
+        first = leaves[names[0]]
+        for name in names:
+            leaf = leaves[name]
+            if not is_array(leaf) or not leaf.shape or not is_array(first):
+                raise TransformError(
+                    f"{self!r}: leaf {name!r}: expected an array with an axis to join, got "
+                    f"{describe(leaf)}: narrow the templates"
+                )
+        axis = checked_axis(self, self.axis, len(first.shape), names[0])
+        contents = [content_at(name, leaves[name]) for name in names]
+        kinds = {
+            (c.view.dtype, c.key, c.shape[:axis], c.shape[axis + 1 :]) for c in contents
+        }  # fmt: skip
+        if len(kinds) > 1:
+            parts = ", ".join(f"{describe(leaves[name])} of {name!r}" for name in names)
+            raise TransformError(
+                f"{self!r}: {target!r}: expected arrays of one dtype, and one shape but for axis "
+                f"{axis}, got {parts}"
+            )
+        found = tuple(content.shape[axis] for content in contents)
+        wanted = self.sizes or (found[0],) * len(found)
+        if found != wanted:
+            raise TransformError(
+                f"{self!r}: {target!r}: expected the sizes {list(wanted)} along axis {axis}, got "
+                f"{list(found)}: the inverse could not know them; give sizes={found}"
+            )
+        view = concatenation(tuple(content.view for content in contents), axis)
+        return like_leaf(representative(leaves, names), Content(view, contents[0].key), target)
+
+    @property
+    def inverse(self) -> Split:
+        return Split(self.into, self.templates, self.axis, self.sizes, self.must_match)
+
+    def __repr__(self) -> str:
+        templates = [template.text for template in self.templates]
+        return f"concat({templates}, {self.into.text!r}{_options(self)})"
+
+
+def split(
+    template: str,
+    into: Sequence[str],
+    *,
+    axis: int = 0,
+    sizes: Sequence[int] | None = None,
+    must_match: bool = True,
+) -> Split:
+    """A transform that makes several leaves of one: a fused query, key and value, say.
+
+    `into` are the templates of the new names, with the placeholders of `template`; `sizes` what
+    each gets along `axis`, equal parts by default. The inverse is `concat`. A leaf stays lazy,
+    and a part of it reads only what the part needs.
+
+    >>> import jax.numpy as jnp
+    >>> from safejax import flatten, split
+    >>> t = split("{i}.qkv", ["{i}.q", "{i}.k", "{i}.v"], axis=-1, sizes=(4, 2, 2))
+    >>> {name: leaf.shape for name, leaf in t(flatten({"0": {"qkv": jnp.ones((3, 8))}})).items()}
+    {'0.q': (3, 4), '0.k': (3, 2), '0.v': (3, 2)}
+
+    Raises `TransformError` when built for templates whose placeholders differ, or sizes that do
+    not go with them; when applied to a leaf that `sizes` do not make up.
+    """
+    source = parsed_template("split", template)
+    parts = _parsed("split", "into", into)
+    _check_placeholders("split", source, parts)
+    checked = _sizes("split", sizes, len(parts))
+    return Split(source, parts, checked_axis("split", axis), checked, must_match)
+
+
+def concat(
+    templates: Sequence[str],
+    into: str,
+    *,
+    axis: int = 0,
+    sizes: Sequence[int] | None = None,
+    must_match: bool = True,
+) -> Concat:
+    """A transform that makes one leaf of several, side by side along `axis`.
+
+    `templates` have the same placeholders as `into`, the template of the new name. The leaves
+    have `sizes` along the axis, or all the same size: so that the inverse, `split`, can follow.
+
+    >>> import jax.numpy as jnp
+    >>> from safejax import concat, flatten
+    >>> tree = {"0": {"k": jnp.ones((3, 2)), "v": jnp.zeros((3, 2))}}
+    >>> concat(["{i}.k", "{i}.v"], "{i}.kv", axis=1)(flatten(tree))["0.kv"].shape
+    (3, 4)
+
+    Raises `TransformError` when built for templates whose placeholders differ; when applied
+    where one of the leaves is missing, or has another dtype, shape or size.
+    """
+    target = parsed_template("concat", into)
+    parts = _parsed("concat", "templates", templates)
+    _check_placeholders("concat", target, parts)
+    checked = _sizes("concat", sizes, len(parts))
+    return Concat(parts, target, checked_axis("concat", axis), checked, must_match)
+
+
+def _parsed(step: str, argument: str, texts: Sequence[str]) -> tuple[Template, ...]:
+    if isinstance(texts, str) or not isinstance(texts, Sequence) or not texts:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TransformError(
+            f"{step}: expected {argument} to be a sequence of templates, got {texts!r}"
+        )
+    parts = tuple(parsed_template(step, text) for text in texts)
+    if len({part.text for part in parts}) != len(parts):
+        raise TransformError(
+            f"{step}: expected a name for each part, got one twice in {list(texts)}"
+        )
+    return parts
+
+
+def _check_placeholders(step: str, whole: Template, parts: tuple[Template, ...]) -> None:
+    for part in parts:
+        if set(part.placeholders) != set(whole.placeholders):
+            raise TransformError(
+                f"{step}: expected the same placeholders in {whole.text!r} and {part.text!r}, "
+                f"got {sorted(set(whole.placeholders))} and {sorted(set(part.placeholders))}"
+            )
+
+
+def _sizes(step: str, sizes: Sequence[int] | None, count: int) -> tuple[int, ...] | None:
+    if sizes is None:
+        return None
+    try:
+        checked = tuple(map(operator.index, sizes))
+    except TypeError:
+        checked = ()
+    if len(checked) != count or any(size < 1 for size in checked):
+        raise TransformError(
+            f"{step}: expected {count} sizes of 1 or more, one a part, got {sizes!r}"
+        )
+    return checked
+
+
+def _options(transform: Split | Concat) -> str:
+    axis = "" if transform.axis == 0 else f", axis={transform.axis}"
+    sizes = "" if transform.sizes is None else f", sizes={transform.sizes}"
+    return f"{axis}{sizes}{'' if transform.must_match else ', must_match=False'}"

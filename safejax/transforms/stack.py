@@ -1,0 +1,253 @@
+"""`stack` and `unstack`: numbered leaves as one, with an axis for the number."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import jax
+
+from safejax.errors import TransformError
+from safejax.lazy import Content, like_leaf
+from safejax.leaves import Leaves, content_at, describe, is_array
+from safejax.names import SEPARATOR, Template
+from safejax.steps import Transform
+from safejax.transforms.selection import Renamed, checked_axis, nothing_matched, parsed_template
+from safejax.views import stack as stack_views
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Stack(Transform):
+    """Leaves that a number tells apart as one; see `stack`."""
+
+    template: Template
+    into: Template
+    axis: int = 0
+    must_match: bool = True
+
+    def __call__(self, leaves: Leaves, /) -> Leaves:
+        groups = self._groups(leaves)
+        if self.must_match and not groups:
+            raise nothing_matched(self, repr(self.template.text), leaves)
+        group_of = {name: target for target, names in groups.items() for name in names}
+        back = self.into.matcher()
+        renamed = Renamed(self, lambda name: back(name) is not None)
+        for name, leaf in leaves.items():
+            target = group_of.get(name)
+            if target is None:
+                renamed.leave(name, leaf)
+            elif groups[target][0] == name:
+                renamed.add(target, self._stacked(leaves, groups[target], target), name)
+        return leaves.replace(renamed.entries)
+
+    def _groups(self, leaves: Leaves) -> dict[str, list[str]]:
+        """The names that become one, by its name, in the order of their numbers."""
+        (index,) = _index_of(self.template, self.into)
+        match, back = self.template.matcher(), self.into.matcher()
+        numbered: dict[str, dict[int, str]] = {}
+        for name in leaves:
+            values = match(name)
+            if values is None or not _is_number(values[index]):
+                continue
+            text = values.pop(index)
+            if str(int(text)) != text:
+                raise TransformError(
+                    f"{self!r}: leaf {name!r}: expected numbers without padding, 0, 1, 2 …, got "
+                    f"{text!r}: the inverse could not know it; rename it first"
+                )
+            target = self.into.fill(values)
+            if back(target) != values:
+                raise TransformError(
+                    f"{self!r}: expected a name that the inverse takes back, got {target!r} for "
+                    f"{name!r}, which stands for {back(target)}: make the templates tell them apart"
+                )
+            numbered.setdefault(target, {})[int(text)] = name
+        for target, names in numbered.items():
+            gap = next(number for number in range(len(names) + 1) if number not in names)
+            if gap < len(names):
+                raise TransformError(
+                    f"{self!r}: {target!r}: expected the numbers 0 to {max(names)}, got no {gap}, "
+                    f"only {', '.join(map(str, sorted(names)[:8]))}{' …' if len(names) > 8 else ''}"
+                )
+        return {
+            target: [names[number] for number in range(len(names))]
+            for target, names in numbered.items()
+        }
+
+    def _stacked(self, leaves: Leaves, names: list[str], target: str) -> Any:
+        first = leaves[names[0]]
+        for name in names:
+            leaf = leaves[name]
+            alike = is_array(leaf) and is_array(first)
+            if not (alike and (leaf.shape, leaf.dtype) == (first.shape, first.dtype)):
+                raise TransformError(
+                    f"{self!r}: expected arrays of one shape and dtype, got {describe(first)} of "
+                    f"{names[0]!r} and {describe(leaf)} of {name!r}: narrow the template"
+                )
+        contents = [content_at(name, leaves[name]) for name in names]
+        if len({(content.view.dtype, content.key) for content in contents}) > 1:
+            raise TransformError(f"{self!r}: {target!r}: expected one stored dtype, got several")
+        axis = checked_axis(self, self.axis, len(first.shape) + 1, names[0])
+        view = stack_views(tuple(content.view for content in contents), axis)
+        return like_leaf(representative(leaves, names), Content(view, contents[0].key), target)
+
+    @property
+    def inverse(self) -> "Unstack":
+        return Unstack(self.into, self.template, self.axis, self.must_match)
+
+    def __repr__(self) -> str:
+        return f"stack({_arguments(self)})"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Unstack(Transform):
+    """Leaves with an axis for a number as one for each; see `unstack`."""
+
+    template: Template
+    into: Template
+    axis: int = 0
+    must_match: bool = True
+
+    def __call__(self, leaves: Leaves, /) -> Leaves:
+        (index,) = _index_of(self.into, self.template)
+        match, back = self.template.matcher(), self.into.matcher()
+        renamed = Renamed(self, lambda name: _is_number((back(name) or {}).get(index, "")))
+        matched = False
+        for name, leaf in leaves.items():
+            values = match(name)
+            if values is None:
+                renamed.leave(name, leaf)
+                continue
+            matched = True
+            for number, part in enumerate(self._parts(name, leaf)):
+                told = {**values, index: str(number)}
+                target = self.into.fill(told)
+                if back(target) != told:
+                    raise TransformError(
+                        f"{self!r}: expected a name that the inverse takes back, got {target!r} "
+                        f"for {name!r}: make the templates tell them apart"
+                    )
+                renamed.add(target, like_leaf(leaf, part, target), name)
+        if self.must_match and not matched:
+            raise nothing_matched(self, repr(self.template.text), leaves)
+        return leaves.replace(renamed.entries)
+
+    def _parts(self, name: str, leaf: Any) -> list[Content]:
+        if not is_array(leaf) or not leaf.shape:
+            raise TransformError(
+                f"{self!r}: leaf {name!r}: expected an array with an axis to unstack, got "
+                f"{describe(leaf)}: narrow the template"
+            )
+        axis = checked_axis(self, self.axis, len(leaf.shape), name)
+        if not leaf.shape[axis]:
+            raise TransformError(
+                f"{self!r}: leaf {name!r}: expected one element or more along axis {axis}, got "
+                f"the shape {list(leaf.shape)}: nothing would be left of it"
+            )
+        content = content_at(name, leaf)
+        lead = (slice(None),) * axis
+        return [
+            Content(content.view.index((*lead, number)), content.key)
+            for number in range(leaf.shape[axis])
+        ]
+
+    @property
+    def inverse(self) -> Stack:
+        return Stack(self.into, self.template, self.axis, self.must_match)
+
+    def __repr__(self) -> str:
+        return f"unstack({_arguments(self)})"
+
+
+def stack(
+    template: str, into: str | None = None, *, axis: int = 0, must_match: bool = True
+) -> Stack:
+    """A transform that makes one leaf of those that a number tells apart, as for `jax.lax.scan`.
+
+    In `template` one placeholder stands for the number: the one that `into`, the template of the
+    new name, does not have. Without `into` its segment is left out: `layers.{i}.*` goes into
+    `layers.*`. The numbers must be 0 to n-1, without padding, and the leaves of one shape and
+    dtype; the new axis, of size n, is at `axis`. Names with another text in the number's place
+    are left alone. The inverse is `unstack`. A leaf stays lazy, and a part of it reads only what
+    the part needs.
+
+    >>> import jax.numpy as jnp
+    >>> from safejax import flatten, stack
+    >>> tree = {"layers": [{"w": jnp.ones((2, 3))}, {"w": jnp.zeros((2, 3))}]}
+    >>> stack("layers.{i}.*")(flatten(tree))["layers.w"].shape
+    (2, 2, 3)
+    >>> stack("layers.{i}.*").inverse
+    unstack('layers.*', 'layers.{i}.*')
+
+    Raises `TransformError` when built for templates whose placeholders do not fit; when applied
+    where a number is missing, or leaves differ.
+    """
+    source = parsed_template("stack", template)
+    if into is None:
+        named = [p for p in source.placeholders if not p.startswith("*")]
+        segments = template.split(SEPARATOR)
+        rest = [s for s in segments if not (len(named) == 1 and s == f"{{{named[0]}}}")]
+        if len(rest) != len(segments) - 1 or not rest:
+            raise TransformError(
+                f"stack: expected a template with one segment that is the number, 'layers.{{i}}.*' "
+                f"say, got {template!r}: tell the new name, into=..."
+            )
+        into = SEPARATOR.join(rest)
+    target = parsed_template("stack", into)
+    _check_templates("stack", source, target)
+    return Stack(source, target, checked_axis("stack", axis), must_match)
+
+
+def unstack(template: str, into: str, *, axis: int = 0, must_match: bool = True) -> Unstack:
+    """A transform that makes a leaf for each number along an axis of one; see `stack`.
+
+    `into` is the template of the new names; it has the placeholders of `template`, and one more
+    for the number, from 0 to n-1.
+
+    >>> import jax.numpy as jnp
+    >>> from safejax import flatten, unstack
+    >>> tree = {"layers": {"w": jnp.ones((2, 3))}}
+    >>> list(unstack("layers.*", "layers.{i}.*")(flatten(tree)))
+    ['layers.0.w', 'layers.1.w']
+
+    Raises `TransformError` when built for templates whose placeholders do not fit; when applied
+    to a leaf without that axis, or with nothing along it.
+    """
+    source, target = parsed_template("unstack", template), parsed_template("unstack", into)
+    _check_templates("unstack", target, source)
+    return Unstack(source, target, checked_axis("unstack", axis), must_match)
+
+
+def representative(leaves: Mapping[str, Any], names: list[str]) -> Any:
+    """The leaf whose like a leaf made of all these is: an abstract one, if there is one."""
+    abstract = [leaves[name] for name in names if isinstance(leaves[name], jax.ShapeDtypeStruct)]
+    return (abstract or [leaves[names[0]]])[0]
+
+
+def _index_of(numbered: Template, plain: Template) -> set[str]:
+    return set(numbered.placeholders) - set(plain.placeholders)
+
+
+def _check_templates(step: str, numbered: Template, plain: Template) -> None:
+    index = _index_of(numbered, plain)
+    if len(index) != 1 or next(iter(index)).startswith("*"):
+        raise TransformError(
+            f"{step}: expected one placeholder of {numbered.text!r} that {plain.text!r} lacks, "
+            f"for the number, got {sorted(index) or 'none'}"
+        )
+    if not set(plain.placeholders) <= set(numbered.placeholders):
+        raise TransformError(
+            f"{step}: expected the placeholders of {plain.text!r} in {numbered.text!r}, got "
+            f"{sorted(set(plain.placeholders))} and {sorted(set(numbered.placeholders))}"
+        )
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
+def _arguments(transform: Stack | Unstack) -> str:
+    axis = "" if transform.axis == 0 else f", axis={transform.axis}"
+    must_match = "" if transform.must_match else ", must_match=False"
+    return f"{transform.template.text!r}, {transform.into.text!r}{axis}{must_match}"
