@@ -400,8 +400,9 @@ def _container(children: dict[str, Any], segments: Segments, kinds: Mapping[str,
             return children
         items = [children[str(position)] for position in range(len(children))]
         return tuple(items) if kind.type == "tuple" else items
+    # What has a name of its own is stored: no alias may stand in its place.
     aliases = {alias: children[to] for alias, to in kind.aliases if to in children}
-    children = {**children, **aliases}
+    children = {**aliases, **children}
     if kind.order is not None:
         # What a transform took away is left out, what it added comes last, by name.
         order = dict.fromkeys((*kind.order, *sorted(children)))

@@ -14,7 +14,7 @@ from safejax import strict_json
 from safejax.codec import decode
 from safejax.errors import InvalidFileError, TransformError
 from safejax.record import Record, read_record, with_record
-from safejax.structure import EMPTY, Kind, Structure
+from safejax.structure import EMPTY, MAX_DEPTH, Kind, Structure
 from safejax.tree import unflatten
 
 
@@ -112,6 +112,17 @@ def test_nothing_to_tell_is_no_metadata() -> None:
     assert with_record({}, Record()) == {}
 
 
+def test_a_path_is_no_deeper_than_a_tree_may_be() -> None:
+    for depth, fails in [(MAX_DEPTH, False), (MAX_DEPTH + 1, True)]:
+        path = ["a"] * depth
+        text = json.dumps({"version": 1, "paths": {".".join(path): path}})
+        if fails:
+            with pytest.raises(InvalidFileError, match=f"more than {MAX_DEPTH} deep"):
+                read_record({"safejax": text}, "f")
+        else:
+            assert read_record({"safejax": text}, "f")[1].structure.paths
+
+
 def test_metadata_of_others_is_left_alone() -> None:
     metadata, record = read_record({"format": "pt", "k": "v"}, "f")
     assert metadata == {"format": "pt", "k": "v"}
@@ -163,12 +174,16 @@ FORGED: dict[str, Any] = {
     "a list": "[]",
     "a string": '"version"',
     "null": "null",
+    "a number": "1",
+    "true": "true",
     "NaN": '{"version": NaN}',
     "a key twice": '{"version": 1, "version": 1}',
     "nested without end": "[" * 100_000,
     "nested objects": '{"version":1,"kinds":' + '{"a":' * 50_000,
     "a number of a million digits": '{"version": ' + "1" * 1_000_000 + "}",
     "more behind it": '{"version": 1} {}',
+    "a byte order mark": '\ufeff{"version": 1}',
+    "half a pair": '{"version": 1, "\\ud800": 1}',
     # Its version.
     "no version": "{}",
     "version 0": {"version": 0},
@@ -176,6 +191,10 @@ FORGED: dict[str, Any] = {
     "version true": {"version": True},
     "version 1.0": '{"version": 1.0}',
     "version '1'": {"version": "1"},
+    "version 1e0": '{"version": 1e0}',
+    "version -1": {"version": -1},
+    "version 2**70": {"version": 2**70},
+    "version null": {"version": None},
     # Its fields.
     "an unknown field": {"code": "import os"},
     "format of its own": {"format": "np"},
@@ -188,6 +207,8 @@ FORGED: dict[str, Any] = {
     "kind without a type": kind({"flat": True}),
     "kind with an unknown field": kind({"type": "list", "call": "os.system"}),
     "kind's type a number": kind({"type": 1}),
+    "kind's type a kind": kind({"type": {"type": "list"}}),
+    "two kinds of one container": '{"version":1,"kinds":{"":"list","":"tuple"}}',
     "kind flat as 1": kind({"type": "dict", "flat": 1}),
     "kind's order a string": kind({"type": "dict", "order": "ab"}),
     "kind's order of numbers": kind({"type": "dict", "order": [1]}),
@@ -200,16 +221,29 @@ FORGED: dict[str, Any] = {
     "kind's key nested deeply": '{"version":1,"kinds":{"":{"type":"dict","keys":{"w":'
     + "[" * 100_000 + "]" * 100_000 + "}}}}",
     "kind's aliases a list": kind({"type": "x", "aliases": []}),
+    "kind's aliases a string": kind({"type": "x", "aliases": "w"}),
+    "kind's alias of a number": kind({"type": "x", "aliases": {"v": 1}}),
+    "kind's alias of a container": kind({"type": "x", "aliases": {"v": "l"}}),
+    "kind's alias that is a leaf": kind({"type": "x", "aliases": {"k": "w"}}),
+    "kind's alias in a container that is not there": {
+        "kinds": {"gone": {"type": "x", "aliases": {"v": "w"}}}
+    },
     "kind's alias to nothing": kind({"type": "x", "aliases": {"v": "gone"}}),
     "kind's alias of itself": kind({"type": "x", "aliases": {"w": "w"}}),
     "kind's alias of an alias": kind({"type": "x", "aliases": {"a": "b", "b": "a"}}),
+    "kind's aliases in a ring": kind({"type": "x", "aliases": {"a": "b", "b": "c", "c": "a"}}),
     "kind of no container": {"kinds": {"[": "list"}},
     "kind of numbers": {"kinds": {"[1]": "list"}},
     "kind of a nest": {"kinds": {"[" * 100_000: "list"}},
+    "kind of a container a million deep": {"kinds": {json.dumps(["a"] * 1_000_000): "list"}},
     # Paths.
     "path a string": {"paths": {"w": "w"}},
     "path of numbers": {"paths": {"l.0": ["l", 0]}},
     "path of a name that is not there": {"paths": {"gone": ["gone"]}},
+    "paths of 20,000 names that are not there": {
+        "paths": {f"gone {n}": [f"gone {n}"] for n in range(20_000)}
+    },
+    "path with half a pair": {"paths": {"w": ["\ud800"]}},
     "path that is another": {"paths": {"w": ["l", "0"]}},
     "path that hides a name": {"paths": {"w": []}},
     "path through a leaf": {"paths": {"l.0": ["l.0", ""]}},
@@ -218,8 +252,14 @@ FORGED: dict[str, Any] = {
     # Values.
     "value a list": value([]),
     "value an object": value({}),
+    "value a pickle": value({"pickle": "gASVAAAA"}),
+    "value a type to import": value({"py/object": "os.system"}),
+    "value NaN": '{"version":1,"values":{"x":NaN}}',
+    "value 1e999": '{"version":1,"values":{"x":1e999}}',
+    "value a nest": '{"version":1,"values":{"x":' + '{"complex":[' * 50_000,
     "value with two forms": value({"int": "0x1", "float": "0" * 16}),
     "int in decimal": value({"int": "10"}),
+    "int without digits": value({"int": "-0x"}),
     "int with a sign": value({"int": "+0x1"}),
     "int with a break": value({"int": "0x1_0"}),
     "float too short": value({"float": "00"}),
@@ -239,6 +279,7 @@ FORGED: dict[str, Any] = {
     "dtype a number": {"dtypes": {"w": 4}},
     "dtype that is unknown": {"dtypes": {"w": "float7"}},
     "dtype that is Python's": {"dtypes": {"w": "object"}},
+    "dtype of another code": {"dtypes": {"l.0": "bool"}},
     "dtype stored otherwise": {"dtypes": {"w": "int4"}},
     "complex without its parts": {"dtypes": {"w": "complex128"}},
     "key of a name that is not there": {"keys": {"gone": "rbg"}},
@@ -284,6 +325,10 @@ def test_names_that_contradict_each_other_are_refused_at_once(case: str) -> None
 
 HARMLESS: dict[str, tuple[Any, Callable[[Any], bool]]] = {
     "a list that is none": ({"kinds": {"": "list"}}, lambda tree: type(tree) is dict),
+    "an alias over a container": (
+        {"kinds": {"": {"type": "x", "aliases": {"l": "w"}}}},
+        lambda tree: tree["l"].keys() == {"0", "1"},
+    ),
     "a list": ({"kinds": {"l": "list"}}, lambda tree: type(tree["l"]) is list),
     "os.system": ({"kinds": {"": "os.system"}}, lambda tree: type(tree) is dict),
     "eval": ({"kinds": {"l": "builtins.eval"}}, lambda tree: type(tree["l"]) is dict),
