@@ -1,0 +1,102 @@
+"""The command: `python -m benchmarks`."""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+from datetime import UTC, datetime
+from typing import Any
+
+from benchmarks import measure
+from benchmarks.cases import CASES, chosen
+from benchmarks.report import table
+from benchmarks.runner import Bench
+from benchmarks.sides import SIDES
+from benchmarks.targets import targets
+from benchmarks.trees import MIB
+
+
+def main() -> int:
+    """Run the cases, print the tables, write what was asked for."""
+    options = _options()
+    if options.again is None:
+        report = _measured(options)
+    else:
+        with open(options.again) as file:
+            report = json.load(file)
+        report["targets"] = targets(report["cases"])
+    print(table(report))
+    if options.json is not None:
+        with open(options.json, "w") as file:
+            json.dump(report, file, indent=1)
+            file.write("\n")
+    if options.plot is not None:
+        # Only here: matplotlib is needed for nothing else.
+        from benchmarks.plot import draw
+
+        draw(report, options.plot)
+    failed = [side for case in report["cases"] for side in case["sides"].values() if side["error"]]
+    return 1 if failed else 0
+
+
+def _measured(options: argparse.Namespace) -> dict[str, Any]:
+    size = int(options.size * MIB)
+    try:
+        cases = chosen(options.only, quick=options.quick, size=size)
+    except KeyError as error:
+        groups = sorted({case.group for case in CASES.values()})
+        sys.exit(
+            f"--only: expected cases or groups, got {error}: "
+            f"the groups are {', '.join(groups)}; the cases are {', '.join(CASES)}"
+        )
+    for name in options.sides:
+        if name not in SIDES:
+            sys.exit(f"--sides: expected some of {', '.join(SIDES)}, got {name!r}")
+    folder = tempfile.mkdtemp(prefix="safejax-benchmarks-", dir=options.folder)
+    try:
+        # The load of the machine before the benchmark adds its own.
+        machine = measure.machine(folder)
+        bench = Bench(folder, size, options.repeats, tuple(options.sides))
+        results = bench.run(cases)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine,
+        "versions": measure.versions(),
+        "size_mib": options.size,
+        "repeats": options.repeats,
+        "cases": results,
+        "targets": targets(results),
+    }
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "--quick", action="store_true", help="64 MiB and 3 rounds, and no case above 256 MiB"
+    )
+    parser.add_argument("--only", type=_names, default=[], help="cases or groups, by commas")
+    parser.add_argument("--sides", type=_names, default=[], help="only these, by commas")
+    parser.add_argument("--size", type=float, help="MiB of the tree; 1024 unless quick")
+    parser.add_argument("--repeats", type=int, help="rounds that are timed; 5 unless quick")
+    parser.add_argument("--json", help="write what was measured to this file")
+    parser.add_argument("--plot", help="draw the main cases to this PNG")
+    parser.add_argument("--folder", help="where the files go; the system's temporary folder")
+    parser.add_argument("--from", dest="again", help="measure nothing: show what --json wrote")
+    options = parser.parse_args()
+    options.size = options.size or (64 if options.quick else 1024)
+    options.repeats = options.repeats or (3 if options.quick else 5)
+    if options.folder is not None and not os.path.isdir(options.folder):
+        parser.error(f"--folder: expected a folder that is there, got {options.folder!r}")
+    return options
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""The cases: what is done, by which sides, with how large a tree."""
+
+from dataclasses import dataclass, replace
+from typing import Final, final
+
+from benchmarks.sides import BFLOAT16, LAYERS, OWN, STOCK
+from benchmarks.trees import MIB, Spec
+
+_LOADERS: Final = (
+    "safejax", "limit", "safetensors.flax", "safetensors.numpy", "Orbax", "Orbax safetensors",
+    "flax msgpack", "equinox", "pickle",
+)  # fmt: skip
+_SAVERS: Final = tuple(side for side in _LOADERS if side != "Orbax safetensors")
+_ON_DEVICES: Final = (
+    "safejax", "limit", "safetensors.flax", "safetensors.numpy", "Orbax", "Orbax safetensors",
+)  # fmt: skip
+_CASTERS: Final = ("safejax", "limit", "safetensors.flax", "safetensors.numpy")
+_MAIN: Final = ("safejax", "limit", "safetensors.flax", "Orbax")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One row of the benchmark: a function that every side's module has.
+
+    `limits` names the function that stands for the limit, where it goes by another name.
+    `module` is where all sides of the case stand, if not each in its own. `scale` multiplies
+    the size that the user chose; `nbytes` takes its place; `count` is that of the tensors.
+    `copied` says how much of the tree cannot but be copied into private memory.
+    """
+
+    name: str
+    title: str
+    function: str
+    sides: tuple[str, ...]
+    limits: str | None = None
+    module: str | None = None
+    group: str = "main"
+    file: str = OWN
+    scale: float = 1.0
+    nbytes: int | None = None
+    count: int | None = None
+    devices: int = 1
+    layout: str = ""
+    cold: bool = False
+    copied: float = 0.0
+
+    @property
+    def file_is_read(self) -> bool:
+        """Whether there has to be a file that holds the tree."""
+        return self.function not in ("save", "save_cast", "import_module")
+
+    def spec(self, size: int) -> Spec:
+        """The tree, where the user asked for `size` bytes."""
+        return Spec(self.nbytes or max(int(size * self.scale), MIB // 4), self.count)
+
+
+def _on_devices(layout: str, title: str, limits: str, scale: float, copied: float) -> Case:
+    return Case(
+        layout, f"load onto 8 devices, {title}", "load", _ON_DEVICES, limits, group="devices",
+        scale=scale, devices=8, layout=layout, copied=copied,
+    )  # fmt: skip
+
+
+def _opening(count: int) -> Case:
+    return Case(
+        f"open_{count}", f"open a file of {count:,} tensors", "open_file",
+        ("safejax", "safetensors.numpy"), group="open", file=LAYERS, nbytes=count * 256,
+        count=count,
+    )  # fmt: skip
+
+
+def _sized(mib: int, function: str, sides: tuple[str, ...]) -> Case:
+    return Case(
+        f"{function}_{mib}", f"{function}, {mib} MiB", function, sides, group="scaling",
+        nbytes=mib * MIB,
+    )  # fmt: skip
+
+
+def _counted(count: int) -> Case:
+    return Case(
+        f"load_count_{count}", f"load, {count:,} tensors", "load", _MAIN, group="scaling",
+        scale=0.25, count=count,
+    )  # fmt: skip
+
+
+_CASES: Final = (
+    Case("save", "save, flushed to disk", "save", _SAVERS),
+    Case("save_cast", "save float32 as bfloat16, flushed", "save_cast", _MAIN[:3]),
+    Case("load", "load own file, ready and touched", "load", _LOADERS),
+    Case(
+        "place", "load own file, placed only", "place",
+        ("safejax", "safetensors.flax", "safetensors.numpy", "Orbax"),
+    ),
+    Case(
+        "stock", "load a stock file, ready and touched", "load",
+        ("safejax", "limit", "safetensors.flax", "safetensors.numpy", "Orbax safetensors"),
+        "copy", file=STOCK, copied=1.0,
+    ),
+    Case(
+        "load_cast", "load bfloat16 as float32, ready and touched", "load_cast", _CASTERS,
+        file=BFLOAT16, copied=1.0,
+    ),
+    _on_devices("rows", "by rows", "load", 0.5, 0.0),
+    _on_devices("columns", "by columns", "strided", 0.5, 1.0),
+    _on_devices("mesh", "2 × 4 mesh", "strided", 0.5, 1.0),
+    _on_devices("replicated", "replicated", "load", 0.125, 0.0),
+    Case(
+        "cold", "load own file, cold, ready and touched", "load",
+        (*_MAIN, "flax msgpack", "pickle"), "copy", cold=True,
+    ),
+    Case(
+        "convert", "convert a file to bfloat16, flushed", "convert",
+        ("safejax", "limit", "safetensors.flax"), scale=4.0,
+    ),
+    *map(_opening, (1_000, 10_000, 100_000)),
+    replace(
+        _opening(1_000), name="open_1000_large", title="open a file of 1,000 large tensors",
+        nbytes=None,
+    ),
+    Case(
+        "row", "one row of one leaf as NumPy", "row",
+        ("safejax", "numpy.memmap", "numpy.memmap, mapped anew"), group="part", scale=4.0,
+    ),
+    Case(
+        "dispatch", "jit call with 1,000 placed leaves", "dispatch",
+        ("safejax", "materialized", "plain arrays"), module="dispatch", group="overhead",
+        nbytes=256_000, count=1_000,
+    ),
+    Case(
+        "import", "import, after `import jax`", "import_module",
+        ("safejax", "safetensors.flax", "Orbax", "flax msgpack", "equinox"),
+        module="importing", group="overhead", nbytes=MIB // 4,
+    ),
+    *(_sized(mib, "load", _MAIN) for mib in (64, 256, 1024, 4096)),
+    *(_sized(mib, "save", _MAIN) for mib in (64, 256, 1024, 4096)),
+    *map(_counted, (10, 100, 1_000, 10_000)),
+)  # fmt: skip
+
+CASES: Final = {case.name: case for case in _CASES}
+
+QUICK_NBYTES: Final = 256 * MIB
+"""The largest tree of `--quick`."""
+
+
+def chosen(only: list[str], *, quick: bool, size: int) -> list[Case]:
+    """The cases of the names and groups in `only`, or all; `KeyError` for what is neither."""
+    groups = {case.group for case in _CASES}
+    for name in only:
+        if name not in CASES and name not in groups:
+            raise KeyError(name)
+    return [
+        case
+        for case in _CASES
+        if (not only or case.name in only or case.group in only)
+        and (not quick or case.spec(size).nbytes <= QUICK_NBYTES)
+    ]

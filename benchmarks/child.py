@@ -1,0 +1,156 @@
+"""One side doing one case, in a process of its own: `python -m benchmarks.child REQUEST`.
+
+The request is JSON on the command line; the answer is the last line that is printed, JSON too.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Generator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, final
+
+from benchmarks import measure
+from benchmarks.job import Job, Work
+from benchmarks.trees import Spec
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the child is to do.
+
+    `mode` "write" makes the files; "time" only times; "check" looks at the rest: whether what
+    came out is right, bytes read, facts. `folder` holds the file; the same work is done with
+    the small tree first, so that what a process pays once is not counted. `memory` bytes are
+    touched and freed just before.
+    """
+
+    mode: Literal["write", "time", "check"]
+    side: str
+    module: str
+    function: str
+    folder: str
+    file: str
+    spec: tuple[int, int | None]
+    small_folder: str = ""
+    small_spec: tuple[int, int | None] = (0, None)
+    devices: int = 1
+    layout: str = ""
+    cold: bool = False
+    warm_up: bool = True
+    memory: int = 0
+    counts: str = "unknown"
+
+    def job(self, *, small: bool = False) -> Job:
+        """The request as a side understands it."""
+        folder = self.small_folder if small else self.folder
+        spec = Spec(*(self.small_spec if small else self.spec))
+        return Job(
+            self.side, spec, os.path.join(folder, self.file),
+            os.path.join(folder, "target"), self.layout,
+        )  # fmt: skip
+
+    def encoded(self) -> str:
+        """The request as it stands on a command line."""
+        return json.dumps(asdict(self))
+
+
+@final
+@dataclass(slots=True)
+class Answer:
+    """What was measured: of one call in seconds; `begin` and `end` by `time.monotonic`.
+
+    `cold` is the share of the file that stayed in the page cache, where it was to be dropped.
+    """
+
+    seconds: float
+    begin: float
+    end: float
+    faults: int
+    private_before: int | None
+    read: int | None = None
+    cold: float | None = None
+    facts: dict[str, float] | None = None
+
+
+def answer(request: Request) -> Answer:
+    """Do what the request says, and measure it."""
+    module = importlib.import_module(f"benchmarks.sides.{request.module}")
+    prepare: Callable[[Job], Work] = getattr(module, request.function)
+    if request.warm_up:
+        prepare(request.job(small=True)).run()
+    job = request.job()
+    work = prepare(job)
+    stayed = _settle(request, job.path)
+    with _counting(request) as read:
+        result, answer = _timed(work)
+        read_bytes = read()
+        answer.read = None if read_bytes is None else read_bytes // work.calls
+    answer.cold = stayed
+    if request.mode == "check":
+        work.check(result)
+        answer.facts = work.facts()
+    return answer
+
+
+def _settle(request: Request, path: str) -> float | None:
+    stayed = None
+    # Or one side's flush would wait for what another left to be written.
+    os.sync()
+    if request.cold:
+        stayed = measure.chill(path)
+    elif os.path.exists(path):
+        measure.warm(path)
+    measure.touch_and_free(request.memory)
+    return stayed
+
+
+def _timed(work: Work) -> tuple[Any, Answer]:
+    private = measure.private_bytes()
+    before, begin, start = measure.Usage.now(), time.monotonic(), time.perf_counter()
+    for _ in range(work.calls):
+        result = work.run()
+    seconds = (time.perf_counter() - start) / work.calls
+    end, after = time.monotonic(), measure.Usage.now()
+    faults = (after.faults - before.faults) // work.calls
+    return result, Answer(seconds, begin, end, faults, private)
+
+
+@contextlib.contextmanager
+def _counting(request: Request) -> Generator[Callable[[], int | None]]:
+    """Inside the block, count the bytes that are read; only in a check, which is not timed."""
+    if request.mode == "check" and request.counts == "requests":
+        import safejax  # Here: it may be what is measured.
+
+        with safejax.observe_reads() as log:
+            yield lambda: log.nbytes
+    elif request.mode == "check" and request.counts == "calls":
+        before = measure.Usage.now().read
+        yield lambda: measure.Usage.now().read - before
+    else:
+        yield lambda: None
+
+
+def main() -> None:
+    """Answer the request on the command line."""
+    values = json.loads(sys.argv[1])
+    request = Request(**values)
+    if request.mode == "write":
+        module = importlib.import_module(f"benchmarks.sides.{request.module}")
+        for job in (request.job(small=True), request.job()):
+            if not os.path.exists(job.path):
+                getattr(module, request.function)(job)
+        print(json.dumps({}))
+    else:
+        print(json.dumps(asdict(answer(request))), flush=True)
+    # Some sides leave threads that take a while to end.
+    sys.stdout.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

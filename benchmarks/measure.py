@@ -1,0 +1,233 @@
+"""Measuring a process: time, private memory, page faults, bytes read; and what machine it is."""
+
+import contextlib
+import ctypes
+import importlib.metadata
+import mmap
+import os
+import platform
+import resource
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, final
+
+import numpy as np
+
+_PAGE: Final = mmap.PAGESIZE
+_STEP_SECONDS: Final = 0.001
+_DISTRIBUTIONS: Final = (
+    "safejax", "jax", "jaxlib", "numpy", "ml_dtypes", "safetensors", "flax",
+    "orbax-checkpoint", "tensorstore", "equinox",
+)  # fmt: skip
+
+
+# ---- one process
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What the process has used so far: page faults, and bytes that it read by system calls."""
+
+    faults: int
+    read: int
+
+    @classmethod
+    def now(cls) -> "Usage":
+        """The counts as they are."""
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return cls(usage.ru_minflt + usage.ru_majflt, _field("/proc/self/io", "rchar") or 0)
+
+
+def private_bytes(process: int | str = "self") -> int | None:
+    """Private memory of a process, in bytes; None where the system does not tell.
+
+    Pages of mapped files are not counted: they are the page cache's.
+    """
+    kilobytes = _field(f"/proc/{process}/status", "RssAnon")
+    return None if kilobytes is None else kilobytes * 1024
+
+
+@final
+class MemorySampler:
+    """Samples a process's private memory from outside of it, and so without its locks."""
+
+    def __init__(self, process: int) -> None:
+        self._process = process
+        self._samples: list[tuple[float, int]] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the sampling."""
+        self._over.set()
+        self._thread.join()
+
+    def peak(self, begin: float, end: float) -> int | None:
+        """The most there was between two moments of `time.monotonic`, in bytes."""
+        return max((used for at, used in self._samples if begin <= at <= end), default=None)
+
+    def _run(self) -> None:
+        while not self._over.wait(_STEP_SECONDS):
+            used = private_bytes(self._process)
+            if used is None:
+                return
+            self._samples.append((time.monotonic(), used))
+
+
+def _field(path: str, name: str) -> int | None:
+    try:
+        with open(path) as file:
+            for line in file:
+                if line.startswith(f"{name}:"):
+                    return int(line.split()[1])
+    except (OSError, ValueError):
+        pass
+    return None
+
+
+# ---- before a measurement
+
+
+def touch_and_free(nbytes: int) -> None:
+    """Write to `nbytes` of fresh memory and give it back, in small pages and then in huge ones.
+
+    On a virtual machine the first touch of a page that the host took back costs ten times
+    more: whoever came first would pay for all. Huge pages come from other memory.
+    """
+    if nbytes <= 0:
+        return
+    available = _field("/proc/meminfo", "MemAvailable")
+    if available is not None:
+        nbytes = min(nbytes, available * 1024 // 2)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    for advice in ("MADV_NOHUGEPAGE", "MADV_HUGEPAGE"):
+        with contextlib.closing(mmap.mmap(-1, max(nbytes, _PAGE), flags)) as memory:
+            if hasattr(mmap, advice):
+                memory.madvise(getattr(mmap, advice))
+            view = np.frombuffer(memory, np.uint8)
+            view[::_PAGE] = 1
+            del view
+
+
+def files_of(path: str) -> list[str]:
+    """The file at `path`, or all files below the folder."""
+    if not os.path.isdir(path):
+        return [path]
+    return sorted(str(found) for found in Path(path).rglob("*") if found.is_file())
+
+
+def warm(path: str) -> None:
+    """Bring every byte of the file or folder into the page cache."""
+    buffer = memoryview(bytearray(1 << 20))
+    for name in files_of(path):
+        with open(name, "rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+
+
+def chill(path: str) -> float | None:
+    """Drop the file or folder from the page cache; the share of it that stayed.
+
+    None where the system has no way to drop it, or to tell.
+    """
+    if not hasattr(os, "posix_fadvise"):
+        return None
+    total = stayed = 0
+    for name in files_of(path):
+        with open(name, "rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            pages = _resident_pages(file.fileno())
+        if pages is None:
+            return None
+        stayed += pages[0]
+        total += pages[1]
+    return stayed / total if total else 0.0
+
+
+def _resident_pages(descriptor: int) -> tuple[int, int] | None:
+    """How many of a file's pages are in memory, and how many it has."""
+    size = os.fstat(descriptor).st_size
+    if size == 0:
+        return 0, 0
+    mincore = getattr(ctypes.CDLL(None), "mincore", None)
+    if mincore is None:
+        return None
+    pages = -(-size // _PAGE)
+    seen = np.zeros(pages, np.uint8)
+    with contextlib.closing(mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY)) as mapping:
+        view = np.frombuffer(mapping, np.uint8)
+        address, out = ctypes.c_void_p(view.ctypes.data), ctypes.c_void_p(seen.ctypes.data)
+        failed = mincore(address, ctypes.c_size_t(size), out)
+        del view
+    return None if failed else (int((seen & 1).sum()), pages)
+
+
+# ---- the machine
+
+
+def machine(folder: str) -> dict[str, Any]:
+    """The machine that measures, and the file system of the folder that holds the files."""
+    memory = _field("/proc/meminfo", "MemTotal")
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_gib": None if memory is None else round(memory / (1 << 20), 1),
+        "system": f"{platform.system()} {platform.release()}",
+        "file_system": _file_system(folder),
+        "load_average": _load_average(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of every package that is compared, where it is installed."""
+    found = {"python": platform.python_version()}
+    for name in _DISTRIBUTIONS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _load_average() -> float | None:
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def _file_system(folder: str) -> str | None:
+    found: list[tuple[str, str]] = []
+    with contextlib.suppress(OSError), open("/proc/mounts") as file:
+        found = [_mount(line) for line in file]
+    real = os.path.realpath(folder)
+    around = [(len(at), kind) for at, kind in found if _is_below(real, at)]
+    return max(around)[1] if around else None
+
+
+def _mount(line: str) -> tuple[str, str]:
+    _, at, kind, *_ = line.split()
+    return at, kind
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return os.path.commonpath([path, folder]) == folder
+
+
+def summary(seconds: list[float]) -> Iterator[tuple[str, float]]:
+    """Name and value of what is told of the rounds of one side; nothing if there were none."""
+    if not seconds:
+        return
+    ordered = sorted(seconds)
+    middle = len(ordered) // 2
+    yield "min", ordered[0]
+    yield "median", (ordered[middle] + ordered[-1 - middle]) / 2

@@ -1,0 +1,74 @@
+"""The sides: one module each, which imports what it needs, and is imported in a child only.
+
+A side takes part in a case by having the function that the case names: given a `Job`, it
+prepares and returns the `Work` that is timed. `write(job)` makes the file at `job.path`.
+"""
+
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
+from typing import Final, Literal, final
+
+OWN: Final = "own.safetensors"
+STOCK: Final = "stock.safetensors"
+BFLOAT16: Final = "bfloat16.safetensors"
+LAYERS: Final = "layers.safetensors"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A side: its name in tables, its module, and what has to be installed for it.
+
+    `file` is the format that it alone reads; None: it reads the case's safetensors file.
+    `memory` is the private memory that it will need in all, in trees. `counts` says how the
+    bytes it reads are known: those it requests, those it reads by system calls, or not at all.
+    """
+
+    name: str
+    module: str
+    requires: tuple[str, ...] = ()
+    file: str | None = None
+    memory: float = 2.25
+    counts: Literal["requests", "calls", "unknown"] = "unknown"
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """What is not installed of what it requires."""
+        return tuple(package for package in self.requires if not _is_installed(package))
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        distribution(package)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+SIDES: Final = {
+    side.name: side
+    for side in (
+        Side("safejax", "ours", memory=1.25, counts="requests"),
+        Side("limit", "limit", memory=1.25),
+        Side("safetensors.flax", "safetensors_flax"),
+        Side("safetensors.numpy", "safetensors_numpy"),
+        Side("Orbax", "orbax", ("orbax-checkpoint",), "tree.orbax", counts="calls"),
+        Side("Orbax safetensors", "orbax_safetensors", ("orbax-checkpoint",), counts="calls"),
+        Side("flax msgpack", "flax_msgpack", ("flax",), "tree.msgpack", 3.25, "calls"),
+        Side("equinox", "equinox", ("equinox",), "tree.eqx", counts="calls"),
+        Side("pickle", "pickled", (), "tree.pickle", 3.25, "calls"),
+        Side("numpy.memmap", "memmap"),
+        Side("numpy.memmap, mapped anew", "memmap"),
+        Side("plain arrays", "dispatch"),
+        Side("materialized", "dispatch"),
+    )
+}
+
+WRITERS: Final = {
+    OWN: ("ours", "write"),
+    BFLOAT16: ("ours", "write_bfloat16"),
+    LAYERS: ("ours", "write_layers"),
+    STOCK: ("safetensors_numpy", "write"),
+    **{side.file: (side.module, "write") for side in SIDES.values() if side.file is not None},
+}
+"""Module and function that write each kind of file."""

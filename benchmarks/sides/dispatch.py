@@ -1,0 +1,29 @@
+"""What a call of a jitted function costs with a tree of lazy leaves, and of plain arrays."""
+
+from functools import reduce
+from operator import add
+from typing import Any
+
+import jax
+import numpy as np
+
+import safejax
+from benchmarks.job import Job, Work
+
+
+def dispatch(job: Job) -> Work:
+    """One call with the whole tree, all leaves placed."""
+    total = jax.jit(lambda tree: reduce(add, jax.tree.leaves(tree)))
+    if job.side == "plain arrays":
+        tree: Any = job.arrays()
+    else:
+        tree = safejax.load(job.path)
+        if job.side == "materialized":
+            tree = safejax.materialize(tree)
+    for _ in range(3):
+        jax.block_until_ready(total(tree))
+
+    def check(result: jax.Array) -> None:
+        assert np.isfinite(np.asarray(result)).all()
+
+    return Work(lambda: jax.block_until_ready(total(tree)), check, calls=200)

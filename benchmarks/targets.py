@@ -1,0 +1,175 @@
+"""The targets of the project, each a row: what is compared, what it is to be, and what it is."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Final, TypeAlias, final
+
+from benchmarks.trees import MIB
+
+Results: TypeAlias = dict[str, dict[str, Any]]
+"""The results of each case by its name."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A target and what was measured, of the fastest rounds and of the median ones.
+
+    `least` says that the numbers are to be `target` at least, and else at most. They are
+    ratios where `unit` is "×".
+    """
+
+    case: str
+    compared: str
+    target: float
+    least: bool
+    unit: str
+    of_min: float
+    of_median: float
+
+    @property
+    def met(self) -> str:
+        """Whether it is met: "yes", "no", or only by the one of the two."""
+        by = [self._holds(value) for value in (self.of_min, self.of_median)]
+        if all(by):
+            return "yes"
+        return "no" if not any(by) else ("min only" if by[0] else "median only")
+
+    def _holds(self, value: float) -> bool:
+        return value >= self.target if self.least else value <= self.target
+
+
+Target: TypeAlias = Callable[[Results], Iterator[Outcome]]
+
+
+def faster(case: str, than: str, target: float) -> Target:
+    """At least `target` times a side's speed is to be reached."""
+
+    def outcomes(results: Results) -> Iterator[Outcome]:
+        ours, other = _side(results, case, "safejax"), _side(results, case, than)
+        if ours and other:
+            ratios = [other[which] / ours[which] for which in ("min", "median")]
+            yield Outcome(case, f"{than} / safejax", target, True, "×", *ratios)
+
+    return outcomes
+
+
+def within(case: str, of: str, target: float, what: str = "safejax") -> Target:
+    """A side, safejax unless said otherwise, is to take at most `target` times another's time."""
+
+    def outcomes(results: Results) -> Iterator[Outcome]:
+        ours, other = _side(results, case, what), _side(results, case, of)
+        if ours and other:
+            ratios = [ours[which] / other[which] for which in ("min", "median")]
+            yield Outcome(case, f"{what} / {of}", target, False, "×", *ratios)
+
+    return outcomes
+
+
+def private(case: str, mib: float) -> Target:
+    """At most so much private memory is to be needed beyond what has to be copied."""
+
+    def outcomes(results: Results) -> Iterator[Outcome]:
+        ours = _side(results, case, "safejax")
+        if ours and ours["private"] is not None:
+            beyond = max(0, ours["private"] - results[case]["copied_bytes"]) / MIB
+            told = "private memory" + (" beyond the copy" if results[case]["copied_bytes"] else "")
+            yield Outcome(case, told, mib, False, "MiB", beyond, beyond)
+
+    return outcomes
+
+
+def requested(case: str) -> Target:
+    """A file is to be asked for what is needed, each byte once."""
+
+    def outcomes(results: Results) -> Iterator[Outcome]:
+        ours = _side(results, case, "safejax")
+        if ours and ours["read"] is not None:
+            needed = ours["facts"].get("needed", results[case]["file_bytes"])
+            ratio = ours["read"] / needed if needed else 1.0 + ours["read"]
+            yield Outcome(case, "bytes requested / needed", 1.0, False, "×", ratio, ratio)
+
+    return outcomes
+
+
+def seconds(case: str, target: float) -> Target:
+    """At most so many seconds are to be taken."""
+
+    def outcomes(results: Results) -> Iterator[Outcome]:
+        ours = _side(results, case, "safejax")
+        if ours:
+            times = [ours[which] * 1000 for which in ("min", "median")]
+            yield Outcome(case, "safejax", target * 1000, False, "ms", *times)
+
+    return outcomes
+
+
+def header(case: str, target: float) -> Target:
+    """A header with our record is to be at most `target` times as long as one without."""
+
+    def outcomes(results: Results) -> Iterator[Outcome]:
+        ours = _side(results, case, "safejax")
+        if ours and "header" in ours["facts"]:
+            ratio = ours["facts"]["header"] / ours["facts"]["header_without_record"]
+            yield Outcome(case, "header with / without record", target, False, "×", ratio, ratio)
+
+    return outcomes
+
+
+def independent(case: str, of: str, target: float) -> Target:
+    """A case is to take as long as another one, but for noise."""
+
+    def outcomes(results: Results) -> Iterator[Outcome]:
+        ours, other = _side(results, case, "safejax"), _side(results, of, "safejax")
+        if ours and other:
+            ratios = [ours[which] / other[which] for which in ("min", "median")]
+            yield Outcome(case, f"{case} / {of}", target, False, "×", *ratios)
+
+    return outcomes
+
+
+_LOADS: Final = ("load", "stock", "load_cast", "rows", "columns", "mesh", "replicated")
+_SAVES: Final = ("save", "save_cast")
+
+TARGETS: Final[tuple[Target, ...]] = (
+    faster("load", "safetensors.flax", 5),
+    faster("load", "Orbax", 8),
+    within("load", "limit", 1.15),
+    faster("place", "safetensors.flax", 50),
+    faster("stock", "safetensors.flax", 4),
+    within("stock", "limit", 1.2),
+    faster("rows", "Orbax", 8),
+    faster("rows", "Orbax safetensors", 8),
+    faster("columns", "Orbax", 3),
+    faster("columns", "Orbax safetensors", 8),
+    within("columns", "limit", 1.3),
+    *(requested(case) for case in (*_LOADS, "row", "convert")),
+    *(private(case, 64) for case in _LOADS),
+    within("open_100000", "safetensors.numpy", 4),
+    independent("open_1000_large", "open_1000", 1.25),
+    header("open_100000", 1.05),
+    within("row", "numpy.memmap", 2),
+    within("save", "limit", 1.15),
+    faster("save", "Orbax", 1.5),
+    faster("save", "safetensors.flax", 1),
+    *(private(case, 64) for case in _SAVES),
+    within("convert", "limit", 1.3),
+    private("convert", 256),
+    within("dispatch", "plain arrays", 4),
+    within("dispatch", "plain arrays", 1.0, "materialized"),
+    seconds("import", 0.05),
+)
+
+
+def targets(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every target whose case was measured, as JSON has it."""
+    results = {case["name"]: case for case in cases}
+    return [
+        {**asdict(outcome), "met": outcome.met} for target in TARGETS for outcome in target(results)
+    ]
+
+
+def _side(results: Results, case: str, side: str) -> dict[str, Any] | None:
+    """What a side did in a case; None if it was not measured, or failed."""
+    found = results.get(case, {}).get("sides", {}).get(side)
+    return found if found and found["error"] is None and found["seconds"] else None

@@ -1,0 +1,102 @@
+"""The trees that are saved and loaded: which leaves they have, and every bit of them.
+
+All sides handle the same flat dict of names to float32 arrays, made anew in each process from
+one block of random normal values, so that a process can tell whether what it loaded is right.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final, final
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+MIB: Final = 1 << 20
+
+_KERNEL_BYTES: Final = 16 * MIB
+_COLUMNS: Final = 2048
+_MANTISSA: Final = 0x007F_FFFF
+_DTYPES: Final = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16)}
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """Which tree: about `nbytes` of float32, in `count` equal leaves, or as a model has them.
+
+    Without `count` it is a stack of layers, each with a kernel of at most 16 MiB and a bias.
+    """
+
+    nbytes: int
+    count: int | None = None
+
+    @property
+    def key(self) -> str:
+        """A name for a folder of files that hold this tree."""
+        return f"{self.nbytes}-{self.count or 'layers'}"
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each leaf by its name; all axes are multiples of 8."""
+        if self.count is not None:
+            columns = max(8, self.nbytes // self.count // 32 // 8 * 8)
+            return {f"tensor.{number:06}": (8, columns) for number in range(self.count)}
+        kernel = min(_KERNEL_BYTES, self.nbytes // 8)
+        columns = _COLUMNS if kernel >= MIB else _COLUMNS // 8
+        rows = max(8, kernel // (4 * columns) // 8 * 8)
+        shapes: dict[str, tuple[int, ...]] = {}
+        for layer in range(max(1, round(self.nbytes / (4 * rows * columns)))):
+            shapes[f"layers.{layer:03}.bias"] = (columns,)
+            shapes[f"layers.{layer:03}.kernel"] = (rows, columns)
+        return shapes
+
+    @property
+    def exact_nbytes(self) -> int:
+        """Bytes of all leaves together."""
+        return sum(4 * int(np.prod(shape)) for shape in self.shapes().values())
+
+    def leaves(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        """Each leaf and its name, one made at a time."""
+        for number, (name, shape) in enumerate(self.shapes().items()):
+            size = int(np.prod(shape))
+            # Other values in each leaf, or a reader that mixed them up would pass.
+            mask = np.uint32(number * 2_654_435_761 & _MANTISSA)
+            yield name, (_block(size).view(np.uint32) ^ mask).view(np.float32).reshape(shape)
+
+    def tree(self) -> dict[str, NDArray[np.float32]]:
+        """All leaves by their names."""
+        return dict(self.leaves())
+
+
+@lru_cache(maxsize=4)
+def _block(size: int) -> NDArray[np.float32]:
+    return np.random.default_rng(size).standard_normal(size, np.float32)
+
+
+def truncated(array: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The array with the bits cut off that bfloat16 has no room for, so that it is exact there."""
+    return (array.view(np.uint32) & np.uint32(0xFFFF_0000)).view(np.float32)
+
+
+def same_bits(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    """Whether two arrays have one dtype, one shape, and the same bits."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    flat = [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in (one, other)]
+    return np.array_equal(*flat)
+
+
+def tensors_of(path: str) -> dict[str, tuple[int, Any, tuple[int, ...]]]:
+    """First byte, dtype and shape of each tensor in a safetensors file, in the file's order."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    begin = 8 + length
+    ordered = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
+    return {
+        name: (begin + entry["data_offsets"][0], _DTYPES[entry["dtype"]], tuple(entry["shape"]))
+        for name, entry in ordered
+    }
