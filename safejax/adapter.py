@@ -5,19 +5,20 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final, TypeAlias
 
-from safejax.api import TransformArgument, open_path, save, serialize
-from safejax.codec import IN_MEMORY, decode
+from safejax.api import TransformArgument, save, serialize
+from safejax.codec import IN_MEMORY, Buffer, decode
 from safejax.errors import LeafError
 from safejax.files import PathLike
 from safejax.leaves import Leaves
+from safejax.opening import Path, open_path, shown_path
 from safejax.remote import FileSystem
 from safejax.shardings import ShardingArgument
 from safejax.steps import apply
 from safejax.structure import Kind
 from safejax.tree import assemble
 
-Source: TypeAlias = PathLike | bytes | bytearray | memoryview
-"""The bytes of a safetensors file, or its path."""
+Source: TypeAlias = Path | Buffer
+"""The bytes of a safetensors file, or its path, or whatever `safejax.load` takes."""
 
 Stored: TypeAlias = Any
 """Bytes, or the path that was given. Any: the call tells which, and a union would not."""
@@ -46,11 +47,11 @@ def fetch(source: Source, fs: FileSystem | None, *, verify: bool) -> tuple[Leave
         if fs is not None:
             raise TypeError("fs: expected a path with it, got bytes: leave it out")
         return decode(source, verify=verify), IN_MEMORY
-    if not isinstance(source, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(source, str | os.PathLike | list | tuple):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(
             f"expected the path or the bytes of a safetensors file, got {type(source).__name__}"
         )
-    return open_path(source, fs, verify=verify), os.fspath(source)
+    return open_path(source, fs, verify=verify), shown_path(source)
 
 
 def finish(

@@ -7,14 +7,16 @@ from typing import Any, TypeAlias
 
 import jax
 
-from safejax.codec import IN_MEMORY, Buffer, decode, open_file, open_leaves
+from safejax.codec import IN_MEMORY, Buffer, decode
 from safejax.files import PathLike, checked_path, write_atomically
 from safejax.layout import Layout, layout
 from safejax.lazy import LazyArray
 from safejax.leaves import Leaves, aval_of, checked_metadata, is_array
+from safejax.opening import Path, open_path, shown_path
 from safejax.placing import concretely_all
-from safejax.remote import RemoteSource, resolve_path, write_remotely
+from safejax.remote import resolve_path, write_remotely
 from safejax.shardings import ShardingArgument
+from safejax.shards import Folder, folder_of
 from safejax.steps import apply
 from safejax.tree import assemble, committed_sharding, flatten
 
@@ -29,6 +31,7 @@ def save(
     *,
     transform: TransformArgument | None = None,
     metadata: Mapping[str, str] | None = None,
+    max_shard_bytes: int | None = None,
     checksum: bool = False,
     progress: Progress | None = None,
     fs: Any = None,
@@ -41,6 +44,12 @@ def save(
     `load(..., verify=True)` checks (`pip install 'safejax[checksum]'`). `progress(done, total)`
     counts bytes of the file. The tree is not changed, and the same tree always gives the same
     bytes.
+
+    With `max_shard_bytes`, `path` is a folder: tensors go, by name, into files
+    `model-00001-of-0000N.safetensors` with at most so many bytes of data (a larger tensor has
+    one of its own), and `model.safetensors.index.json` says which is where, as Hugging Face's
+    libraries have it; all into `model.safetensors` if that is enough. The folder is replaced as
+    one, so that no reader sees half of it; other files in it stay.
 
     `path` may be a URL, or a path of the fsspec file system `fs`: the file is there when all of
     it is, as far as that file system can promise.
@@ -55,7 +64,12 @@ def save(
     does not fit, `OSError` where the file cannot be written; the old file is then still there.
     """
     target = checked_path(path)
-    plan = _layout(tree, transform, metadata, target, checksum=checksum)
+    leaves = _leaves(tree, transform, metadata)
+    plan: Layout | Folder
+    if max_shard_bytes is None:
+        plan = layout(leaves, target, checksum=checksum)
+    else:
+        plan = folder_of(leaves, target, _checked_size(max_shard_bytes), checksum=checksum)
     done = 0
 
     def wrote(nbytes: int) -> None:
@@ -65,7 +79,14 @@ def save(
             progress(done, plan.nbytes)
 
     fs, target = resolve_path(target, fs)
-    if fs is None:
+    if isinstance(plan, Folder):
+        if fs is not None:
+            raise ValueError(
+                f"{target}: max_shard_bytes: expected a local folder, which can be replaced as "
+                f"one, got one of {type(fs).__name__}: save it locally and copy it, the index last"
+            )
+        plan.write(target, wrote)
+    elif fs is None:
         write_atomically(
             target, plan.chunks(), wrote, head=(lambda: plan.head) if checksum else None
         )
@@ -89,11 +110,11 @@ def serialize(
     >>> safejax.deserialize(safejax.serialize({"w": jnp.arange(3)}))["w"].sum().item()
     3
     """
-    return _layout(tree, transform, metadata, IN_MEMORY, checksum=checksum).to_bytes()
+    return layout(_leaves(tree, transform, metadata), IN_MEMORY, checksum=checksum).to_bytes()
 
 
 def load(
-    path: PathLike,
+    path: Path,
     *,
     like: Any = None,
     sharding: ShardingArgument = None,
@@ -102,7 +123,10 @@ def load(
     verify: bool = False,
     fs: Any = None,
 ) -> Any:
-    """The pytree in a safetensors file, with lazy leaves; only the header is read.
+    """The pytree at a path, with lazy leaves; only headers are read.
+
+    `path` is a safetensors file, an index (`*.index.json`), a folder with one of these, or a
+    list of files. The index says which tensor is in which file, and all of it must be true.
 
     The order is: decode, `transform`, match `like`, choose the sharding; each leaf is read and
     placed when its values are first needed, and a process reads only what its devices hold.
@@ -139,8 +163,8 @@ def load(
     that the sharding does not divide; `TransformError`; `ChecksumError` where `verify` finds no
     digests, and, when a leaf is read, other bytes than were saved.
     """
-    file = checked_path(path)
-    return _load(open_path(file, fs, verify=verify), like, sharding, transform, strict, file)
+    leaves = open_path(path, fs, verify=verify)
+    return _load(leaves, like, sharding, transform, strict, shown_path(path))
 
 
 def deserialize(
@@ -212,10 +236,11 @@ def abstract(tree: Any) -> Any:
     return jax.tree.map(of_leaf, tree)
 
 
-def metadata(source: PathLike | Buffer, *, fs: Any = None) -> dict[str, str]:
+def metadata(source: Path | Buffer, *, fs: Any = None) -> dict[str, str]:
     """The user's metadata in a file, by its path or its bytes; only the header is read.
 
     What `save(..., metadata=m)` stored comes back as it was; safejax's own record is not shown.
+    Of several files, it is what they do not contradict each other in.
 
     >>> import jax.numpy as jnp, safejax
     >>> safejax.metadata(safejax.serialize({"w": jnp.ones(3)}, metadata={"step": "7"}))
@@ -223,33 +248,24 @@ def metadata(source: PathLike | Buffer, *, fs: Any = None) -> dict[str, str]:
     """
     if isinstance(source, bytes | bytearray | memoryview):
         return dict(decode(source).metadata)
-    return dict(open_path(checked_path(source), fs).metadata)
+    return dict(open_path(source, fs).metadata)
 
 
-def open_path(path: PathLike, fs: Any = None, *, verify: bool = False) -> Leaves:
-    """The Leaves at a path, a URL, or a path of the fsspec file system `fs`; unread."""
-    fs, file = resolve_path(checked_path(path), fs)
-    if fs is not None:
-        source = RemoteSource(fs, file)
-        return open_leaves(source, source.prefix, source.nbytes, verify=verify)
-    if os.path.isdir(file):
-        raise IsADirectoryError(f"{file}: expected a safetensors file, got a folder: name the file")
-    return open_file(file, verify=verify)
-
-
-def _layout(
-    tree: Any,
-    transform: TransformArgument | None,
-    metadata: Mapping[str, str] | None,
-    file: str,
-    *,
-    checksum: bool,
-) -> Layout:
+def _leaves(
+    tree: Any, transform: TransformArgument | None, metadata: Mapping[str, str] | None
+) -> Leaves:
+    """What is stored of a tree."""
     leaves = tree if isinstance(tree, Leaves) else flatten(tree)
     leaves = apply(transform, leaves)
-    if metadata is not None:
-        leaves = leaves.replace(metadata={**leaves.metadata, **checked_metadata(metadata)})
-    return layout(leaves, file, checksum=checksum)
+    if metadata is None:
+        return leaves
+    return leaves.replace(metadata={**leaves.metadata, **checked_metadata(metadata)})
+
+
+def _checked_size(nbytes: object) -> int:
+    if type(nbytes) is not int or nbytes < 1:
+        raise ValueError(f"max_shard_bytes: expected a number of bytes, 1 or more, got {nbytes!r}")
+    return nbytes
 
 
 def _load(

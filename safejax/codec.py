@@ -1,6 +1,6 @@
 """Encode and decode: Leaves to the bytes of a safetensors file and back, lazily."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, final, overload
 
@@ -41,7 +41,8 @@ def open_leaves(
     file = source.name
     header = read_header(prefix, size, file)
     metadata, record = read_record(header.metadata, file)
-    _check_record(header, record, file)
+    _check_of_tensors(header, record, file)
+    check_structure(record, header.tensors.keys(), file)
     digests = _matching_digests(header, record, file) if verify else None
     notice, placement = NarrowingNotice(), default_placement()
     entries: dict[str, Any] = {}
@@ -55,8 +56,8 @@ def open_leaves(
     return Leaves({**entries, **record.values}, record.structure, metadata)
 
 
-def _check_record(header: Header, record: Record, file: str) -> None:
-    """A record speaks of tensors that are there, and of values that are not."""
+def _check_of_tensors(header: Header, record: Record, file: str) -> None:
+    """What belongs to one tensor belongs to one that is there."""
     tensors = header.tensors.keys()
     for what, names in (("dtypes", record.dtypes), ("keys", record.keys)):
         for name in names.keys() - tensors:
@@ -64,6 +65,10 @@ def _check_record(header: Header, record: Record, file: str) -> None:
                 f"{file}: invalid record: expected {what} of tensors in the file, got one of "
                 f"{name!r}, which is not there"
             )
+
+
+def check_structure(record: Record, tensors: Set[str], file: str) -> None:
+    """Raise `InvalidFileError` unless the record's names are those of tensors, or of its values."""
     for name in record.values.keys() & tensors:
         raise InvalidFileError(
             f"{file}: invalid record: expected a value beside the tensors, got one of {name!r}, "

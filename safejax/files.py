@@ -16,7 +16,7 @@ except ImportError:  # Windows
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
-_SUFFIX: Final = ".safejax-tmp"
+SUFFIX: Final = ".safejax-tmp"
 _CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 
 
@@ -51,17 +51,27 @@ def write_atomically(
     _check_target(path, target, folder)
     remove_litter(target)
     with _temporary_file(target) as (descriptor, temporary):
-        with open(descriptor, "wb", closefd=False) as file:
-            for chunk in chunks:
-                file.write(chunk)
-                wrote(chunk.nbytes)
-            if head is not None:
-                file.seek(0)
-                file.write(head())
-            file.flush()
-        os.fsync(descriptor)
+        write_chunks(descriptor, chunks, wrote, head)
         os.replace(temporary, target)
-    _flush_folder(folder)
+    flush_folder(folder)
+
+
+def write_chunks(
+    descriptor: int,
+    chunks: Iterator[memoryview],
+    wrote: Callable[[int], None],
+    head: Callable[[], bytes] | None = None,
+) -> None:
+    """Write `chunks`, and `head` over the first ones, and have all of it on disk."""
+    with open(descriptor, "wb", closefd=False) as file:
+        for chunk in chunks:
+            file.write(chunk)
+            wrote(chunk.nbytes)
+        if head is not None:
+            file.seek(0)
+            file.write(head())
+        file.flush()
+    os.fsync(descriptor)
 
 
 def _check_target(path: str, target: str, folder: str) -> None:
@@ -87,11 +97,11 @@ def remove_litter(target: str) -> None:
     """Remove temporary files of saves to `target` that no process is writing any more."""
     if fcntl is None:
         return
-    folder, prefix = os.path.dirname(target), _prefix(target)
+    folder, prefix = os.path.dirname(target), litter_prefix(target)
     # Where the folder cannot be listed, its litter is not ours to remove.
     with contextlib.suppress(OSError):
         for entry in Path(folder).iterdir():
-            if entry.name.startswith(prefix) and entry.name.endswith(_SUFFIX):
+            if entry.name.startswith(prefix) and entry.name.endswith(SUFFIX):
                 with contextlib.suppress(OSError):
                     _remove_if_abandoned(entry)
 
@@ -113,7 +123,7 @@ def _remove_if_abandoned(entry: Path) -> None:
 def _temporary_file(target: str) -> Generator[tuple[int, str], None, None]:
     """A locked new file beside `target`, which is gone at the end unless it was renamed."""
     while True:
-        name = f"{_prefix(target)}{secrets.token_hex(8)}{_SUFFIX}"
+        name = f"{litter_prefix(target)}{secrets.token_hex(8)}{SUFFIX}"
         temporary = os.path.join(os.path.dirname(target), name)
         descriptor = os.open(temporary, _CREATE, 0o666)
         try:
@@ -133,13 +143,15 @@ def _temporary_file(target: str) -> Generator[tuple[int, str], None, None]:
             os.close(descriptor)
 
 
-def _prefix(target: str) -> str:
+def litter_prefix(target: str) -> str:
+    """What the names of temporary files and folders of saves to `target` begin with."""
     # File systems limit a name to 255 bytes.
     name = os.fsencode(os.path.basename(target))[:120].decode(errors="ignore")
     return f".{name}."
 
 
-def _flush_folder(folder: str) -> None:
+def flush_folder(folder: str) -> None:
+    """Have the names in a folder written to disk."""
     if os.name == "nt":
         return
     try:

@@ -56,6 +56,28 @@ class Record:
 
 def with_record(metadata: Mapping[str, str], record: Record) -> dict[str, str]:
     """The metadata of a file: the user's, and the record if there is anything to tell."""
+    table = _table(record)
+    if not metadata and len(table) == 1:
+        return {}
+    stored = dict(metadata)
+    if "format" not in metadata:
+        table["format"] = "default"
+        stored["format"] = DEFAULT_FORMAT
+    stored[RECORD_KEY] = _written(table)
+    return stored
+
+
+def record_text(record: Record) -> str:
+    """The record as it stands in an index, which has a metadata of its own."""
+    return _written(_table(record))
+
+
+def _written(table: Mapping[str, Any]) -> str:
+    # ASCII, since a key may hold half a surrogate pair, which UTF-8 cannot.
+    return strict_json.write(table, ascii_only=True)
+
+
+def _table(record: Record) -> dict[str, Any]:
     table: dict[str, Any] = {"version": VERSION}
     if record.structure.kinds:
         table["kinds"] = _sorted(record.structure.kinds, _kind_to_json)
@@ -73,15 +95,7 @@ def with_record(metadata: Mapping[str, str], record: Record) -> dict[str, str]:
             "block_bytes": record.digests.block_bytes,
             "tensors": _sorted(record.digests.of, _base64),
         }
-    if not metadata and len(table) == 1:
-        return {}
-    stored = dict(metadata)
-    if "format" not in metadata:
-        table["format"] = "default"
-        stored["format"] = DEFAULT_FORMAT
-    # ASCII, since a key may hold half a surrogate pair, which UTF-8 cannot.
-    stored[RECORD_KEY] = strict_json.write(table, ascii_only=True)
-    return stored
+    return table
 
 
 def read_record(stored: Mapping[str, str], file: str) -> tuple[dict[str, str], Record]:

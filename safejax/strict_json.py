@@ -55,6 +55,11 @@ def write(value: Any, *, ascii_only: bool = False) -> str:
     return json.dumps(value, ensure_ascii=ascii_only, separators=(",", ":"), allow_nan=False)
 
 
+def write_for_people(value: Any) -> str:
+    """The JSON text of `value`, a line for each entry."""
+    return json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+
+
 @contextmanager
 def collector_paused() -> Generator[None]:
     """Keep Python's cycle collector from running inside the block.

@@ -203,7 +203,7 @@ def test_not_strict_keeps_what_like_has(case: Case) -> None:
 # ---- errors
 
 
-@pytest.mark.parametrize("wrong", [3, None, ["p.safetensors"], {"w": W}])
+@pytest.mark.parametrize("wrong", [3, None, {"p.safetensors"}, {"w": W}])
 def test_what_is_neither_bytes_nor_a_path(case: Case, wrong: Any) -> None:
     with pytest.raises(TypeError, match="expected the path or the bytes of a safetensors file"):
         case.adapter.deserialize(wrong, **case.options())

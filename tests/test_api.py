@@ -397,10 +397,9 @@ def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_told(tmp_path: Path) -> None:
-    for call in (load, safejax.metadata, lambda path: save({}, path)):
-        with pytest.raises(IsADirectoryError, match="got a folder") as caught:
-            call(tmp_path)
-        assert str(tmp_path) in str(caught.value)
+    with pytest.raises(IsADirectoryError, match="got a folder") as caught:
+        save({}, tmp_path)
+    assert str(tmp_path) in str(caught.value)
 
 
 NO_FILES = {"empty": b"", "short": b"abc", "zip": b"PK\x03\x04" * 50, "text": b"hello" * 9,

@@ -1,0 +1,141 @@
+"""Folders: a set of files replaced as one, so that no reader sees half of it."""
+
+import contextlib
+import ctypes
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Final
+
+from safejax.files import SUFFIX, fcntl, flush_folder, litter_prefix
+
+_AT_FDCWD: Final = -100
+_RENAME_EXCHANGE: Final = 2
+
+
+def write_folder_atomically(
+    path: str, fill: Callable[[str], None], replaces: Callable[[str], bool]
+) -> None:
+    """Make the folder at `path` hold the files that `fill(folder)` writes, or leave it as it was.
+
+    They are written to a new folder beside it, which then takes its place. Whatever else is in
+    the old folder is in the new one too, as hard links, but for the files whose names
+    `replaces`. Files that are open, or mapped, keep their content. What saves of the same
+    folder left behind when they were killed is removed. A symbolic link is written through.
+
+    The two folders change places in one step where the operating system can (Linux); elsewhere
+    there is a moment in which there is no folder, and none in which there is half of one.
+
+    Raises `OSError`: a missing or unwritable parent, a full disk, a target that is no folder.
+    """
+    target = os.path.realpath(path)
+    parent = os.path.dirname(target)
+    if not os.path.isdir(parent):
+        reason = "expected a path in a folder that is there; make the folder first"
+        raise FileNotFoundError(errno.ENOENT, reason, path)
+    if os.path.exists(target) and not os.path.isdir(target):
+        reason = "expected a folder for a set of files, got a file; give another name"
+        raise NotADirectoryError(errno.ENOTDIR, reason, path)
+    _remove_litter(target)
+    with _temporary_folder(target) as temporary:
+        fill(temporary)
+        if os.path.isdir(target):
+            _link_others(target, temporary, replaces)
+            shutil.copymode(target, temporary)
+            flush_folder(temporary)
+            _exchange(temporary, target)
+            # What came into the old folder while the new one was made.
+            _link_others(temporary, target, replaces)
+        else:
+            flush_folder(temporary)
+            os.rename(temporary, target)
+    flush_folder(parent)
+
+
+def _link_others(source: str, target: str, replaces: Callable[[str], bool]) -> None:
+    """Put into `target` what only `source` has, less what is replaced."""
+    for entry in os.scandir(source):
+        destination = os.path.join(target, entry.name)
+        if replaces(entry.name) or os.path.lexists(destination):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            shutil.copytree(entry.path, destination, symlinks=True, copy_function=_link)
+        else:
+            _link(entry.path, destination)
+
+
+def _link(source: str, destination: str) -> None:
+    os.link(source, destination, follow_symlinks=False)
+
+
+def _exchange(one: str, other: str) -> None:
+    """Let two folders change their names."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is not None:
+        names = os.fsencode(one), os.fsencode(other)
+        if not renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE):
+            return
+        number = ctypes.get_errno()
+        if number not in (errno.ENOSYS, errno.EINVAL):
+            raise OSError(number, os.strerror(number), other)
+    between = _temporary_name(other)
+    os.rename(other, between)
+    try:
+        os.rename(one, other)
+    except OSError:
+        os.rename(between, other)
+        raise
+    os.rename(between, one)
+
+
+@contextlib.contextmanager
+def _temporary_folder(target: str) -> Generator[str]:
+    """A locked new folder beside `target`; what has its name at the end is removed."""
+    temporary = _temporary_name(target)
+    os.mkdir(temporary)
+    try:
+        with _locked(temporary):
+            yield temporary
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(temporary)
+
+
+def _remove_litter(target: str) -> None:
+    """Remove temporary folders of saves to `target` that no process is writing any more."""
+    if fcntl is None:
+        return
+    prefix = litter_prefix(target)
+    with contextlib.suppress(OSError):
+        for entry in Path(os.path.dirname(target)).iterdir():
+            ours = entry.name.startswith(prefix) and entry.name.endswith(SUFFIX)
+            if ours and entry.is_dir() and not entry.is_symlink():
+                with contextlib.suppress(OSError), _locked(str(entry), wait=False):
+                    shutil.rmtree(entry)
+
+
+@contextlib.contextmanager
+def _locked(folder: str, *, wait: bool = True) -> Generator[None]:
+    """Hold the folder's lock, as its writer does for as long as it lives."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if wait:
+            # Where the file system has no locks, what a killed save leaves stays.
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        else:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _temporary_name(target: str) -> str:
+    name = f"{litter_prefix(target)}{secrets.token_hex(8)}{SUFFIX}"
+    return os.path.join(os.path.dirname(target), name)

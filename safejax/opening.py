@@ -1,0 +1,130 @@
+"""Opening: what a path stands for (a file, a folder, an index, several files) as Leaves, unread."""
+
+import os
+from typing import Final, TypeAlias, cast
+
+from safejax.codec import check_structure, open_file, open_leaves
+from safejax.errors import InvalidFileError, ReadError
+from safejax.files import PathLike, checked_path
+from safejax.leaves import Leaves, is_array
+from safejax.remote import FileSystem, RemoteSource, resolve_path
+from safejax.shards import INDEX_SUFFIX, Index, read_index, union
+
+Path: TypeAlias = PathLike | list[PathLike] | tuple[PathLike, ...]
+"""A file, a folder, an index, a URL; or several files."""
+
+_ATTEMPTS: Final = 100
+"""How often a folder is opened again that was replaced in the meantime."""
+
+
+def open_path(path: Path, fs: FileSystem = None, *, verify: bool = False) -> Leaves:
+    """The Leaves at a path, a URL, or a path of the fsspec file system `fs`; unread.
+
+    A folder holds an index (`*.safetensors.index.json`), or one safetensors file. An index is
+    JSON, and its name ends in `.index.json`. Of several files no two may have a name in common.
+    """
+    if isinstance(path, list | tuple):
+        return _open_files([checked_path(each) for each in path], fs, None, "several files", verify)
+    name = checked_path(path)
+    fs, file = resolve_path(name, fs)
+    if file.endswith(".index.json"):
+        return _open_index(file, fs, verify)
+    if not _is_folder(file, fs):
+        return _open_file(file, fs, verify)
+    found = _names_in(file, fs)
+    indices = [each for each in found if each.endswith(INDEX_SUFFIX)]
+    files = [each for each in found if each.endswith(".safetensors")]
+    if len(indices) == 1:
+        return _open_index(_below(file, indices[0], fs), fs, verify)
+    if not indices and len(files) == 1:
+        return _open_file(_below(file, files[0], fs), fs, verify)
+    shown = ", ".join(sorted(indices or files)[:5]) or "none"
+    raise InvalidFileError(
+        f"{file}: expected a folder with one index, or one safetensors file, got {shown}: name "
+        "the file, or give a list of files"
+    )
+
+
+def shown_path(path: Path) -> str:
+    """What errors call the path."""
+    if isinstance(path, list | tuple):
+        return ", ".join(map(checked_path, path))
+    return checked_path(path)
+
+
+def _open_index(file: str, fs: FileSystem, verify: bool) -> Leaves:
+    if fs is not None:
+        return _open_set(file, fs, verify)
+    folder = os.path.dirname(file) or "."
+    for _ in range(_ATTEMPTS):
+        before = os.stat(folder)
+        try:
+            leaves = _open_set(file, fs, verify)
+        except (FileNotFoundError, InvalidFileError):
+            if os.path.samestat(before, os.stat(folder)):
+                raise
+            continue
+        if os.path.samestat(before, os.stat(folder)):
+            return leaves
+    raise ReadError(
+        f"{file}: expected a folder that is left alone while its files are opened, it was replaced "
+        f"{_ATTEMPTS} times: load it when nobody saves to it"
+    )
+
+
+def _open_set(file: str, fs: FileSystem, verify: bool) -> Leaves:
+    if fs is None:
+        with open(file, "rb") as opened:
+            data = opened.read()
+    else:
+        data = cast("bytes", fs.cat_file(file))
+    index = read_index(data, file)
+    folder = os.path.dirname(file) if fs is None else file.rpartition("/")[0]
+    files = [_below(folder, shard, fs) for shard in index.files]
+    exists = os.path.exists if fs is None else fs.exists
+    missing = [each for each in files if not exists(each)]
+    if missing:
+        raise FileNotFoundError(
+            f"{file}: expected the {len(files)} files of the index, {len(missing)} are not there: "
+            f"{', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}"
+        )
+    return _open_files(files, fs, index, file, verify)
+
+
+def _open_files(
+    files: list[str], fs: FileSystem, index: Index | None, name: str, verify: bool
+) -> Leaves:
+    if not files:
+        raise InvalidFileError("expected one file or more, got an empty list")
+    parts: list[tuple[str, Leaves]] = []
+    for file in files:
+        # A list may name URLs, each on a file system of its own.
+        at, resolved = (fs, file) if index is not None else resolve_path(file, fs)
+        parts.append((resolved, _open_file(resolved, at, verify)))
+    leaves = union(parts, index, name)
+    if index is None or index.record is None:
+        return leaves
+    record = index.record
+    check_structure(record, {each for each, leaf in leaves.items() if is_array(leaf)}, name)
+    return Leaves({**leaves, **record.values}, record.structure, leaves.metadata)
+
+
+def _open_file(file: str, fs: FileSystem, verify: bool) -> Leaves:
+    if fs is None:
+        return open_file(file, verify=verify)
+    source = RemoteSource(fs, file)
+    return open_leaves(source, source.prefix, source.nbytes, verify=verify)
+
+
+def _is_folder(path: str, fs: FileSystem) -> bool:
+    return os.path.isdir(path) if fs is None else bool(fs.isdir(path))
+
+
+def _names_in(folder: str, fs: FileSystem) -> list[str]:
+    if fs is None:
+        return os.listdir(folder)
+    return [str(each).rstrip("/").rpartition("/")[2] for each in fs.ls(folder, detail=False)]
+
+
+def _below(folder: str, name: str, fs: FileSystem) -> str:
+    return os.path.join(folder, name) if fs is None else f"{folder.rstrip('/')}/{name}"
