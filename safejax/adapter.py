@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final, TypeAlias
 
+from safejax.access import Access
 from safejax.api import TransformArgument, save, serialize
 from safejax.codec import IN_MEMORY, Buffer, decode
 from safejax.errors import LeafError
@@ -41,17 +42,21 @@ def store(
     return filename
 
 
-def fetch(source: Source, fs: FileSystem | None, *, verify: bool) -> tuple[Leaves, str]:
+def fetch(
+    source: Source, fs: FileSystem | None, *, verify: bool, access: Access
+) -> tuple[Leaves, str]:
     """The Leaves in a file, unread, and what errors call the file."""
     if isinstance(source, bytes | bytearray | memoryview):
         if fs is not None:
             raise TypeError("fs: expected a path with it, got bytes: leave it out")
+        if access != "auto":
+            raise TypeError("access: expected a path with it, got bytes: leave it out")
         return decode(source, verify=verify), IN_MEMORY
     if not isinstance(source, str | os.PathLike | list | tuple):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(
             f"expected the path or the bytes of a safetensors file, got {type(source).__name__}"
         )
-    return open_path(source, fs, verify=verify), shown_path(source)
+    return open_path(source, fs, verify=verify, access=access), shown_path(source)
 
 
 def finish(

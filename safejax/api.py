@@ -2,18 +2,19 @@
 
 import os
 import threading
-from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, TypeAlias
 
 import jax
 
+from safejax.access import Access
 from safejax.codec import IN_MEMORY, Buffer, decode
+from safejax.concretely import concretely_all, needs_x64
 from safejax.files import PathLike, checked_path, write_atomically
 from safejax.layout import Layout, layout
 from safejax.lazy import LazyArray
 from safejax.leaves import Leaves, aval_of, checked_metadata, is_array
 from safejax.opening import Path, open_path, shown_path
-from safejax.placing import concretely_all
 from safejax.remote import resolve_path, write_remotely
 from safejax.shardings import ShardingArgument
 from safejax.shards import Folder, folder_of
@@ -121,6 +122,7 @@ def load(
     transform: TransformArgument | None = None,
     strict: bool = True,
     verify: bool = False,
+    access: Access = "auto",
     fs: Any = None,
 ) -> Any:
     """The pytree at a path, with lazy leaves; only headers are read.
@@ -146,8 +148,10 @@ def load(
     `save(..., checksum=True)` recorded, in blocks of 1 MiB or more: a slice is checked by the
     blocks it touches.
 
-    `path` may be a URL, or a path of the fsspec file system `fs`: local files are mapped, of
-    others the ranges that are needed are requested.
+    `path` may be a URL, or a path of the fsspec file system `fs`: of such a file the ranges that
+    are needed are requested. `access` says how local files are got at: by default they are
+    mapped, and used in place where they are aligned (`"map"`), but on a network file system
+    they are read (`"read"`); with `"copy"` no array looks at the file once it is placed.
 
     >>> import jax, jax.numpy as jnp, safejax, tempfile, os
     >>> path = os.path.join(tempfile.mkdtemp(), "params.safetensors")
@@ -163,7 +167,7 @@ def load(
     that the sharding does not divide; `TransformError`; `ChecksumError` where `verify` finds no
     digests, and, when a leaf is read, other bytes than were saved.
     """
-    leaves = open_path(path, fs, verify=verify)
+    leaves = open_path(path, fs, verify=verify, access=access)
     return _load(leaves, like, sharding, transform, strict, shown_path(path))
 
 
@@ -197,23 +201,43 @@ def materialize(tree: Any, *, progress: Progress | None = None) -> Any:
             lazy[id(leaf)] = leaf
     total = sum(leaf.nbytes for leaf in lazy.values())
     done = 0
-    placed: dict[int, jax.Array] = {}
     one_at_a_time = threading.Lock()
 
-    def task(leaf: LazyArray) -> Callable[[], None]:
+    def task(batch: list[LazyArray]) -> Callable[[], None]:
         def run() -> None:
             nonlocal done
-            placed[id(leaf)] = leaf.place_with(lambda make: make())
+            LazyArray.place_together(batch)
             with one_at_a_time:
-                done += leaf.nbytes
-                if progress is not None:
-                    progress(done, total)
+                for leaf in batch:
+                    done += leaf.nbytes
+                    if progress is not None:
+                        progress(done, total)
 
         return run
 
-    tasks = [(task(leaf), leaf.content.view.dtype) for leaf in lazy.values()]
+    tasks = [(task(batch), batch[0].content.view.dtype) for batch in _batches(lazy.values())]
     concretely_all(tasks, workers=min(8, os.cpu_count() or 1))
-    return jax.tree.map(lambda leaf: placed.get(id(leaf), leaf), tree)
+    return jax.tree.map(lambda leaf: leaf.placed() if isinstance(leaf, LazyArray) else leaf, tree)
+
+
+_BATCH_BYTES: Final = 256 << 20
+"""Bytes of leaves that go to their devices together."""
+
+
+def _batches(leaves: Iterable[LazyArray]) -> list[list[LazyArray]]:
+    """The leaves in batches, each of dtypes that need one mode of JAX."""
+    batches: list[list[LazyArray]] = []
+    for wide in (False, True):
+        room = 0
+        for leaf in leaves:
+            if needs_x64(leaf.content.view.dtype) != wide:
+                continue
+            if room <= 0:
+                batches.append([])
+                room = _BATCH_BYTES
+            batches[-1].append(leaf)
+            room -= leaf.nbytes
+    return batches
 
 
 def abstract(tree: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any, Final, TypeAlias, final, overload
 import numpy as np
 
 from safejax import dtypes
+from safejax.access import Access, open_source
 from safejax.errors import ChecksumError, InvalidFileError
 from safejax.header import Header, Tensor, read_header
 from safejax.integrity import Digests, VerifiedSource, digests_size
@@ -16,7 +17,7 @@ from safejax.leaves import Leaves
 from safejax.names import join
 from safejax.placing import default_placement
 from safejax.record import Record, read_record
-from safejax.sources import BufferSource, MappedSource, PackedSource, Source
+from safejax.sources import BufferSource, PackedSource, Source
 from safejax.steps import Step
 from safejax.strict_json import collector_paused
 from safejax.structure import name_in
@@ -239,9 +240,9 @@ class Decode(Step[bytes, Leaves]):
         return "decode(verify=True)" if self.verify else "decode"
 
 
-def open_file(path: str, *, verify: bool = False) -> Leaves:
-    """The Leaves of a safetensors file on disk, mapped and unread."""
-    source = MappedSource(path)
+def open_file(path: str, *, verify: bool = False, access: Access = "auto") -> Leaves:
+    """The Leaves of a safetensors file on disk, unread."""
+    source = open_source(path, access)
     return open_leaves(source, source.prefix, source.nbytes, verify=verify)
 
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import jax
 
+from safejax.access import Access
 from safejax.adapter import Source, Stored, fetch, finish, missing, refuse_foreign, store
 from safejax.api import TransformArgument
 from safejax.files import PathLike
@@ -63,6 +64,7 @@ def deserialize(
     transform: TransformArgument | None = None,
     strict: bool = True,
     verify: bool = False,
+    access: Access = "auto",
 ) -> _Model:
     """`like` with the arrays and scalars of the file in the place of its own; lazy.
 
@@ -73,7 +75,7 @@ def deserialize(
     Raises `MismatchError`, which reports every leaf that is missing, unexpected or of another
     shape or dtype, and what else `safejax.load` raises.
     """
-    leaves, file = fetch(path_or_bytes, fs, verify=verify)
+    leaves, file = fetch(path_or_bytes, fs, verify=verify, access=access)
     dynamic = _dynamic(like)
     loaded = finish(
         leaves, file, like=dynamic, sharding=sharding, transform=transform, strict=strict

@@ -11,6 +11,7 @@ Linen's variables are pytrees as they are; what is particular to NNX stands in `
 from collections.abc import Mapping
 from typing import Any
 
+from safejax.access import Access
 from safejax.adapter import (
     Source,
     Stored,
@@ -79,6 +80,7 @@ def deserialize(
     transform: TransformArgument | None = None,
     strict: bool = True,
     verify: bool = False,
+    access: Access = "auto",
 ) -> Any:
     """What `serialize` was given, with lazy leaves: the same container, dict or `FrozenDict`.
 
@@ -90,7 +92,7 @@ def deserialize(
 
     Raises what `safejax.load` raises.
     """
-    leaves, file = fetch(path_or_bytes, fs, verify=verify)
+    leaves, file = fetch(path_or_bytes, fs, verify=verify, access=access)
     if is_nnx(like):
         return deserialize_like(
             leaves, file, like, sharding=sharding, transform=transform, strict=strict

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import jax
 
+from safejax.access import Access
 from safejax.adapter import Source, Stored, fetch, finish, missing, refuse_foreign, store
 from safejax.api import TransformArgument
 from safejax.files import PathLike
@@ -66,6 +67,7 @@ def deserialize(
     transform: TransformArgument | None = None,
     strict: bool = True,
     verify: bool = False,
+    access: Access = "auto",
 ) -> Any:
     """The parameters, state or dict of both in a file, as `serialize` was given them; lazy.
 
@@ -74,7 +76,7 @@ def deserialize(
 
     Raises what `safejax.load` raises.
     """
-    leaves, file = fetch(path_or_bytes, fs, verify=verify)
+    leaves, file = fetch(path_or_bytes, fs, verify=verify, access=access)
     tree = finish(
         leaves, file, like=_mutable(like), sharding=sharding, transform=transform, strict=strict
     )

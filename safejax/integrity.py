@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from safejax.dtypes import Dtype
 from safejax.errors import ChecksumError
-from safejax.sources import BufferSource, Source, show
+from safejax.sources import BufferSource, Source, show, usable_in_place
 from safejax.windows import Window
 
 ALGORITHM: Final = "xxh3_64"
@@ -153,6 +153,12 @@ class VerifiedSource(Source):
             rows = starts[low:high] - first * self._block_bytes
             dense[low:high] = sliding_window_view(blocks, width)[rows]
         return show(dense.reshape(-1), 0, dtype, window.compact())
+
+    def look(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> NDArray[Any] | None:
+        file = self._file
+        if not isinstance(file, BufferSource) or file.peek(begin, dtype, window, alignment) is None:
+            return None
+        return usable_in_place(self.read(begin, dtype, window), alignment)
 
     def _blocks(self, first: int, last: int) -> NDArray[np.uint8]:
         """The bytes of the blocks `first` to `last`, checked."""

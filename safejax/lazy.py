@@ -8,7 +8,8 @@ the placed array.
 
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from types import EllipsisType
@@ -22,9 +23,10 @@ from jax.sharding import Sharding
 from numpy.typing import NDArray
 
 from safejax import jax_registration
+from safejax.concretely import concretely
 from safejax.dtypes import Dtype
-from safejax.errors import LeafError, PlacementError, PrecisionWarning, UnsupportedJaxError
-from safejax.placing import Placement, concretely, default_placement, place
+from safejax.errors import LeafError, PrecisionWarning, UnsupportedJaxError
+from safejax.placing import Placement, Request, default_placement, place_all
 from safejax.sources import AbstractSource, ArraySource
 from safejax.views import Strided, View
 from safejax.windows import BasicIndex, Window
@@ -253,7 +255,10 @@ class LazyArray(jax.Array):
             return placed
         if _MISSING:
             raise UnsupportedJaxError(self._unsupported())
-        return self.place_with(lambda task: concretely(task, self._placed_dtype()))
+        concretely(lambda: self.place_together([self]), self._placed_dtype())
+        placed = self._placed
+        assert placed is not None
+        return placed
 
     def traced_as(self) -> Any:
         """The abstract value that a trace sees: what JAX asks for first."""
@@ -261,27 +266,26 @@ class LazyArray(jax.Array):
             raise UnsupportedJaxError(self._unsupported())
         return self._aval
 
-    def place_with(self, run: Callable[[Callable[[], jax.Array]], jax.Array]) -> jax.Array:
-        """The plain array; `run` calls a task that makes it, if there is none."""
-        with self._lock:
-            placed = self._placed
-            if placed is None or placed.is_deleted():
-                stored, dtype = self._content.view.dtype, self._placed_dtype()
-                if stored != dtype and dtype.kind in "fc":
-                    self._notice.give(self._name, stored, dtype)
-                placement = Placement(self._sharding, self._committed)
-                view, key, name = self._content.view, self._content.key, self._name
-                try:
-                    placed = run(lambda: place(view, dtype, key, placement, name))
-                except AttributeError as error:
-                    # hasattr() would take it for a missing attribute of the array.
-                    raise PlacementError(f"leaf {name!r}: placing it failed: {error}") from error
-                except Exception as error:
-                    error.add_note(f"while placing leaf {name!r}")
-                    raise
-                assert placed.sharding.is_equivalent_to(self._sharding, self.ndim)
-                self._placed = placed
-            return placed
+    @staticmethod
+    def place_together(leaves: "Sequence[LazyArray]") -> None:
+        """Place all leaves that are not; to be called where no trace is (`concretely`)."""
+        # In one order in every thread, so that no two wait for each other.
+        ordered = [leaf for _, leaf in sorted({id(leaf): leaf for leaf in leaves}.items())]
+        with ExitStack() as locks:
+            for leaf in ordered:
+                locks.enter_context(leaf._lock)
+            wanted = [leaf for leaf in ordered if not leaf.is_placed]
+            arrays = place_all([leaf._request() for leaf in wanted])
+            for leaf, array in zip(wanted, arrays, strict=True):
+                assert array.sharding.is_equivalent_to(leaf._sharding, leaf.ndim)
+                leaf._placed = array
+
+    def _request(self) -> Request:
+        stored, dtype = self._content.view.dtype, self._placed_dtype()
+        if stored != dtype and dtype.kind in "fc":
+            self._notice.give(self._name, stored, dtype)
+        placement = Placement(self._sharding, self._committed)
+        return Request(self._content.view, dtype, self._content.key, placement, self._name)
 
     def _unsupported(self) -> str:
         return (

@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar
 import jax
 from flax import nnx
 
+from safejax.access import Access
 from safejax.adapter import Source, fetch, finish
 from safejax.api import TransformArgument
 from safejax.jax_registration import current_mesh
@@ -43,6 +44,7 @@ def load_into(
     transform: TransformArgument | None = None,
     strict: bool = True,
     verify: bool = False,
+    access: Access = "auto",
 ) -> None:
     """Give the variables of an NNX module the values in a file, lazily.
 
@@ -63,7 +65,7 @@ def load_into(
 
     Raises `MismatchError` with everything that does not match; the module is then unchanged.
     """
-    leaves, file = fetch(path_or_bytes, fs, verify=verify)
+    leaves, file = fetch(path_or_bytes, fs, verify=verify, access=access)
     state = nnx.state(model, only)
     if only is not ...:
         leaves, transform = apply(transform, leaves), None

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from safejax.access import Access
 from safejax.adapter import Source, Stored, fetch, finish, missing, store
 from safejax.api import TransformArgument
 from safejax.errors import LeafError, MismatchError
@@ -70,6 +71,7 @@ def deserialize(
     transform: TransformArgument | None = None,
     strict: bool = True,
     verify: bool = False,
+    access: Access = "auto",
 ) -> VarCollection:
     """The variables in a file, a `VarCollection` with the kinds that they had; values are lazy.
 
@@ -81,7 +83,9 @@ def deserialize(
     Raises `LeafError` for a file that names no kinds (another framework wrote it) without
     `like`, and what `safejax.load` raises.
     """
-    return _collection(*_values(path_or_bytes, fs, like, sharding, transform, strict, verify))
+    return _collection(
+        *_values(path_or_bytes, fs, like, sharding, transform, strict, verify, access)
+    )
 
 
 def deserialize_with_assignment(
@@ -93,6 +97,7 @@ def deserialize_with_assignment(
     transform: TransformArgument | None = None,
     strict: bool = True,
     verify: bool = False,
+    access: Access = "auto",
 ) -> None:
     """Assign the values in a file to a model's variables, lazily.
 
@@ -102,7 +107,7 @@ def deserialize_with_assignment(
     Raises `MismatchError` with every variable that is missing, unexpected, or of another kind,
     shape or dtype; nothing is then assigned.
     """
-    values, _ = _values(filename, fs, model_vars, sharding, transform, strict, verify)
+    values, _ = _values(filename, fs, model_vars, sharding, transform, strict, verify, access)
     for name, variable in model_vars.items():
         # objax's own check needs a part of JAX that 0.10 removed; ours is done.
         _target(variable).assign(values[_stored_name(name, variable)], check=False)
@@ -153,9 +158,10 @@ def _values(
     transform: TransformArgument | None,
     strict: bool,
     verify: bool,
+    access: Access,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The values in a file by stored name, and each name to the first one of its variable."""
-    leaves, file = fetch(source, fs, verify=verify)
+    leaves, file = fetch(source, fs, verify=verify, access=access)
     kind = leaves.structure.kinds.get("", Kind())
     aliased = {alias: leaves[to] for alias, to in kind.aliases}
     # Names are never split: they hold dots, brackets and parentheses.

@@ -1,8 +1,11 @@
 """Opening: what a path stands for (a file, a folder, an index, several files) as Leaves, unread."""
 
 import os
-from typing import Final, TypeAlias, cast
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, TypeAlias, cast, final
 
+from safejax.access import Access
 from safejax.codec import check_structure, open_file, open_leaves
 from safejax.errors import InvalidFileError, ReadError
 from safejax.files import PathLike, checked_path
@@ -17,32 +20,34 @@ _ATTEMPTS: Final = 100
 """How often a folder is opened again that was replaced in the meantime."""
 
 
-def open_path(path: Path, fs: FileSystem = None, *, verify: bool = False) -> Leaves:
+@final
+@dataclass(frozen=True, slots=True)
+class _How:
+    """How files are opened: with their digests checked, and by which access."""
+
+    verify: bool
+    access: Access
+
+
+def open_path(
+    path: Path, fs: FileSystem = None, *, verify: bool = False, access: Access = "auto"
+) -> Leaves:
     """The Leaves at a path, a URL, or a path of the fsspec file system `fs`; unread.
 
-    A folder holds an index (`*.safetensors.index.json`), or one safetensors file. An index is
-    JSON, and its name ends in `.index.json`. Of several files no two may have a name in common.
+    `access` says how local files are got at. A folder holds an index
+    (`*.safetensors.index.json`), or one safetensors file. An index is JSON, and its name ends
+    in `.index.json`. Of several files no two may have a name in common.
     """
+    how = _How(verify, access)
     if isinstance(path, list | tuple):
-        return _open_files([checked_path(each) for each in path], fs, None, "several files", verify)
+        return _open_files([checked_path(each) for each in path], fs, None, "several files", how)
     name = checked_path(path)
     fs, file = resolve_path(name, fs)
     if file.endswith(".index.json"):
-        return _open_index(file, fs, verify)
-    if not _is_folder(file, fs):
-        return _open_file(file, fs, verify)
-    found = _names_in(file, fs)
-    indices = [each for each in found if each.endswith(INDEX_SUFFIX)]
-    files = [each for each in found if each.endswith(".safetensors")]
-    if len(indices) == 1:
-        return _open_index(_below(file, indices[0], fs), fs, verify)
-    if not indices and len(files) == 1:
-        return _open_file(_below(file, files[0], fs), fs, verify)
-    shown = ", ".join(sorted(indices or files)[:5]) or "none"
-    raise InvalidFileError(
-        f"{file}: expected a folder with one index, or one safetensors file, got {shown}: name "
-        "the file, or give a list of files"
-    )
+        return _settled(os.path.dirname(file), fs, lambda: _open_index(file, fs, how))
+    if _is_folder(file, fs):
+        return _settled(file, fs, lambda: _open_folder(file, fs, how))
+    return _open_file(file, fs, how)
 
 
 def shown_path(path: Path) -> str:
@@ -52,27 +57,47 @@ def shown_path(path: Path) -> str:
     return checked_path(path)
 
 
-def _open_index(file: str, fs: FileSystem, verify: bool) -> Leaves:
-    if fs is not None:
-        return _open_set(file, fs, verify)
-    folder = os.path.dirname(file) or "."
+def _settled(folder: str, fs: FileSystem, open_files: Callable[[], Leaves]) -> Leaves:
+    """What `open_files` gives of a local folder that was not replaced in the meantime."""
+    if fs is not None or not hasattr(os, "O_DIRECTORY"):
+        return open_files()
     for _ in range(_ATTEMPTS):
-        before = os.stat(folder)
+        # As long as it is open, no other folder can have its number.
+        descriptor = os.open(folder or ".", os.O_RDONLY | os.O_DIRECTORY)
         try:
-            leaves = _open_set(file, fs, verify)
-        except (FileNotFoundError, InvalidFileError):
-            if os.path.samestat(before, os.stat(folder)):
-                raise
-            continue
-        if os.path.samestat(before, os.stat(folder)):
-            return leaves
+            before = os.fstat(descriptor)
+            try:
+                leaves = open_files()
+            except (FileNotFoundError, InvalidFileError):
+                if os.path.samestat(before, os.stat(folder or ".")):
+                    raise
+                continue
+            if os.path.samestat(before, os.stat(folder or ".")):
+                return leaves
+        finally:
+            os.close(descriptor)
     raise ReadError(
-        f"{file}: expected a folder that is left alone while its files are opened, it was replaced "
-        f"{_ATTEMPTS} times: load it when nobody saves to it"
+        f"{folder}: expected a folder that is left alone while its files are opened, it was "
+        f"replaced {_ATTEMPTS} times: load it when nobody saves to it"
     )
 
 
-def _open_set(file: str, fs: FileSystem, verify: bool) -> Leaves:
+def _open_folder(folder: str, fs: FileSystem, how: _How) -> Leaves:
+    found = _names_in(folder, fs)
+    indices = [each for each in found if each.endswith(INDEX_SUFFIX)]
+    files = [each for each in found if each.endswith(".safetensors")]
+    if len(indices) == 1:
+        return _open_index(_below(folder, indices[0], fs), fs, how)
+    if not indices and len(files) == 1:
+        return _open_file(_below(folder, files[0], fs), fs, how)
+    shown = ", ".join(sorted(indices or files)[:5]) or "none"
+    raise InvalidFileError(
+        f"{folder}: expected a folder with one index, or one safetensors file, got {shown}: name "
+        "the file, or give a list of files"
+    )
+
+
+def _open_index(file: str, fs: FileSystem, how: _How) -> Leaves:
     if fs is None:
         with open(file, "rb") as opened:
             data = opened.read()
@@ -88,11 +113,11 @@ def _open_set(file: str, fs: FileSystem, verify: bool) -> Leaves:
             f"{file}: expected the {len(files)} files of the index, {len(missing)} are not there: "
             f"{', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}"
         )
-    return _open_files(files, fs, index, file, verify)
+    return _open_files(files, fs, index, file, how)
 
 
 def _open_files(
-    files: list[str], fs: FileSystem, index: Index | None, name: str, verify: bool
+    files: list[str], fs: FileSystem, index: Index | None, name: str, how: _How
 ) -> Leaves:
     if not files:
         raise InvalidFileError("expected one file or more, got an empty list")
@@ -100,7 +125,7 @@ def _open_files(
     for file in files:
         # A list may name URLs, each on a file system of its own.
         at, resolved = (fs, file) if index is not None else resolve_path(file, fs)
-        parts.append((resolved, _open_file(resolved, at, verify)))
+        parts.append((resolved, _open_file(resolved, at, how)))
     leaves = union(parts, index, name)
     if index is None or index.record is None:
         return leaves
@@ -109,11 +134,16 @@ def _open_files(
     return Leaves({**leaves, **record.values}, record.structure, leaves.metadata)
 
 
-def _open_file(file: str, fs: FileSystem, verify: bool) -> Leaves:
+def _open_file(file: str, fs: FileSystem, how: _How) -> Leaves:
     if fs is None:
-        return open_file(file, verify=verify)
+        return open_file(file, verify=how.verify, access=how.access)
+    if how.access != "auto":
+        raise ValueError(
+            f"{file}: access: expected 'auto' for a file that is requested from "
+            f"{type(fs).__name__}, got {how.access!r}"
+        )
     source = RemoteSource(fs, file)
-    return open_leaves(source, source.prefix, source.nbytes, verify=verify)
+    return open_leaves(source, source.prefix, source.nbytes, verify=how.verify)
 
 
 def _is_folder(path: str, fs: FileSystem) -> bool:

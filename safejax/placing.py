@@ -5,11 +5,10 @@ it, and what no device here holds is never read. Blocks that look at a mapped fi
 to the device as they are, and XLA's CPU client uses them in place where they are aligned.
 """
 
-import contextlib
-import threading
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, TypeVar, cast, final
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias, cast, final
 
 import jax
 import numpy as np
@@ -17,10 +16,9 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSha
 from numpy.typing import NDArray
 
 from safejax.dtypes import Dtype
-from safejax.errors import PrecisionError
+from safejax.errors import PlacementError, PrecisionError
+from safejax.memory import ALIGNMENT, aligned_empty
 from safejax.views import View
-
-_T = TypeVar("_T")
 
 
 @final
@@ -42,29 +40,70 @@ def default_placement() -> Placement:
     return Placement(SingleDeviceSharding(device), committed=False)
 
 
-def place(
-    view: View, dtype: Dtype, key_impl: str | None, placement: Placement, name: str
-) -> jax.Array:
-    """The view's values on the devices of `placement`, as `dtype`.
+@final
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A leaf to place: its view, as `dtype`, where `placement` says.
 
-    With `key_impl` the view is a key's data, uint32 with the key's own axes last, and a typed
-    key array comes back.
-
-    Raises `PrecisionError` where a narrower integer `dtype` cannot hold a value.
+    With `key` the view is a key's data, uint32 with the key's own axes last, and a typed key
+    array comes back. `name` is what errors call it.
     """
-    sharding = placement.sharding
-    if key_impl is not None:
-        of_data = Placement(_of_key_data(sharding, _key_axes(key_impl)), placement.committed)
-        data = place(view, dtype, None, of_data, name)
-        return jax.random.wrap_key_data(data, impl=key_impl)
-    if not placement.committed:
-        (device,) = sharding.device_set
-        with jax.default_device(device):
-            return jax.device_put(_block(view, dtype, name))
-    if len(sharding.device_set) == 1 and sharding.is_fully_addressable:
-        return jax.device_put(_block(view, dtype, name), sharding)
+
+    view: View
+    dtype: Dtype
+    key: str | None
+    placement: Placement
+    name: str
+
+
+def place(view: View, dtype: Dtype, key: str | None, placement: Placement, name: str) -> jax.Array:
+    """The array of one `Request`."""
+    (array,) = place_all([Request(view, dtype, key, placement, name)])
+    return array
+
+
+def place_all(requests: Sequence[Request]) -> list[jax.Array]:
+    """The arrays of all requests, whose blocks go to their devices together.
+
+    Raises `PrecisionError` where a narrower integer `dtype` cannot hold a value; whatever is
+    raised says for which leaf.
+    """
+    prepared: list[_Prepared] = []
+    for request in requests:
+        with _telling(request.name):
+            prepared.append(_prepared(request))
+    try:
+        put = _put([part for parts, _ in prepared for part in parts])
+    except Exception:
+        for request, (parts, _) in zip(requests, prepared, strict=True):
+            with _telling(request.name):
+                _put(parts)
+        raise
+    arrays = iter(put)
+    return [assemble([next(arrays) for _ in parts]) for parts, assemble in prepared]
+
+
+_Part: TypeAlias = tuple[NDArray[Any], Any]
+"""A block, and the sharding that it is committed to, or the device that it is put on without."""
+
+_Prepared: TypeAlias = tuple[list[_Part], Callable[[list[jax.Array]], jax.Array]]
+"""The blocks of a leaf, and what makes it of them when they are on their devices."""
+
+
+def _prepared(request: Request) -> _Prepared:
+    view, key = request.view, request.key
+    sharding, committed = request.placement.sharding, request.placement.committed
+    if key is not None:
+        of_data = Placement(_of_key_data(sharding, _key_axes(key)), committed)
+        parts, assemble = _prepared(replace(request, key=None, placement=of_data))
+        return parts, lambda arrays: jax.random.wrap_key_data(assemble(arrays), impl=key)
+    devices = sharding.device_set
+    if not committed or (len(devices) == 1 and sharding.is_fully_addressable):
+        (device,) = devices
+        block = _block(view, request, device)
+        return [(block, sharding if committed else device)], lambda arrays: arrays[0]
     blocks: dict[tuple[Any, ...], NDArray[Any]] = {}
-    arrays: list[jax.Array] = []
+    parts: list[_Part] = []
     indices = cast(
         "dict[Any, tuple[slice, ...]]",
         sharding.addressable_devices_indices_map(view.shape),
@@ -74,11 +113,43 @@ def place(
         for device, index in indices.items():
             distinct = tuple((part.start, part.stop) for part in index)
             if distinct not in blocks:
-                blocks[distinct] = _block(view.index(index), dtype, name)
+                blocks[distinct] = _block(view.index(index), request, device)
             single = SingleDeviceSharding(device, memory_kind=sharding.memory_kind)
-            arrays.append(jax.device_put(blocks[distinct], single))
+            parts.append((blocks[distinct], single))
     # The dtype, since there may be no device of this process among them.
-    return jax.make_array_from_single_device_arrays(view.shape, sharding, arrays, dtype=dtype)
+    return parts, lambda arrays: jax.make_array_from_single_device_arrays(
+        view.shape, sharding, arrays, dtype=request.dtype
+    )
+
+
+def _put(parts: Sequence[_Part]) -> list[jax.Array]:
+    """The blocks on their devices, by as few calls as can be."""
+    groups: dict[Any, list[int]] = {}
+    for number, (_, target) in enumerate(parts):
+        groups.setdefault(None if isinstance(target, Sharding) else target, []).append(number)
+    put: dict[int, jax.Array] = {}
+    for device, numbers in groups.items():
+        blocks = [parts[number][0] for number in numbers]
+        if device is None:
+            arrays = jax.device_put(blocks, [parts[number][1] for number in numbers])
+        else:
+            with jax.default_device(device):
+                arrays = jax.device_put(blocks)
+        put.update(zip(numbers, arrays, strict=True))
+    return [put[number] for number in range(len(parts))]
+
+
+@contextmanager
+def _telling(name: str) -> Generator[None]:
+    """Have what is raised inside the block say for which leaf."""
+    try:
+        yield
+    except AttributeError as error:
+        # hasattr() would take it for a missing attribute of the array.
+        raise PlacementError(f"leaf {name!r}: placing it failed: {error}") from error
+    except Exception as error:
+        error.add_note(f"while placing leaf {name!r}")
+        raise
 
 
 def _of_key_data(sharding: Sharding, key_axes: int) -> Sharding:
@@ -94,13 +165,17 @@ def _key_axes(key_impl: str) -> int:
     return len(key.shape)
 
 
-def _block(view: View, dtype: Dtype, name: str) -> NDArray[Any]:
-    """What a device is given: of `dtype`, aligned for it, and changed by nobody."""
-    block = view.read()
-    if block.dtype != dtype:
-        return _narrowed(block, dtype, name)
-    lasting = block.flags.writeable or view.stable
-    return block if lasting and block.flags.aligned else block.copy()
+def _block(view: View, request: Request, device: Any) -> NDArray[Any]:
+    """What a device is given: of the dtype, aligned for it, and changed by nobody."""
+    if view.dtype != request.dtype:
+        return _narrowed(view.read(), request.dtype, request.name)
+    # Others copy it to memory of their own, and take it as it lies.
+    alignment = ALIGNMENT if device.platform == "cpu" else view.dtype.alignment
+    block = view.look(alignment)
+    if block is None:
+        block = aligned_empty(view.shape, view.dtype)
+        view.read_into(block)
+    return block
 
 
 def _narrowed(block: NDArray[Any], dtype: Dtype, name: str) -> NDArray[Any]:
@@ -116,89 +191,7 @@ def _narrowed(block: NDArray[Any], dtype: Dtype, name: str) -> NDArray[Any]:
                 "jax.config.update('jax_enable_x64', True), or take numpy.asarray(leaf), which "
                 "has all bits"
             )
+    out = aligned_empty(block.shape, dtype)
     with np.errstate(all="ignore"):
-        return block.astype(dtype)
-
-
-# ---- concretely, whatever the caller is in the middle of
-
-
-_WIDE: Final = frozenset({"int64", "uint64", "float64", "complex128"})
-
-
-def concretely(task: Callable[[], _T], dtype: Dtype | None = None) -> _T:
-    """What `task` gives when it runs outside of any trace and any of JAX's debug modes.
-
-    It runs in a thread of its own: JAX's trace, its guards and its modes belong to the thread,
-    and nothing less than another one leaves them all behind. `dtype` is that of the arrays
-    that the task makes; 64-bit ones need x64 whatever the mode has become since.
-    """
-    outcome: list[_T] = []
-    failure: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            with _plain_settings(dtype):
-                outcome.append(task())
-        except BaseException as error:  # noqa: BLE001 - it is raised again where it belongs
-            failure.append(error)
-
-    thread = threading.Thread(target=run, name="safejax-place", daemon=True)
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
-    return outcome[0]
-
-
-def concretely_all(tasks: Sequence[tuple[Callable[[], object], Dtype]], workers: int) -> None:
-    """Run each task as `concretely` does, `workers` at a time; the first failure is raised."""
-    pending = iter(tasks)
-    pending_lock = threading.Lock()
-
-    def work() -> None:
-        while True:
-            with pending_lock:
-                item = next(pending, None)
-            if item is None:
-                return
-            task, dtype = item
-            try:
-                with _plain_settings(dtype):
-                    task()
-            except BaseException:
-                with pending_lock:
-                    for _ in pending:
-                        pass
-                raise
-
-    failures: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException as error:  # noqa: BLE001 - it is raised again where it belongs
-            failures.append(error)
-
-    threads = [
-        threading.Thread(target=run, name=f"safejax-place-{number}", daemon=True)
-        for number in range(min(workers, len(tasks)))
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
-
-
-@contextlib.contextmanager
-def _plain_settings(dtype: Dtype | None) -> Generator[None]:
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(jax.transfer_guard("allow"))
-        stack.enter_context(jax.debug_nans(False))
-        stack.enter_context(jax.debug_infs(False))
-        stack.enter_context(jax.disable_jit(False))
-        if dtype is not None and dtype.name in _WIDE:
-            stack.enter_context(jax.enable_x64(True))
-        yield
+        np.copyto(out, block, casting="unsafe")
+    return out

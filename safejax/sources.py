@@ -8,7 +8,9 @@ are first touched.
 
 import mmap
 import os
+import stat
 import threading
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 
 from safejax.dtypes import Dtype, unpack
 from safejax.errors import ReadError
+from safejax.memory import address
 from safejax.windows import Spans, Window
 
 
@@ -94,6 +97,18 @@ class Source(ABC):
         Read-only where the array looks at the source's own memory.
         """
 
+    def look(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> NDArray[Any] | None:
+        """What `read` gives, if it need not be copied to be used; else None, and nothing is read.
+
+        That is: it lies in memory as a C-ordered array, on `alignment` bytes, for good.
+        """
+        del begin, dtype, window, alignment
+        return None
+
+    def read_into(self, begin: int, dtype: Dtype, window: Window, out: NDArray[Any]) -> None:
+        """Put what `read` gives into `out`, an array of the same shape and dtype."""
+        np.copyto(out, self.read(begin, dtype, window))
+
     def _log(self, nbytes: int) -> None:
         if _open_logs:
             with _open_logs_lock:
@@ -119,10 +134,22 @@ class BufferSource(Source):
         self._log(window.distinct * dtype.itemsize)
         return _read_only(show(self._buffer, begin, dtype, window))
 
+    def look(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> NDArray[Any] | None:
+        array = self.peek(begin, dtype, window, alignment)
+        if array is not None:
+            self._log(array.nbytes)
+        return array
+
+    def peek(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> NDArray[Any] | None:
+        """What `look` gives, for a reader who tells of what it reads itself."""
+        if window.size == 0 or not self.stable:
+            return None
+        return usable_in_place(show(self._buffer, begin, dtype, window), alignment)
+
 
 @final
 class MappedSource(BufferSource):
-    """A file mapped into memory, read in place.
+    """A file mapped into memory, read in place, or, unless `in_place`, copied from there.
 
     The mapping lives as long as a leaf, or an array placed without a copy, looks at it. A
     file that was cut short since is told by its size before each read, and is a `ReadError`;
@@ -130,26 +157,96 @@ class MappedSource(BufferSource):
     with SIGBUS when the lost part is touched. `save` never does that: it writes a new file.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, in_place: bool = True) -> None:
         with open(path, "rb") as file:
-            self.nbytes = os.fstat(file.fileno()).st_size
+            self._status = os.fstat(file.fileno())
+            self.nbytes = self._status.st_size
             # What is empty cannot be mapped; the header's reader says what it lacks.
             mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.nbytes else None
         super().__init__(b"" if mapping is None else mapping, path)
         self._mapping = mapping
+        # Without, it is read in place for a moment only, and copied.
+        self.stable = in_place
 
     def prefix(self, begin: int, end: int) -> bytes:
         """The bytes `[begin, end)`, as the header's reader asks for them."""
         return b"" if self._mapping is None else self._mapping[begin:end]
 
     def read(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
+        self._check_size()
+        return super().read(begin, dtype, window)
+
+    def look(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> NDArray[Any] | None:
+        self._check_size()
+        return super().look(begin, dtype, window, alignment)
+
+    def read_into(self, begin: int, dtype: Dtype, window: Window, out: NDArray[Any]) -> None:
+        if out.nbytes < _WORTH_A_CALL or not _is_one_run(window, out):
+            super().read_into(begin, dtype, window, out)
+            return
+        # A copy by the system does not fault the mapping in, page by page. The path may be that
+        # of another file by now, and no descriptor is kept for the time until this one.
+        try:
+            descriptor = os.open(self.name, os.O_RDONLY)
+        except OSError:
+            super().read_into(begin, dtype, window, out)
+            return
+        try:
+            if not os.path.samestat(os.fstat(descriptor), self._status):
+                super().read_into(begin, dtype, window, out)
+                return
+            self._log(out.nbytes)
+            _read_run(descriptor, begin + window.offset * dtype.itemsize, out, self)
+        finally:
+            os.close(descriptor)
+
+    def _check_size(self) -> None:
         size = 0 if self._mapping is None else self._mapping.size()
         if size < self.nbytes:
-            raise ReadError(
-                f"{self.name}: expected the {self.nbytes} bytes that the file had when it was "
-                f"opened, got {size}: it was cut short since; load it again"
-            )
-        return super().read(begin, dtype, window)
+            raise _cut_short(self, size)
+
+
+@final
+class FileSource(Source):
+    """A file that is read and never mapped: one on a network, whose loss would be a SIGBUS."""
+
+    stable = True
+
+    def __init__(self, path: str) -> None:
+        self.name = path
+        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        weakref.finalize(self, os.close, self._descriptor)
+        status = os.fstat(self._descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(f"{path}: expected a safetensors file, got a folder")
+        self.nbytes = status.st_size
+
+    def __repr__(self) -> str:
+        return f"FileSource({self.name!r})"
+
+    def prefix(self, begin: int, end: int) -> bytes:
+        """The bytes `[begin, end)`, as the header's reader asks for them."""
+        data = np.empty(end - begin, np.uint8)
+        _read_run(self._descriptor, begin, data, self)
+        return data.tobytes()
+
+    def read(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
+        if window.size == 0:
+            return np.empty(window.shape, dtype)
+        spans = window.spans()
+        self._log(spans.count * dtype.itemsize)
+        dense = np.empty((len(spans.starts), spans.length * dtype.itemsize), np.uint8)
+        starts = (begin + spans.starts * dtype.itemsize).tolist()
+        for start, row in zip(starts, dense, strict=True):
+            _read_run(self._descriptor, start, row, self)
+        return show(dense.reshape(-1), 0, dtype, window.compact())
+
+    def read_into(self, begin: int, dtype: Dtype, window: Window, out: NDArray[Any]) -> None:
+        if not _is_one_run(window, out):
+            super().read_into(begin, dtype, window, out)
+            return
+        self._log(out.nbytes)
+        _read_run(self._descriptor, begin + window.offset * dtype.itemsize, out, self)
 
 
 @final
@@ -175,11 +272,23 @@ class ArraySource(Source):
         if window.size == 0:
             return np.empty(window.shape, dtype)
         self._log(window.distinct * dtype.itemsize)
+        return _read_only(show(self._bytes(), 0, dtype, window))
+
+    def look(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> NDArray[Any] | None:
+        assert begin == 0
+        if window.size == 0 or not self.stable:
+            return None
+        array = usable_in_place(show(self._bytes(), 0, dtype, window), alignment)
+        if array is not None:
+            self._log(array.nbytes)
+        return array
+
+    def _bytes(self) -> NDArray[np.uint8]:
         if self._flat is None:
             host = np.asarray(self._array)
             native = host.astype(host.dtype.newbyteorder("="), copy=False)
             self._flat = np.ascontiguousarray(native).reshape(-1).view(np.uint8)
-        return _read_only(show(self._flat, 0, dtype, window))
+        return self._flat
 
 
 @final
@@ -308,6 +417,55 @@ def show(
     size = dtype.itemsize
     strides = tuple(stride * size for stride in window.strides)
     return np.ndarray(window.shape, dtype, buffer, begin + window.offset * size, strides)
+
+
+def usable_in_place(array: NDArray[Any], alignment: int) -> NDArray[Any] | None:
+    """The array, read-only, if it is C-ordered and begins on `alignment` bytes; else None."""
+    if array.flags.c_contiguous and address(array) % alignment == 0:
+        return _read_only(array)
+    return None
+
+
+def _is_one_run(window: Window, out: NDArray[Any]) -> bool:
+    """Whether the elements lie side by side, in the order that `out` has them."""
+    return (
+        out.size > 0
+        and out.flags.c_contiguous
+        and all(
+            size == 1 or stride == whole
+            for size, stride, whole in zip(
+                window.shape, window.strides, Window.whole(window.shape).strides, strict=True
+            )
+        )
+    )
+
+
+_WORTH_A_CALL: Final = 1 << 16
+"""Bytes that are read by a call of the system, where less is copied from the mapping."""
+
+_MOST_AT_A_TIME: Final = 1 << 30
+"""Bytes of one call: the system takes no more than 2 GiB."""
+
+
+def _read_run(
+    descriptor: int, begin: int, out: NDArray[Any], source: "MappedSource | FileSource"
+) -> None:
+    """Fill `out` with the bytes of the file from `begin` on."""
+    flat = out.reshape(-1).view(np.uint8)
+    done = 0
+    while done < flat.nbytes:
+        part = flat[done : done + _MOST_AT_A_TIME]
+        count = os.preadv(descriptor, [part.data], begin + done)
+        if not count:
+            raise _cut_short(source, os.fstat(descriptor).st_size)
+        done += count
+
+
+def _cut_short(source: "MappedSource | FileSource", size: int) -> ReadError:
+    return ReadError(
+        f"{source.name}: expected the {source.nbytes} bytes that the file had when it was "
+        f"opened, got {size}: it was cut short since; load it again"
+    )
 
 
 def _read_only(array: NDArray[Any]) -> NDArray[Any]:

@@ -73,6 +73,18 @@ class View(ABC):
     def read(self) -> NDArray[Any]:
         """The values; read-only where the array looks at a source's own memory."""
 
+    def look(self, alignment: int) -> NDArray[Any] | None:
+        """What `read` gives, if it need not be copied to be used; else None, and nothing is read.
+
+        That is: it lies in memory as a C-ordered array, on `alignment` bytes, for good.
+        """
+        del alignment
+        return None
+
+    def read_into(self, out: NDArray[Any]) -> None:
+        """Put what `read` gives into `out`, an array of the same shape and dtype."""
+        np.copyto(out, self.read())
+
     def reshape(self, shape: tuple[int, ...]) -> "View":
         """The view of `array.reshape(shape)`: in place, or behind a barrier."""
         if Window.whole(shape).size != self.size:
@@ -153,6 +165,17 @@ class Strided(View):
             return _proper_bools(array)
         return array
 
+    def look(self, alignment: int) -> NDArray[Any] | None:
+        array = self.source.look(self.begin, self.dtype, self.window, alignment)
+        if array is not None and self.dtype.kind == "b" and _proper_bools(array) is not array:
+            return None
+        return array
+
+    def read_into(self, out: NDArray[Any]) -> None:
+        self.source.read_into(self.begin, self.dtype, self.window, out)
+        if self.dtype.kind == "b":
+            np.copyto(out, _proper_bools(out))
+
     def _show(self, window: Window) -> "Strided":
         return Strided(self.source, self.begin, self.dtype, window)
 
@@ -229,13 +252,16 @@ class Concatenation(View):
 
     def read(self) -> NDArray[Any]:
         result = np.empty(self.shape, self.dtype)
+        self.read_into(result)
+        return result
+
+    def read_into(self, out: NDArray[Any]) -> None:
         lead = (slice(None),) * self.axis
         begin = 0
         for part in self.parts:
             end = begin + part.shape[self.axis]
-            result[(*lead, slice(begin, end))] = part.read()
+            part.read_into(out[(*lead, slice(begin, end), ...)])
             begin = end
-        return result
 
 
 @final
@@ -271,6 +297,12 @@ class Pointwise(View):
     def read(self) -> NDArray[Any]:
         return self.function(self.operand.read())
 
+    def read_into(self, out: NDArray[Any]) -> None:
+        if isinstance(self.function, CastTo):
+            self.function.into(self.operand.read(), out)
+        else:
+            super(Pointwise, self).read_into(out)
+
     def _on(self, operand: View) -> "Pointwise":
         return Pointwise(operand, self.function, self.dtype)
 
@@ -285,6 +317,11 @@ class CastTo:
     def __call__(self, array: NDArray[Any]) -> NDArray[Any]:
         with np.errstate(all="ignore"):
             return array.astype(self.dtype)
+
+    def into(self, array: NDArray[Any], out: NDArray[Any]) -> None:
+        """Put the values of `array` into `out`, which is of `dtype`."""
+        with np.errstate(all="ignore"):
+            np.copyto(out, array, casting="unsafe")
 
 
 def concatenation(parts: tuple[View, ...], axis: int) -> View:

@@ -15,9 +15,9 @@ PACKAGE = Path(safejax.__file__).parent
 
 # A module imports from lower floors only, so there is no cycle.
 FLOORS: list[set[str]] = [
-    {"errors", "dtypes", "strict_json", "windows", "files", "jax_registration"},
-    {"names", "header", "sources"},
-    {"structure", "views", "remote", "integrity", "folders"},
+    {"errors", "dtypes", "memory", "strict_json", "windows", "files", "jax_registration"},
+    {"names", "header", "sources", "concretely"},
+    {"structure", "views", "remote", "integrity", "folders", "access"},
     {"placing"},
     {"lazy"},
     {"leaves"},

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from safejax.concretely import concretely, concretely_all
 from safejax.errors import PrecisionError, PrecisionWarning, ReadError
 from safejax.lazy import Content, LazyArray, NarrowingNotice, content_of
-from safejax.placing import Placement, concretely, concretely_all, default_placement, place
+from safejax.placing import Placement, default_placement, place
 from safejax.sources import ArraySource, BufferSource, MappedSource, observe_reads
 from safejax.views import CastTo, Concatenation, Pointwise, Strided, View, stack
 from safejax.windows import Window

@@ -248,7 +248,7 @@ def test_local_files_are_mapped_and_written_whole(tmp_path: Path) -> None:
         assert leaf.placed().unsafe_buffer_pointer() == np.asarray(leaf).ctypes.data
         assert (tmp_path / f"{number}.safetensors").read_bytes() == safejax.serialize({"w": W})
     assert len(list(tmp_path.iterdir())) == 5
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(safejax.InvalidFileError, match="one safetensors file, got 0"):
         safejax.load(f"file://{tmp_path}")
 
 

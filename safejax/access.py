@@ -1,0 +1,65 @@
+"""Access: how the bytes of a local file are got at, decided in one place.
+
+- `"map"`: mapped; what is aligned for a device on the CPU is used in place, and what is not is
+  copied once, by a call of the system where it lies in one run.
+- `"copy"`: mapped, and always copied: no array looks at the file once it is placed.
+- `"read"`: never mapped; every span is read into private memory.
+- `"auto"`: `"read"` for a file on a network, where a page that cannot be had any more ends the
+  process and each fault is a request; `"map"` for any other.
+"""
+
+import os
+import re
+from functools import lru_cache
+from typing import Final, Literal, TypeAlias, get_args
+
+from safejax.sources import FileSource, MappedSource
+
+Access: TypeAlias = Literal["auto", "map", "copy", "read"]
+
+_NETWORK: Final = {
+    "9p", "acfs", "afs", "beegfs", "ceph", "cifs", "coda", "cvmfs", "fhgfs", "gfs", "gfs2",
+    "glusterfs", "gpfs", "lustre", "mmfs", "ncpfs", "nfs", "nfs4", "ocfs2", "orangefs", "panfs",
+    "pvfs2", "smb2", "smb3", "smbfs", "vboxsf", "virtiofs", "wekafs",
+}  # fmt: skip
+"""File systems, by Linux's names, whose files another machine holds; and all of FUSE."""
+
+_MOUNTS: Final = "/proc/self/mountinfo"
+
+
+def open_source(path: str, access: Access = "auto") -> MappedSource | FileSource:
+    """The source of the file at `path`; `ValueError` for what is no way to get at one."""
+    if access not in get_args(Access):
+        raise ValueError(
+            f"access: expected one of {', '.join(map(repr, get_args(Access)))}, got {access!r}"
+        )
+    if access == "auto":
+        access = "read" if is_on_network(path) else "map"
+    if access == "read":
+        return FileSource(path)
+    return MappedSource(path, in_place=access == "map")
+
+
+def is_on_network(path: str) -> bool:
+    """Whether another machine holds the file, as far as Linux tells the type of file system."""
+    return _is_network(_type_of_device(os.stat(path).st_dev))
+
+
+def _is_network(name: str) -> bool:
+    return name in _NETWORK or name == "fuse" or name.startswith("fuse.")
+
+
+@lru_cache(maxsize=64)
+def _type_of_device(device: int) -> str:
+    """The type of the file system with this device number; empty where it cannot be told."""
+    number = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        with open(_MOUNTS, encoding="utf-8", errors="surrogateescape") as mounts:
+            for line in mounts:
+                # Fields of proc(5): the third is the device, and the type follows the dash.
+                found = re.fullmatch(r"\d+ \d+ (\S+) .* - (\S+) .*\n?", line)
+                if found and found[1] == number:
+                    return found[2]
+    except OSError:
+        pass
+    return ""

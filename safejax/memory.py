@@ -1,0 +1,47 @@
+"""Memory for values that have to be copied: aligned so that a device on the CPU takes it as it is.
+
+XLA's CPU client uses a buffer in place if it begins on 64 bytes; NumPy's large arrays begin 16
+bytes after that, and would be copied once more. Large blocks are in huge pages, where the
+system has them: touching memory for the first time costs more than filling it, page by page.
+"""
+
+import math
+import mmap
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+ALIGNMENT: Final = 64
+"""Bytes that XLA's CPU client wants a buffer to begin on."""
+
+_HUGE: Final = 2 << 20
+_ADVICE: Final[int | None] = getattr(mmap, "MADV_HUGEPAGE", None)
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """A C-ordered array of undefined values that begins on `ALIGNMENT` bytes.
+
+    Its memory is freed with the last array that looks at it, and with no other one's.
+    """
+    nbytes = math.prod(shape) * dtype.itemsize
+    if nbytes < _HUGE or _ADVICE is None:
+        raw = np.empty(nbytes + ALIGNMENT, np.uint8)
+        begin = -address(raw) % ALIGNMENT
+    else:
+        # What is not touched takes no memory: one page more than needed, to begin on a page.
+        memory = mmap.mmap(-1, nbytes + _HUGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory.madvise(_ADVICE)
+        raw = np.frombuffer(memory, np.uint8)
+        begin = -address(raw) % _HUGE
+    return raw[begin : begin + nbytes].view(dtype).reshape(shape)
+
+
+def address(array: NDArray[Any]) -> int:
+    """Where the array's first element lies."""
+    return array.__array_interface__["data"][0]
+
+
+def is_aligned(array: NDArray[Any]) -> bool:
+    """Whether a device on the CPU takes the array as it is: C-ordered, on `ALIGNMENT` bytes."""
+    return array.flags.c_contiguous and address(array) % ALIGNMENT == 0
