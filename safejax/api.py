@@ -19,6 +19,7 @@ from safejax.remote import resolve_path, write_remotely
 from safejax.shardings import ShardingArgument
 from safejax.shards import Folder, folder_of
 from safejax.steps import apply
+from safejax.strict_json import collector_paused
 from safejax.tree import assemble, committed_sharding, flatten
 
 TransformArgument: TypeAlias = Callable[[Leaves], Leaves]
@@ -114,6 +115,7 @@ def serialize(
     return layout(_leaves(tree, transform, metadata), IN_MEMORY, checksum=checksum).to_bytes()
 
 
+@collector_paused()
 def load(
     path: Path,
     *,

@@ -21,7 +21,7 @@ from safejax.sources import BufferSource, PackedSource, Source
 from safejax.steps import Step
 from safejax.strict_json import collector_paused
 from safejax.structure import name_in
-from safejax.views import Strided, View
+from safejax.views import Strided
 from safejax.windows import Window
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -46,14 +46,25 @@ def open_leaves(
     check_structure(record, header.tensors.keys(), file)
     digests = _matching_digests(header, record, file) if verify else None
     notice, placement = NarrowingNotice(), default_placement()
+    special = record.dtypes.keys() | record.keys.keys()
     entries: dict[str, Any] = {}
+    # Of the many tensors of a file most are like another one.
+    models: dict[tuple[str, tuple[int, ...]], tuple[LazyArray, Strided]] = {}
     for name, tensor in header.tensors.items():
         data = source
         if digests is not None and tensor.end > tensor.begin:
             data = VerifiedSource(source, name, (tensor.begin, tensor.end), digests)
-        content = Content(_view(data, name, tensor, record), record.keys.get(name))
+        alike = models.get((tensor.code, tensor.shape))
+        if alike is not None and name not in special:
+            model, view = alike
+            entries[name] = model.beside(view, data, tensor.begin, name)
+            continue
+        view = _view(data, name, tensor, record)
+        content = Content(view, record.keys.get(name))
         _check_key(name, content, file)
-        entries[name] = LazyArray(content, name, placement, notice)
+        leaf = entries[name] = LazyArray(content, name, placement, notice)
+        if name not in special and view.source is data:
+            models[tensor.code, tensor.shape] = leaf, view
     return Leaves({**entries, **record.values}, record.structure, metadata)
 
 
@@ -121,7 +132,7 @@ def _matching_digests(header: Header, record: Record, file: str) -> Digests:
     return digests
 
 
-def _view(source: Source, name: str, tensor: Tensor, record: Record) -> View:
+def _view(source: Source, name: str, tensor: Tensor, record: Record) -> Strided:
     recorded = record.dtypes.get(name)
     if recorded is not None:
         restored = dtypes.restored(recorded, tensor.code, tensor.shape)

@@ -135,26 +135,34 @@ def _metadata(entries: Any, fault: _Fault) -> dict[str, str]:
 def _tensor(name: str, info: Any, data_begin: int, fault: _Fault) -> Tensor:
     # Fields that the format does not name are refused, which the reference reader skips:
     # they could change what the others mean.
-    if type(info) is not dict or cast("dict[str, Any]", info).keys() != _TENSOR_FIELDS:
+    if type(info) is not dict or info.keys() != _TENSOR_FIELDS:
         raise fault(
             f"tensor {_short(name)}: expected the fields dtype, shape and data_offsets, "
             f"got {_short(info)}"
         )
-    fields = cast("dict[str, Any]", info)
-    code, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
+    code, shape, offsets = info["dtype"], info["shape"], info["data_offsets"]
     bits = _BITS.get(code) if type(code) is str else None
     if bits is None:
         raise fault(f"tensor {_short(name)}: expected a known dtype, got {_short(code)}")
-    if not _are_counts(shape):
+    if type(shape) is not list:
         raise fault(f"tensor {_short(name)}: expected a shape of sizes, got {_short(shape)}")
     if len(shape) > MAX_AXES:
         raise fault(f"tensor {_short(name)}: expected at most {MAX_AXES} axes, got {len(shape)}")
-    if not _are_counts(offsets) or len(offsets) != 2:
-        raise fault(f"tensor {_short(name)}: expected two offsets, got {_short(offsets)}")
-    begin, end = offsets
     count = 1
     for size in shape:
+        # A bool is an int to isinstance.
+        if type(size) is not int or not 0 <= size < _MAX_COUNT:
+            raise fault(f"tensor {_short(name)}: expected a shape of sizes, got {_short(shape)}")
         count *= size
+    if type(offsets) is not list or len(offsets) != 2:
+        raise fault(f"tensor {_short(name)}: expected two offsets, got {_short(offsets)}")
+    begin, end = offsets
+    if (
+        type(begin) is not int
+        or type(end) is not int
+        or not (0 <= begin < _MAX_COUNT and 0 <= end < _MAX_COUNT)
+    ):
+        raise fault(f"tensor {_short(name)}: expected two offsets, got {_short(offsets)}")
     if count * bits != (end - begin) * 8:
         raise fault(
             f"tensor {_short(name)}: expected {_bytes(count * bits)} for {code}{_short(shape)}, "
@@ -163,17 +171,6 @@ def _tensor(name: str, info: Any, data_begin: int, fault: _Fault) -> Tensor:
     if count == 0:
         _check_extent(name, code, shape, fault)
     return Tensor(code, tuple(shape), data_begin + begin, data_begin + end)
-
-
-def _are_counts(items: Any) -> bool:
-    if type(items) is not list:
-        return False
-    # `all` of a generator takes thrice as long.
-    for item in cast("list[Any]", items):
-        # A bool is an int to isinstance.
-        if type(item) is not int or not 0 <= item < _MAX_COUNT:
-            return False
-    return True
 
 
 def _bytes(bits: int) -> str:

@@ -27,7 +27,7 @@ from safejax.concretely import concretely
 from safejax.dtypes import Dtype
 from safejax.errors import LeafError, PrecisionWarning, UnsupportedJaxError
 from safejax.placing import Placement, Request, default_placement, place_all
-from safejax.sources import AbstractSource, ArraySource
+from safejax.sources import AbstractSource, ArraySource, Source
 from safejax.views import Strided, View
 from safejax.windows import BasicIndex, Window
 
@@ -108,7 +108,7 @@ class LazyArray(jax.Array):
         dtype: Any = None,
     ) -> None:
         placement = placement or default_placement()
-        self._content = content
+        self._content: Content | tuple[Strided, Source, int] = content
         self._name = name
         self._sharding = placement.sharding
         self._committed = placement.committed
@@ -121,6 +121,23 @@ class LazyArray(jax.Array):
             dtype = jax.dtypes.canonicalize_dtype(content.view.dtype)
         self._aval = _aval(content.shape, dtype, placement.sharding)
 
+    def beside(self, view: Strided, source: Source, begin: int, name: str) -> "LazyArray":
+        """A leaf of the same load and placement that is like this one, whose view is `view`.
+
+        Its values begin at byte `begin` of `source`. A file may have 100,000 of these: what it
+        holds is put into words when it is asked for.
+        """
+        leaf = LazyArray.__new__(LazyArray)
+        leaf._content = (view, source, begin)
+        leaf._name = name
+        leaf._sharding = self._sharding
+        leaf._committed = self._committed
+        leaf._notice = self._notice
+        leaf._placed = None
+        leaf._lock = threading.Lock()
+        leaf._aval = self._aval
+        return leaf
+
     # ---- known without reading
 
     @property
@@ -131,7 +148,11 @@ class LazyArray(jax.Array):
     @property
     def content(self) -> Content:
         """What the leaf holds on the host's side, unread."""
-        return self._content
+        content = self._content
+        if isinstance(content, tuple):
+            view, source, begin = content
+            content = self._content = Content(Strided(source, begin, view.dtype, view.window))
+        return content
 
     @property
     def is_placed(self) -> bool:
@@ -195,7 +216,7 @@ class LazyArray(jax.Array):
         return Format(None, self._sharding)
 
     def _refuse_for_keys(self, attribute: str) -> None:
-        if self._content.key is not None:
+        if self.content.key is not None:
             raise AttributeError(f"'LazyArray' object has no attribute {attribute!r}")
 
     @property
@@ -239,7 +260,7 @@ class LazyArray(jax.Array):
 
     def at_placement(self, placement: Placement) -> "LazyArray":
         """The same leaf, unread, bound for other devices."""
-        return self._with(self._content, placement)
+        return self._with(self.content, placement)
 
     def _with(self, content: Content, placement: Placement | None) -> "LazyArray":
         # The dtype too: the x64 mode may have changed since this leaf was made.
@@ -281,11 +302,11 @@ class LazyArray(jax.Array):
                 leaf._placed = array
 
     def _request(self) -> Request:
-        stored, dtype = self._content.view.dtype, self._placed_dtype()
+        stored, dtype = self.content.view.dtype, self._placed_dtype()
         if stored != dtype and dtype.kind in "fc":
             self._notice.give(self._name, stored, dtype)
         placement = Placement(self._sharding, self._committed)
-        return Request(self._content.view, dtype, self._content.key, placement, self._name)
+        return Request(self.content.view, dtype, self.content.key, placement, self._name)
 
     def _unsupported(self) -> str:
         return (
@@ -296,30 +317,30 @@ class LazyArray(jax.Array):
 
     def _placed_dtype(self) -> Dtype:
         """The dtype of what is put on a device: of the key data, for keys."""
-        return self._content.view.dtype if self._content.key is not None else self._aval.dtype
+        return self.content.view.dtype if self.content.key is not None else self._aval.dtype
 
     def __array__(
         self, dtype: Any = None, context: None = None, copy: bool | None = None
     ) -> NDArray[Any]:
         del context
-        if self._content.key is not None:
+        if self.content.key is not None:
             return self.placed().__array__(dtype)  # JAX's own refusal
-        host = self._content.view.read()
+        host = self.content.view.read()
         return np.asarray(host, dtype) if copy is None else np.array(host, dtype, copy=copy)
 
     def __getitem__(self, index: Any) -> jax.Array:
         if not self.is_placed:
             basic = _basic_index(index, self._aval.shape)
             if basic is not None:
-                content = self._content
+                content = self.content
                 return self._with(Content(content.view.index(basic), content.key), None)
         return self.placed()[_plain(index)]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         placed = self.placed()
-        if self._content.key is not None:
+        if self.content.key is not None:
             # What keys give names their class, and pickle compares that with ours.
-            wrap = partial(jax.random.wrap_key_data, impl=self._content.key)
+            wrap = partial(jax.random.wrap_key_data, impl=self.content.key)
             return wrap, (jax.random.key_data(placed),)
         return placed.__reduce_ex__(protocol)
 
@@ -327,7 +348,7 @@ class LazyArray(jax.Array):
     # device must not pretend: device_put would take its buffer for one that is there.
     @property
     def __class__(self) -> type[Any]:  # pyright: ignore
-        spread = len(self._sharding.device_set) > 1 and self._content.key is None
+        spread = len(self._sharding.device_set) > 1 and self.content.key is None
         return _ARRAY_TYPE if spread else LazyArray
 
 

@@ -1,6 +1,6 @@
 """Leaves: names and leaves, with the structure of their tree and the user's metadata beside."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias, cast, final
@@ -54,7 +54,8 @@ class Leaves(Mapping[str, Any]):
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         for name in entries:
-            check_name(name)
+            if type(name) is not str or name == METADATA_NAME or not name.isascii():
+                check_name(name)
         object.__setattr__(self, "_entries", dict(entries))
         object.__setattr__(self, "structure", structure or Structure())
         object.__setattr__(self, "metadata", MappingProxyType(checked_metadata(metadata or {})))
@@ -70,6 +71,20 @@ class Leaves(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    # Those of Mapping ask for each leaf by its name.
+
+    def keys(self) -> KeysView[str]:
+        return self._entries.keys()
+
+    def values(self) -> ValuesView[Any]:
+        return self._entries.values()
+
+    def items(self) -> ItemsView[str, Any]:
+        return self._entries.items()
 
     def __repr__(self) -> str:
         shown = [f"{name!r}: {describe(leaf)}" for name, leaf in list(self.items())[:8]]
