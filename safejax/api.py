@@ -115,7 +115,6 @@ def serialize(
     return layout(_leaves(tree, transform, metadata), IN_MEMORY, checksum=checksum).to_bytes()
 
 
-@collector_paused()
 def load(
     path: Path,
     *,
@@ -169,8 +168,9 @@ def load(
     that the sharding does not divide; `TransformError`; `ChecksumError` where `verify` finds no
     digests, and, when a leaf is read, other bytes than were saved.
     """
-    leaves = open_path(path, fs, verify=verify, access=access)
-    return _load(leaves, like, sharding, transform, strict, shown_path(path))
+    with collector_paused():
+        leaves = open_path(path, fs, verify=verify, access=access)
+        return _load(leaves, like, sharding, transform, strict, shown_path(path))
 
 
 def deserialize(

@@ -78,6 +78,36 @@ def test_every_dtype_comes_back_bit_for_bit(dtype: np.dtype[Any], shape: tuple[i
     assert encode(Leaves({"w": leaf})) == encode(Leaves({"w": array}))
 
 
+def special(dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """Both zeros, infinities, the least and greatest subnormals and NaN payloads of a dtype."""
+    bits, mantissa = 8 * dtype.itemsize, ml_dtypes.finfo(dtype).nmant
+    top = (1 << (bits - 1 - mantissa)) - 1
+    fractions = (0, 1, 1 << (mantissa - 1), (1 << mantissa) - 1)
+    patterns = [
+        sign << (bits - 1) | exponent << mantissa | fraction
+        for sign in (0, 1)
+        for exponent in (0, 1, top)
+        for fraction in fractions
+    ]
+    return np.array(patterns, f"uint{bits}").view(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_zeros_and_nans_keep_their_sign_and_payload(dtype: str) -> None:
+    array = special(np.dtype(dtype))
+    with np.errstate(invalid="ignore"):
+        assert np.isnan(array).sum() == 6
+        assert np.signbit(array[array == 0]).tolist() == [False, True]
+    tree = {"w": array, "t": array.reshape(2, -1).T, "c": array.repeat(2).reshape(-1, 2)}
+    data = encode(flatten(tree))
+    for name, info in safetensors.deserialize(data):
+        assert bytes(info["data"]) == np.ascontiguousarray(tree[name]).tobytes()
+    for name, leaf in decode(data).items():
+        assert_same_bits(leaf, tree[name])
+        if dtype != "float64":  # x64 is off
+            assert np.asarray(leaf.placed()).tobytes() == tree[name].tobytes()
+
+
 @pytest.mark.parametrize("implementation", ["threefry2x32", "rbg", "unsafe_rbg"])
 @pytest.mark.parametrize("count", [None, 0, 3])
 def test_keys_come_back(implementation: str, count: int | None) -> None:

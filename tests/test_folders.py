@@ -1,12 +1,16 @@
 """Checkpoints of several files: folders, indices and lists, read and written."""
 
+import ctypes
+import errno
 import json
 import multiprocessing
 import os
 import random
 import resource
 import signal
+import stat
 import time
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +23,9 @@ import safetensors
 import safetensors.numpy
 
 import safejax
+import safejax.folders
 import safejax.haiku
-from safejax import InvalidFileError, LeafError, ReadError
+from safejax import ChecksumError, InvalidFileError, LeafError, ReadError
 from safejax.testing import assert_reads, assert_same_bits, assert_trees_identical
 
 CHILDREN = multiprocessing.get_context("forkserver")
@@ -90,6 +95,17 @@ def last(path: Path) -> dict[str, Any]:
     return list(header.values())[-1]
 
 
+def test_files_are_filled_as_far_as_the_limit(tmp_path: Path) -> None:
+    tree = {name: np.zeros(6, np.float32) for name in "abcde"}
+    for nbytes, expected in {24: "12345", 47: "12345", 48: "11223", 72: "11122"}.items():
+        folder = tmp_path / str(nbytes)
+        safejax.save(tree, folder, max_shard_bytes=nbytes)
+        files = index_of(folder)["weight_map"]
+        assert "".join(files[name][len("model-0000")] for name in "abcde") == expected
+    safejax.save(tree, tmp_path / "120", max_shard_bytes=120)
+    assert names_in(tmp_path / "120") == ["model.safetensors"]
+
+
 def test_the_same_tree_gives_the_same_files(tmp_path: Path) -> None:
     folders = [tmp_path / "a", tmp_path / "b"]
     safejax.save(TREE, folders[0], max_shard_bytes=30)
@@ -117,6 +133,25 @@ def test_only_headers_and_what_is_needed_is_read(tmp_path: Path) -> None:
     assert_reads(tree["layers"], 4 * 24)
     options = {"like": safejax.abstract(tree), "transform": safejax.stack("layers.{i}.*")}
     assert_trees_identical(safejax.load(tmp_path / "m", **options), tree)
+
+
+@pytest.mark.parametrize("nbytes", [1, 10**9])
+def test_damage_is_found_in_every_file_of_a_set(tmp_path: Path, nbytes: int) -> None:
+    folder = tmp_path / "m"
+    tree = {"a": np.ones(3, np.float32), "b": np.arange(4, dtype=np.int8)}
+    safejax.save(tree, folder, max_shard_bytes=nbytes, checksum=True)
+    files = sorted(folder.glob("*.safetensors"))
+    for path in files:
+        whole = path.read_bytes()
+        path.unlink()
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        for each in (folder, files):
+            loaded = safejax.load(each, verify=True)
+            with pytest.raises(ChecksumError, match=rf"{path.name}: leaf '[ab]'"):
+                safejax.materialize(loaded)
+        path.unlink()
+        path.write_bytes(whole)
+    assert_trees_identical(safejax.load(folder, verify=True), tree)
 
 
 def test_adapters_read_folders_and_lists(tmp_path: Path) -> None:
@@ -156,6 +191,22 @@ def test_an_index_of_others_is_read(folder: Path) -> None:
         assert safejax.metadata(path) == {"format": "pt"}
 
 
+def test_what_is_no_array_comes_along_with_its_file(folder: Path) -> None:
+    tree = {"wte": TWO, "step": 3, "none": None, "empty": {}}
+    safejax.save(tree, folder / "a-2.safetensors")
+    expected = {"h": {"0": {"w": ONE}, "1": {"w": ONE}}, **tree}
+    assert_trees_identical(safejax.load(folder), expected)
+
+
+def test_an_index_in_the_current_folder_is_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = safejax.load(folder)
+    monkeypatch.chdir(folder)
+    for path in (INDEX, f"./{INDEX}", ".", ["a-1.safetensors", "a-2.safetensors"]):
+        assert_trees_identical(safejax.load(path), expected)
+
+
 WRONG_INDICES: dict[str, tuple[Any, str]] = {
     "no JSON": (b"{", "expected JSON"),
     "no text": (b"\xff\xfe", "expected JSON"),
@@ -167,6 +218,7 @@ WRONG_INDICES: dict[str, tuple[Any, str]] = {
     "a number": ({"weight_map": {"wte": 1}}, "tensor 'wte': expected the name of a file.*got 1"),
     "a file above": ({"weight_map": {"wte": "../hf/a-2.safetensors"}}, r"got '\.\./hf"),
     "a file far above": ({"weight_map": {"wte": "x/../../a-2.safetensors"}}, "the same folder"),
+    "a file of this folder": ({"weight_map": {"wte": "./a-2.safetensors"}}, r"got '\./a-2"),
     "a file of the root": ({"weight_map": {"wte": "/etc/passwd"}}, "got '/etc/passwd'"),
     "a file of Windows": ({"weight_map": {"wte": "..\\a"}}, "the same folder"),
     "a file of a drive": ({"weight_map": {"wte": "c:a"}}, "the same folder"),
@@ -247,6 +299,7 @@ def test_a_folder_must_say_what_it_holds(folder: Path) -> None:
         safejax.load(folder)
     for name in "ab":
         (folder / f"{name}.safetensors.index.json").write_text("{}")
+    safetensors.numpy.save_file({"wte": TWO}, folder / "c.safetensors")
     with pytest.raises(InvalidFileError, match=r"got a\.safetensors\.index\.json, b\.saf"):
         safejax.load(folder)
 
@@ -272,6 +325,19 @@ def test_what_two_files_say_of_one_container_differently_is_a_dict(tmp_path: Pat
     safejax.save({"l": [ONE]}, paths[0])
     safejax.save({"l": {1: ONE}}, paths[1])
     assert_trees_identical(safejax.load(paths), {"l": {"0": ONE, "1": ONE}})
+
+
+def test_what_files_say_of_their_own_part_is_kept(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    safejax.save({"a.b": {"w": ONE}, "o": OrderedDict(d=ONE, c=ONE)}, paths[0])
+    safejax.save({"c.d": {"w": ONE}, "o": OrderedDict(b=ONE, a=ONE)}, paths[1])
+    tree = safejax.load(paths)
+    assert tree.keys() == {"a.b", "c.d", "o"}
+    assert tree["a.b"].keys() == tree["c.d"].keys() == {"w"}
+    assert type(tree["o"]) is OrderedDict
+    assert tree["o"].keys() == set("abcd")
+    # One file alone is all that there is, with its order.
+    assert list(safejax.load(paths[:1])["o"]) == ["d", "c"]
 
 
 def test_files_elsewhere(folder: Path) -> None:
@@ -312,6 +378,7 @@ def version(number: int) -> dict[str, Any]:
 
 
 def test_other_files_stay_and_old_shards_go(saved: Path) -> None:
+    saved.chmod(0o750)
     mode = saved.stat().st_mode
     before = safejax.load(saved)
     safejax.save(version(2), saved, max_shard_bytes=1)
@@ -356,6 +423,105 @@ def test_where_folders_cannot_change_places_they_are_renamed(
     safejax.save(version(2), saved, max_shard_bytes=1)
     assert_trees_identical(safejax.load(saved), version(2))
     assert (saved / "config.json").exists()
+    assert names_in(saved.parent) == ["model"]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_all_is_on_disk_before_the_folder_has_its_name(
+    there: bool, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = saved if there else saved.parent / "new"
+    old = saved.stat().st_ino if there else None
+    flushed: list[tuple[int, int | None, bool]] = []
+
+    def fsync(descriptor: int) -> None:
+        found = os.fstat(descriptor)
+        size = found.st_size if stat.S_ISREG(found.st_mode) else None
+        is_new = folder.exists() and folder.stat().st_ino != old
+        flushed.append((found.st_ino, size, is_new))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    safejax.save(version(2), folder, max_shard_bytes=1)
+    files = [path.stat() for path in folder.glob("model*")]
+    assert len(files) == 5
+    assert sorted(flushed[:-2]) == sorted((each.st_ino, each.st_size, False) for each in files)
+    folders = [(folder.stat().st_ino, None, False), (folder.parent.stat().st_ino, None, True)]
+    assert flushed[-2:] == folders
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EINVAL, errno.EACCES])
+def test_only_what_cannot_change_places_is_renamed(
+    number: int, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refusing:
+        @staticmethod
+        def renameat2(*_: Any) -> int:
+            ctypes.set_errno(number)
+            return -1
+
+    monkeypatch.setattr("safejax.folders.ctypes.CDLL", lambda *_, **__: Refusing)
+    if number == errno.EACCES:
+        with pytest.raises(PermissionError):
+            safejax.save(version(2), saved, max_shard_bytes=1)
+    else:
+        safejax.save(version(2), saved, max_shard_bytes=1)
+    assert_trees_identical(safejax.load(saved), version(1 if number == errno.EACCES else 2))
+    assert names_in(saved.parent) == ["model"]
+
+
+def test_a_folder_that_could_not_be_renamed_has_its_name_again(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename, calls = os.rename, []
+
+    def failing(source: str, target: str) -> None:
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), target)
+        rename(source, target)
+
+    monkeypatch.setattr("safejax.folders.ctypes.CDLL", lambda *_, **__: object())
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        safejax.save(version(2), saved, max_shard_bytes=1)
+    assert len(calls) == 3
+    assert_trees_identical(safejax.load(saved), version(1))
+    assert names_in(saved.parent) == ["model"]
+
+
+def test_what_comes_into_the_folder_at_the_last_moment_stays(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exchange = safejax.folders._exchange
+
+    def late(one: str, other: str) -> None:
+        (saved / "late.txt").write_text("late")
+        exchange(one, other)
+
+    monkeypatch.setattr("safejax.folders._exchange", late)
+    safejax.save(version(2), saved, max_shard_bytes=1)
+    assert (saved / "late.txt").read_text() == "late"
+    assert_trees_identical(safejax.load(saved), version(2))
+
+
+def test_a_link_to_nothing_stays(saved: Path) -> None:
+    (saved / "dangling").symlink_to("nowhere")
+    safejax.save(version(2), saved, max_shard_bytes=1)
+    assert os.readlink(saved / "dangling") == "nowhere"
+
+
+def test_a_save_is_no_litter_to_another_one(saved: Path) -> None:
+    inner: list[bool] = []
+
+    def progress(done: int, total: int) -> None:
+        if not inner:
+            inner.append(True)
+            safejax.save(version(3), saved, max_shard_bytes=1)
+            assert_trees_identical(safejax.load(saved), version(3))
+
+    safejax.save(version(2), saved, max_shard_bytes=1, progress=progress)
+    assert inner
+    assert_trees_identical(safejax.load(saved), version(2))
     assert names_in(saved.parent) == ["model"]
 
 
@@ -461,5 +627,6 @@ def test_a_killed_save_leaves_one_set(saved: Path) -> None:
 
 def test_a_folder_that_never_rests_is_told(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("safejax.opening.os.path.samestat", lambda *_: False)
-    with pytest.raises(ReadError, match="it was replaced 100 times"):
-        safejax.load(saved)
+    for path in (saved, saved / INDEX):
+        with pytest.raises(ReadError, match="it was replaced 100 times"):
+            safejax.load(path)

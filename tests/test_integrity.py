@@ -285,6 +285,25 @@ def test_a_part_asks_for_the_blocks_that_it_touches() -> None:
         assert log.nbytes == blocks * MIB
 
 
+def test_blocks_side_by_side_are_one_request() -> None:
+    tree = safejax.deserialize(safejax.serialize({"w": LARGE}, checksum=True), verify=True)
+    for index, requests in [((slice(None), 3), [5]), ((slice(1, None, 3), 3), [1, 1])]:
+        with safejax.observe_reads() as log:
+            assert np.array_equal(np.asarray(tree["w"][index]), LARGE[index])
+        assert [read.nbytes for read in log.reads] == [blocks * MIB for blocks in requests]
+
+
+def test_a_short_last_block_of_a_large_leaf_is_checked() -> None:
+    array = np.arange(MIB + 5, dtype=np.uint8)
+    data = bytearray(safejax.serialize({"w": array}, checksum=True))
+    data[-1] ^= 1
+    leaf = safejax.deserialize(data, verify=True)["w"]
+    assert np.array_equal(np.asarray(leaf[:MIB]), array[:MIB])
+    for index in (-1, slice(MIB, None), slice(None), slice(None, None, MIB)):
+        with pytest.raises(ChecksumError, match=rf"bytes \[{len(data) - 5}, {len(data)}\)"):
+            np.asarray(leaf[index])
+
+
 def test_chunks_of_any_size_give_the_same_digests() -> None:
     data = bytes(range(256)) * 5
     expected = b"".join(xxhash.xxh3_64_digest(data[at : at + 100]) for at in range(0, 1280, 100))

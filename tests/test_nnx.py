@@ -351,6 +351,12 @@ def test_the_mesh_named_on_the_variable(mesh: Mesh) -> None:
         model = nnx.eval_shape(build)
     load_into(model, serialize(nnx.Linear(8, 8, rngs=nnx.Rngs(0))))
     assert shardings(model, "kernel") == {NamedSharding(mesh, P(None, "x"))}
+    # It goes before that of the context.
+    with flax.config.temp_flip_flag("always_shard_variable", False):
+        model = nnx.eval_shape(build)
+    with jax.set_mesh(jax.make_mesh((2,), ("x",), axis_types=(AxisType.Auto,))):
+        load_into(model, serialize(nnx.Linear(8, 8, rngs=nnx.Rngs(0))))
+    assert shardings(model, "kernel") == {NamedSharding(mesh, P(None, "x"))}
 
 
 def test_sharding_goes_before_the_one_named_on_the_variable(data: bytes, mesh: Mesh) -> None:

@@ -348,6 +348,20 @@ def test_two_values_for_one_variable() -> None:
     assert bits(model.vars()) == bits(make().vars())
 
 
+def test_two_values_that_a_transform_made_for_one_variable() -> None:
+    variable = objax.TrainVar(jnp.zeros(2))
+    model = objax.VarCollection(a=variable, b=variable)
+    two = serialize(
+        objax.VarCollection(a=objax.TrainVar(jnp.ones(2)), b=objax.TrainVar(-jnp.ones(2)))
+    )
+    double = safejax.step(lambda leaves: leaves.map(lambda name, leaf: leaf * 2))
+    with pytest.raises(safejax.MismatchError, match="one value for variables that are one"):
+        deserialize_with_assignment(two, model, transform=double)
+    absolute = safejax.step(lambda leaves: leaves.map(lambda name, leaf: abs(leaf)))
+    deserialize_with_assignment(two, model, transform=absolute)
+    assert variable.value.tolist() == [1, 1]
+
+
 def test_like_decides_what_is_shared() -> None:
     plain = objax.VarCollection(a=objax.TrainVar(jnp.ones(2)), b=objax.TrainVar(jnp.ones(2)))
     variable = objax.TrainVar(jnp.ones(2))

@@ -126,6 +126,8 @@ UNSTACKABLE: dict[str, tuple[dict[str, Any], Any, str]] = {
     "a taken name": ({"l.0": ONES, "m": ONES}, stack("l.{i}", "m"), "left alone.*take this one"),
     "a name the inverse takes": ({"l.0.w": ONES, "l.norm": ONES}, stack("l.{i}.*"),
                                  "leaf 'l.norm'.*give the new ones other names"),
+    "a name of two meanings": ({"1_2.3.0": ONES}, stack("{a}.{b}.{i}", "{a}_{b}"),
+                               "got '1_2_3' for .*tell them apart"),
     "no match": ({"a": ONES}, stack("l.{i}.*"), r"'l\.\{i\}\.\*' to match a leaf"),
     "unstack a scalar": ({"l": 1}, unstack("l", "l.{i}"), "expected an array with an axis"),
     "unstack no axis": ({"l": np.float32(1)}, unstack("l", "l.{i}"),
@@ -133,6 +135,8 @@ UNSTACKABLE: dict[str, tuple[dict[str, Any], Any, str]] = {
     "unstack nothing": ({"l": ONES[:0]}, unstack("l", "l.{i}"), "nothing would be left"),
     "unstack another axis": ({"l": ONES}, unstack("l", "l.{i}", axis=2), "axis of -2 to 1"),
     "unstack to a taken name": ({"l": ONES, "k.1": 1}, unstack("l", "k.{i}"), "'k.1'.*left alone"),
+    "unstack to two meanings": ({"x_y": ONES}, unstack("{a}", "{a}_{i}"),
+                                "got 'x_y_0' for 'x_y': .*tell them apart"),
     "unstack no match": ({"a": ONES}, unstack("l", "l.{i}"), "'l' to match a leaf"),
     "split a scalar": ({"a": "text"}, split("a", ["b", "c"]), "expected an array with an axis"),
     "split unevenly": ({"a": ONES}, split("a", ["b", "c"], axis=1),
@@ -141,6 +145,10 @@ UNSTACKABLE: dict[str, tuple[dict[str, Any], Any, str]] = {
                          r"make up the 3 of axis 1, got \[1, 1\], 2 together"),
     "split beyond": ({"a": ONES}, split("a", ["b", "c"], axis=2), "axis of -2 to 1, got 2"),
     "split to a taken name": ({"a": ONES, "b": 1}, split("a", ["b", "c"]), "'b'.*left alone"),
+    "split to two meanings": ({"1_2.3": ONES}, split("{a}.{b}", ["{a}_{b}", "{a}-{b}"]),
+                              "got '1_2_3' for '1_2.3': .*tell them apart"),
+    "split to one name": ({"x-x": ONES}, split("{a}-{b}", ["{a}.{b}", "{b}.{a}"]),
+                          "a name for each leaf, got 'x.x' for both 'x-x' and 'x-x'"),
     "split no match": ({"b": ONES}, split("a", ["c", "d"]), "'a' to match a leaf"),
     "concat one missing": ({"a": ONES}, concat(["a", "b"], "c"), "got 'a', and none of 'b'"),
     "concat dtypes": ({"a": ONES, "b": np.ones((2, 3), np.int8)}, concat(["a", "b"], "c"),
@@ -158,6 +166,14 @@ UNSTACKABLE: dict[str, tuple[dict[str, Any], Any, str]] = {
                                "'c'.*left alone"),
     "concat a leaf that is two parts": ({"a.b": ONES}, concat(["a.{i}", "{i}.b"], "{i}"),
                                         r"got 'a\.b', and none of '\{i\}\.b'"),
+    "concat to two meanings": ({"1_2.3.k": ONES}, concat(["{a}.{b}.k", "{a}.{b}.v"], "{a}_{b}"),
+                               "got '1_2_3' for '1_2.3.k': .*tell them apart"),
+    "concat keys": (
+        {name: jax.random.split(jax.random.key(0, impl=kind), 2)
+         for name, kind in {"a": "rbg", "b": "unsafe_rbg"}.items()},
+        concat(["a", "b"], "c"),
+        "expected arrays of one dtype",
+    ),
     "concat no match": ({"z": ONES}, concat(["a", "b"], "c"), "'a' and 'b' to match a leaf"),
     "prefix away": ({"a": 1}, prefix("m").inverse, "begin with 'm.', got 'a'"),
     "prefix away of half a word": ({"mm.a": 1}, prefix("m").inverse, "got 'mm.a'"),
@@ -204,6 +220,21 @@ def test_a_pattern_may_match_nothing_if_that_is_said(make: Callable[..., Any]) -
     assert dict(step(leaves)) == ({} if repr(step).startswith("select") else {"a": 1})
     assert "must_match=False" in repr(step)
     assert step != make()
+
+
+@pytest.mark.parametrize("make", [
+    lambda **more: stack("x.{i}", "y", **more), lambda **more: unstack("x", "y.{i}", **more),
+    lambda **more: split("x", ["y", "z"], **more), lambda **more: concat(["x", "y"], "z", **more),
+    lambda **more: reshape("x", (2,), source=(1, 2), **more), lambda **more: transpose("x", **more),
+    lambda **more: elementwise(np.negative, "x", inverse=np.negative, **more),
+    lambda **more: rename({"x": "y"}, **more),
+    lambda **more: cast("int8", source="int4", where="x", **more),
+])  # fmt: skip
+def test_so_may_that_of_the_inverse(make: Callable[..., Any]) -> None:
+    leaves = Leaves({"a": 1})
+    assert dict(make(must_match=False).inverse(leaves)) == {"a": 1}
+    with pytest.raises(TransformError, match="to match a leaf"):
+        make().inverse(leaves)
 
 
 # ---- split and concat
@@ -313,7 +344,18 @@ def test_the_dtype_is_found_by_trying(function: Any, dtype: str) -> None:
     assert_same_bits(leaf.placed(), np.asarray(function(array)))
 
 
+def test_what_it_is_tried_on_warns_of_nothing() -> None:
+    leaf = elementwise(lambda x: 1 / (x - 1), "a")(lazily(Leaves({"a": 3 * ONES})))["a"]
+    assert_same_bits(leaf, ONES / 2)
+
+
 def test_what_a_function_gives_later_is_checked_too() -> None:
+    def to_float64_if_there_are_many(array: Any) -> Any:
+        return array if array.size < 3 else array.astype(np.float64)
+
+    leaf = elementwise(to_float64_if_there_are_many, "a")(lazily(Leaves({"a": ONES})))["a"]
+    with pytest.raises(TransformError, match=r"expected the function to give float32.*float64"):
+        np.asarray(leaf)
     leaf = elementwise(lambda x: x[:1], "a")(lazily(Leaves({"a": ONES})))["a"]
     with pytest.raises(TransformError, match=r"leaf 'a'.*float32\[2, 3\] for a block.*\[1, 3\]"):
         np.asarray(leaf)
@@ -426,6 +468,20 @@ def test_abstract_leaves_are_stacked_and_split_like_arrays() -> None:
         stacked = stack("l.{i}", "l")(Leaves(dict(list(mixed.items())[::order])))["l"]
         assert isinstance(stacked, jax.ShapeDtypeStruct)
         assert stacked.shape == (2, 2, 3)
+
+
+@pytest.mark.parametrize("step", [
+    stack("k.{i}", "k", axis=-1), split("k.0", ["a", "b"]), concat(["k.0", "k.1"], "k"),
+    unstack("k.0", "x.{i}"), reshape("k.0", (1, 4)), transpose("k.1", axes=(0,)),
+], ids=repr)  # fmt: skip
+@pytest.mark.parametrize("implementation", ["threefry2x32", "rbg"])
+def test_abstract_keys_become_what_keys_become(step: Any, implementation: str) -> None:
+    keys = {f"k.{i}": jax.random.split(jax.random.key(i, impl=implementation), 4) for i in (0, 1)}
+    avals = Leaves({name: jax.ShapeDtypeStruct(key.shape, key.dtype) for name, key in keys.items()})
+    there = step(avals)
+    for name, leaf in step(Leaves(keys)).items():
+        assert isinstance(there[name], jax.ShapeDtypeStruct)
+        assert (there[name].shape, there[name].dtype) == (leaf.shape, leaf.dtype)
 
 
 def test_scalars_and_empty_containers_are_left_alone() -> None:

@@ -419,6 +419,20 @@ def test_strict_false_keeps_what_is_missing_and_tells() -> None:
     assert isinstance(tree["body"]["w"], LazyArray)
 
 
+@pytest.mark.parametrize(
+    ("like", "message"),
+    [
+        ({"a": sds(2)}, "m.safetensors: 1 unexpected, not loaded: 'b'"),
+        ({"a": sds(2), "b": 1, "c": 2}, "m.safetensors: 1 missing, taken from like: 'c'"),
+    ],
+)
+def test_strict_false_tells_of_either_alone(like: Any, message: str) -> None:
+    leaves = stored({"a": jnp.ones(2), "b": 1})
+    with pytest.warns(PartialLoadWarning) as caught:
+        joined(leaves, like=like, strict=False)
+    assert [str(warning.message) for warning in caught] == [message]
+
+
 def test_strict_false_says_nothing_where_all_is_there() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
