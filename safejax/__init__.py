@@ -24,6 +24,7 @@ from safejax.errors import (
 )
 from safejax.lazy import LazyArray
 from safejax.leaves import Leaves
+from safejax.planning import Plan, plan
 from safejax.shardings import sharding_rules
 from safejax.sources import ReadLog, observe_reads
 from safejax.steps import Step, Transform, chain, step
@@ -57,6 +58,7 @@ __all__ = [
     "NotInvertibleError",
     "PartialLoadWarning",
     "PlacementError",
+    "Plan",
     "PrecisionError",
     "PrecisionWarning",
     "ReadError",
@@ -81,6 +83,7 @@ __all__ = [
     "materialize",
     "metadata",
     "observe_reads",
+    "plan",
     "prefix",
     "rename",
     "reshape",

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, Final, TypeAlias
 
 from safejax.access import Access
-from safejax.api import TransformArgument, save, serialize
+from safejax.api import save, serialize
 from safejax.codec import IN_MEMORY, Buffer, decode
 from safejax.errors import LeafError
 from safejax.files import PathLike
@@ -14,7 +14,7 @@ from safejax.leaves import Leaves
 from safejax.opening import Path, open_path, shown_path
 from safejax.remote import FileSystem
 from safejax.shardings import ShardingArgument
-from safejax.steps import apply
+from safejax.steps import TransformArgument, apply
 from safejax.structure import Kind
 from safejax.tree import assemble
 

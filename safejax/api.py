@@ -18,11 +18,10 @@ from safejax.opening import Path, open_path, shown_path
 from safejax.remote import resolve_path, write_remotely
 from safejax.shardings import ShardingArgument
 from safejax.shards import Folder, folder_of
-from safejax.steps import apply
+from safejax.steps import TransformArgument, apply
 from safejax.strict_json import collector_paused
 from safejax.tree import assemble, committed_sharding, flatten
 
-TransformArgument: TypeAlias = Callable[[Leaves], Leaves]
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with the bytes done so far and the bytes there are in all."""
 

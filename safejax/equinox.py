@@ -14,11 +14,11 @@ import jax
 
 from safejax.access import Access
 from safejax.adapter import Source, Stored, fetch, finish, missing, refuse_foreign, store
-from safejax.api import TransformArgument
 from safejax.files import PathLike
 from safejax.leaves import Leaves, is_array, is_scalar
 from safejax.remote import FileSystem
 from safejax.shardings import ShardingArgument
+from safejax.steps import TransformArgument
 from safejax.tree import flatten
 
 try:

@@ -22,10 +22,10 @@ from safejax.adapter import (
     store,
     with_root,
 )
-from safejax.api import TransformArgument
 from safejax.files import PathLike
 from safejax.remote import FileSystem
 from safejax.shardings import ShardingArgument
+from safejax.steps import TransformArgument
 from safejax.structure import Kind, register_container
 from safejax.tree import flatten
 

@@ -15,12 +15,12 @@ import jax
 
 from safejax.access import Access
 from safejax.adapter import Source, Stored, fetch, finish, missing, refuse_foreign, store
-from safejax.api import TransformArgument
 from safejax.files import PathLike
 from safejax.leaves import Leaves
 from safejax.names import split
 from safejax.remote import FileSystem
 from safejax.shardings import ShardingArgument
+from safejax.steps import TransformArgument
 from safejax.structure import Kind, container_key, register_container, walk
 from safejax.tree import flatten
 

@@ -135,12 +135,8 @@ class VerifiedSource(Source):
         if window.size == 0:
             return np.empty(window.shape, dtype)
         begin -= self._begin
-        spans = window.spans()
-        starts = begin + spans.starts * dtype.itemsize
-        width = spans.length * dtype.itemsize
-        firsts, lasts = starts // self._block_bytes, (starts + width - 1) // self._block_bytes
-        # Blocks that lie side by side are read as one.
-        leads = np.concatenate([[True], firsts[1:] > lasts[:-1] + 1])
+        starts, width, leads = self._runs(begin, dtype, window)
+        firsts, lasts = self._touched(starts, width)
         if np.count_nonzero(leads) == 1:
             first = int(firsts[0])
             blocks = self._blocks(first, int(lasts[-1]))
@@ -154,11 +150,47 @@ class VerifiedSource(Source):
             dense[low:high] = sliding_window_view(blocks, width)[rows]
         return show(dense.reshape(-1), 0, dtype, window.compact())
 
+    def cost(self, dtype: Dtype, window: Window) -> tuple[int, int]:
+        if window.size == 0:
+            return 0, 0
+        starts, width, leads = self._runs(0, dtype, window)
+        firsts, lasts = self._touched(starts, width)
+        bounds = [*np.flatnonzero(leads).tolist(), len(starts)]
+        nbytes = 0
+        for low, high in pairwise(bounds):
+            end = min((int(lasts[high - 1]) + 1) * self._block_bytes, self._nbytes)
+            nbytes += end - int(firsts[low]) * self._block_bytes
+        return nbytes, len(bounds) - 1
+
     def look(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> NDArray[Any] | None:
         file = self._file
         if not isinstance(file, BufferSource) or file.peek(begin, dtype, window, alignment) is None:
             return None
         return usable_in_place(self.read(begin, dtype, window), alignment)
+
+    @property
+    def file(self) -> Source:
+        """The file that the tensor is in."""
+        return self._file
+
+    def _runs(
+        self, begin: int, dtype: Dtype, window: Window
+    ) -> tuple[NDArray[np.int64], int, NDArray[np.bool_]]:
+        """Where spans begin in the tensor, their bytes, and which are the first of a read.
+
+        Blocks that lie side by side are read as one.
+        """
+        spans = window.spans()
+        starts = begin + spans.starts * dtype.itemsize
+        width = spans.length * dtype.itemsize
+        firsts, lasts = self._touched(starts, width)
+        return starts, width, np.concatenate([[True], firsts[1:] > lasts[:-1] + 1])
+
+    def _touched(
+        self, starts: NDArray[np.int64], width: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The first and the last block of each span."""
+        return starts // self._block_bytes, (starts + width - 1) // self._block_bytes
 
     def _blocks(self, first: int, last: int) -> NDArray[np.uint8]:
         """The bytes of the blocks `first` to `last`, checked."""

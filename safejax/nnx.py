@@ -10,12 +10,11 @@ from flax import nnx
 
 from safejax.access import Access
 from safejax.adapter import Source, fetch, finish
-from safejax.api import TransformArgument
 from safejax.jax_registration import current_mesh
 from safejax.leaves import Leaves, is_array
 from safejax.remote import FileSystem
 from safejax.shardings import ShardingArgument
-from safejax.steps import apply
+from safejax.steps import TransformArgument, apply
 from safejax.tree import flatten
 
 _Graph = TypeVar("_Graph")

@@ -15,14 +15,13 @@ import numpy as np
 
 from safejax.access import Access
 from safejax.adapter import Source, Stored, fetch, finish, missing, store
-from safejax.api import TransformArgument
 from safejax.errors import LeafError, MismatchError
 from safejax.files import PathLike
 from safejax.lazy import LazyArray
 from safejax.leaves import Leaves, is_array
 from safejax.remote import FileSystem
 from safejax.shardings import ShardingArgument
-from safejax.steps import apply
+from safejax.steps import TransformArgument, apply
 from safejax.structure import Kind, Structure, register_container
 
 try:

@@ -109,6 +109,13 @@ class Source(ABC):
         """Put what `read` gives into `out`, an array of the same shape and dtype."""
         np.copyto(out, self.read(begin, dtype, window))
 
+    def cost(self, dtype: Dtype, window: Window) -> tuple[int, int]:
+        """The bytes of files that a read of `window` requests, and how many runs they are in."""
+        if window.size == 0:
+            return 0, 0
+        firsts, _ = window.runs()
+        return window.distinct * dtype.itemsize, firsts.size
+
     def _log(self, nbytes: int) -> None:
         if _open_logs:
             with _open_logs_lock:
@@ -267,6 +274,10 @@ class ArraySource(Source):
     def __repr__(self) -> str:
         return f"ArraySource({self._array.dtype}{list(self._array.shape)})"
 
+    def cost(self, dtype: Dtype, window: Window) -> tuple[int, int]:
+        del dtype, window
+        return 0, 0
+
     def read(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
         assert begin == 0
         if window.size == 0:
@@ -309,26 +320,38 @@ class PackedSource(Source):
         if window.size == 0:
             return np.empty(window.shape, dtype)
         firsts, length = window.runs()
-        if all(stride % 2 == 0 for stride in firsts.strides):
+        if _all_even(firsts):
             halves = self._even(firsts, length)
         else:
             halves = self._scattered(window.spans())
         return show(np.ascontiguousarray(halves), 0, dtype, window.compact())
 
+    def cost(self, dtype: Dtype, window: Window) -> tuple[int, int]:
+        del dtype
+        if window.size == 0:
+            return 0, 0
+        firsts, length = window.runs()
+        if _all_even(firsts):
+            rows = [_packed_rows(firsts, length)]
+        else:
+            begins, ends, _ = _packed_runs(window.spans())
+            rows = [
+                Window(begin, (end - begin,), (1,))
+                for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)
+            ]
+        costs = [self._packed.cost(np.dtype(np.uint8), row) for row in rows]
+        return sum(nbytes for nbytes, _ in costs), sum(runs for _, runs in costs)
+
     def _even(self, firsts: Window, length: int) -> NDArray[np.uint8]:
         """The elements of runs that all begin in the same half of a byte, in one read."""
         odd = firsts.offset % 2
-        width = (odd + length + 1) // 2
-        strides = tuple(stride // 2 for stride in firsts.strides)
-        rows = Window(firsts.offset // 2, (*firsts.shape, width), (*strides, 1))
+        rows = _packed_rows(firsts, length)
         packed = np.ascontiguousarray(self._bytes(rows)).reshape(-1)
-        return unpack(packed).reshape(-1, 2 * width)[:, odd : odd + length].reshape(-1)
+        return unpack(packed).reshape(-1, 2 * rows.shape[-1])[:, odd : odd + length].reshape(-1)
 
     def _scattered(self, spans: Spans) -> NDArray[np.uint8]:
         """The elements of any runs; runs whose bytes touch are read as one."""
-        begins, ends = spans.starts // 2, (spans.starts + spans.length + 1) // 2
-        leads = np.concatenate([[True], begins[1:] > ends[:-1]])
-        begins, ends = begins[leads], ends[np.roll(leads, -1)]
+        begins, ends, leads = _packed_runs(spans)
         rows = [
             self._bytes(Window(begin, (end - begin,), (1,)))
             for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)
@@ -343,15 +366,44 @@ class PackedSource(Source):
         return self._packed.read(self._begin, np.dtype(np.uint8), window)
 
 
+def _all_even(firsts: Window) -> bool:
+    """Whether all runs begin in the same half of a byte."""
+    return all(stride % 2 == 0 for stride in firsts.strides)
+
+
+def _packed_rows(firsts: Window, length: int) -> Window:
+    """The bytes of such runs, one row each."""
+    width = (firsts.offset % 2 + length + 1) // 2
+    strides = tuple(stride // 2 for stride in firsts.strides)
+    return Window(firsts.offset // 2, (*firsts.shape, width), (*strides, 1))
+
+
+def _packed_runs(
+    spans: Spans,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Begins and ends of the bytes of any runs, those that touch as one; which runs lead one."""
+    begins, ends = spans.starts // 2, (spans.starts + spans.length + 1) // 2
+    leads = np.concatenate([[True], begins[1:] > ends[:-1]])
+    return begins[leads], ends[np.roll(leads, -1)], leads
+
+
 @final
 class ComputedSource(Source):
     """What a function gives when it is called, seen as flat: the far side of a barrier.
 
-    Any read of it makes the whole, unless it was made before and is `kept`.
+    Any read of it makes the whole, unless it was made before and is `kept`. `operand` is the
+    view that the function reads, for who wants to know what that costs.
     """
 
-    def __init__(self, compute: Callable[[], NDArray[Any]], name: str, stable: bool) -> None:
+    def __init__(
+        self,
+        compute: Callable[[], NDArray[Any]],
+        name: str,
+        stable: bool,
+        operand: object = None,
+    ) -> None:
         self.name = name
+        self.operand = operand
         self.stable = stable
         self._compute = compute
         self._lock = threading.Lock()
@@ -401,6 +453,10 @@ class AbstractSource(Source):
 
     def __repr__(self) -> str:
         return "AbstractSource()"
+
+    def cost(self, dtype: Dtype, window: Window) -> tuple[int, int]:
+        del dtype, window
+        return 0, 0
 
     def read(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
         del begin

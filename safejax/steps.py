@@ -8,7 +8,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, final
+from typing import Any, Generic, TypeAlias, TypeVar, final
 
 import numpy as np
 
@@ -18,6 +18,10 @@ from safejax.leaves import Leaves, check_leaf, content_at
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
+
+
+TransformArgument: TypeAlias = Callable[[Leaves], Leaves]
+"""What stands for a transform: one, or any function from Leaves to Leaves."""
 
 
 class Step(ABC, Generic[_In, _Out]):

@@ -349,7 +349,7 @@ def _proper_bools(array: NDArray[Any]) -> NDArray[Any]:
 
 def _barrier(operand: View) -> Source:
     name = " and ".join(source.name for source in operand.sources)
-    return ComputedSource(operand.read, f"reshaped {name}", operand.stable)
+    return ComputedSource(operand.read, f"reshaped {name}", operand.stable, operand)
 
 
 def _slice(start: int, step: int, count: int) -> slice:

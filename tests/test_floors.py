@@ -27,7 +27,7 @@ FLOORS: list[set[str]] = [
      "transforms.rename", "transforms.reshape", "transforms.select", "transforms.stack",
      "transforms.transpose"},
     {"opening", "transforms.split"},
-    {"api", "transforms"},
+    {"api", "planning", "transforms"},
     {"adapter"},
     {"nnx", "haiku", "objax", "equinox", "testing.strategies"},
     {"flax", "testing.assertions", "testing.frameworks"},

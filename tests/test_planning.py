@@ -1,0 +1,252 @@
+"""The dry run says what a load then does: bytes, spans, places, copies and problems."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.sharding import NamedSharding, SingleDeviceSharding
+from jax.sharding import PartitionSpec as P
+
+import safejax
+from safejax import InvalidFileError, Plan, plan
+from safejax.testing import arrays, pytrees, shardings
+from safejax.testing.strategies import shapes
+
+MESH = jax.make_mesh((2, 4), ("x", "y"))
+BIG = np.arange(64 * 96, dtype=np.float32).reshape(64, 96)
+TREE = {
+    "w": BIG,
+    "b": np.arange(96, dtype=np.int8),
+    "bf": jnp.ones((8, 8), jnp.bfloat16),
+    "four": jnp.arange(64).reshape(8, 8).astype(jnp.float4_e2m1fn),
+    "key": jax.random.key(1),
+    "none": np.zeros((0, 8), np.float32),
+    "step": 3,
+}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "m.safetensors"
+    safejax.save(TREE, path, checksum=True)
+    return path
+
+
+def where(spec: P) -> Any:
+    """The sharding, for leaves that it divides."""
+
+    def choose(name: str, aval: Any) -> NamedSharding:
+        sharding = NamedSharding(MESH, spec if len(spec) <= aval.ndim else P())
+        try:
+            sharding.shard_shape(aval.shape)
+        except ValueError:
+            return NamedSharding(MESH, P())
+        return sharding
+
+    return choose
+
+
+SHARDINGS = {
+    "none": None,
+    "a device": jax.devices()[3],
+    "rows": where(P("x")),
+    "columns": where(P(None, "y")),
+    "both": where(P("y", "x")),
+    "replicated": NamedSharding(MESH, P()),
+}
+TRANSFORMS: dict[str, Any] = {
+    "none": None,
+    "cast": safejax.cast("bfloat16", source="float32"),
+    "transpose": safejax.transpose("w"),
+    "a reshape that copies": safejax.chain(
+        safejax.transpose("w"), safejax.reshape("w", (-1, 64 * 48))
+    ),
+    "split and concat": safejax.chain(
+        safejax.split("w", ["w1", "w2"], axis=1), safejax.concat(["w2", "w1"], "w", axis=1)
+    ),
+}
+
+
+@pytest.mark.parametrize("verify", [False, True])
+@pytest.mark.parametrize("access", ["map", "copy", "read"])
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("sharding", SHARDINGS)
+def test_what_is_planned_is_what_is_done(
+    path: Path, sharding: str, transform: str, access: Any, verify: bool
+) -> None:
+    options: dict[str, Any] = {
+        "sharding": SHARDINGS[sharding], "transform": TRANSFORMS[transform],
+        "access": access, "verify": verify,
+    }  # fmt: skip
+    with safejax.observe_reads() as log:
+        planned = plan(path, **options)
+        assert str(planned)
+        assert log.nbytes == 0
+    tree = safejax.load(path, **options)
+    leaves = safejax.flatten(tree)
+    for leaf in planned.leaves:
+        lazy = leaves[leaf.name]
+        assert (leaf.shape, leaf.dtype, leaf.sharding) == (lazy.shape, lazy.dtype, lazy.sharding)
+        with safejax.observe_reads() as log:
+            placed = lazy.placed()
+        if "copies" in transform and leaf.name == "w":
+            # All blocks are made of one read of the whole; each is planned as if it were alone.
+            assert log.nbytes == BIG.nbytes
+            assert all(block.reads.nbytes == BIG.nbytes for block in leaf.blocks)
+            assert all(block.whole for block in leaf.blocks)
+        else:
+            assert sum(block.reads.nbytes for block in leaf.blocks) == log.nbytes
+            assert not any(block.whole for block in leaf.blocks)
+        on_devices = sum(len(block.devices) * block.nbytes for block in leaf.blocks)
+        data = jax.random.key_data(placed) if leaf.name == "key" else placed
+        assert on_devices == sum(shard.data.nbytes for shard in data.addressable_shards)
+        if leaf.name == "w" and access != "map":
+            assert not leaf.in_place
+    assert planned.problems == ()
+    assert {leaf.name for leaf in planned.leaves} == {
+        name for name, leaf in leaves.items() if isinstance(leaf, jax.Array)
+    }
+
+
+def test_in_place_is_where_the_placed_array_is_the_file(path: Path, tmp_path: Path) -> None:
+    stock = tmp_path / "stock.safetensors"
+    safetensors.numpy.save_file({"w": BIG, "b": TREE["b"]}, stock, {"odd": "one"})
+    for file in (path, stock):
+        for spec in (P("x"), P(None, "y"), P()):
+            sharding = where(spec)
+            planned = {leaf.name: leaf for leaf in plan(file, sharding=sharding).leaves}
+            tree = safejax.load(file, sharding=sharding)
+            for name in ("w", "b"):
+                host = np.asarray(tree[name])
+                begin = host.__array_interface__["data"][0]
+                shards = [
+                    shard.data.unsafe_buffer_pointer()
+                    for shard in tree[name].placed().addressable_shards
+                ]
+                looks = all(begin <= pointer < begin + host.nbytes for pointer in shards)
+                assert planned[name].in_place == looks
+    in_place = [
+        [leaf.in_place for leaf in plan(file).leaves if leaf.name == "w"] for file in (path, stock)
+    ]
+    assert in_place == [[True], [False]]
+
+
+@given(data=st.data())
+def test_every_tree_is_planned_as_it_is_read(data: st.DataObject) -> None:
+    tree = {"drawn": data.draw(pytrees())}
+    shape = data.draw(shapes())
+    tree["w"] = data.draw(arrays("float32", shape))
+    sharding = data.draw(shardings(shape))
+    blob = safejax.serialize(tree)
+    loaded = safejax.deserialize(blob, sharding=lambda name, _: sharding if name == "w" else None)
+    planned = plan(loaded["w"])
+    with safejax.observe_reads() as log:
+        safejax.materialize(loaded["w"])
+    assert planned.reads.nbytes == log.nbytes == tree["w"].nbytes
+    whole = plan(safejax.deserialize(blob))
+    assert whole.nbytes == sum(
+        leaf.nbytes for leaf in jax.tree.leaves(loaded) if isinstance(leaf, jax.Array)
+    )
+
+
+def test_devices_and_processes_add_up(path: Path) -> None:
+    planned = plan(path, sharding=where(P("x", "y")))
+    assert list(planned.devices) == jax.devices()
+    assert list(planned.processes) == [0]
+    (process,) = planned.processes.values()
+    replicated = plan(path, sharding=NamedSharding(MESH, P()))
+    # Replicas share a read, and each is placed.
+    assert replicated.reads == process.reads or replicated.reads.nbytes == process.reads.nbytes
+    assert all(each.reads.nbytes == replicated.reads.nbytes for each in replicated.devices.values())
+    stored = safejax.load(path)
+    assert (
+        replicated.reads.nbytes
+        == sum(
+            leaf.content.view.nbytes
+            for leaf in jax.tree.leaves(stored)
+            if isinstance(leaf, jax.Array)
+        )
+        - 32
+    )  # two elements of float4 share a byte
+    assert process.copies >= BIG.nbytes  # columns are gathered
+    assert process.peak_host_bytes == process.copies
+    assert plan(path, access="copy").processes[0].copies == sum(
+        block.nbytes for leaf in planned.leaves for block in leaf.blocks
+    )
+
+
+def test_what_is_placed_costs_nothing(path: Path) -> None:
+    tree = safejax.load(path)
+    before = plan(tree)
+    tree["w"].placed()
+    after = plan(tree)
+    assert before.reads.nbytes - after.reads.nbytes == BIG.nbytes
+    safejax.materialize(tree)
+    assert plan(tree).reads.nbytes == 0
+    assert plan({"w": jnp.ones(3), "n": BIG}).leaves == ()
+
+
+def test_everything_that_would_go_wrong_is_told(path: Path) -> None:
+    like = {**safejax.abstract(TREE), "w": jax.ShapeDtypeStruct((2, 2), "int8"), "more": BIG}
+    bad = NamedSharding(MESH, P(("x", "y")))
+    planned = plan(path, like=like, sharding=bad)
+    assert len(planned.problems) == 2
+    for text, names in zip(planned.problems, (["'w'", "'more'"], ["'b'"]), strict=False):
+        assert all(name in text for name in names) or "divide" in text
+    assert "divide" in str(planned)
+    assert len(planned.leaves) == 6
+    missing = plan(path, transform=safejax.cast("float32", where="gone"))
+    assert "'gone' to match a leaf" in missing.problems[0]
+    assert missing.leaves == ()
+    clash = plan(path, transform=safejax.rename({"w": "b"}))
+    assert "for both" in clash.problems[0]
+    assert plan(path, like=like, strict=False).problems
+
+
+def test_lost_bits_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    safejax.save({"i": np.arange(3), "f": np.ones(2), "c": np.ones(2, complex), "w": BIG}, path)
+    problems = plan(path).problems
+    assert len(problems) == 2
+    assert "'c', 'f'" in problems[0] or "'f', 'c'" in problems[0]
+    assert "'i'" in problems[1]
+    with jax.enable_x64(True):
+        assert plan(path).problems == ()
+
+
+def test_the_table_is_for_people(path: Path) -> None:
+    planned = plan(path, sharding=where(P("x")), transform=TRANSFORMS["a reshape that copies"])
+    lines = str(planned).splitlines()
+    assert lines[0].startswith(f"{path}: 6 leaves, ")
+    assert "bytes read" in lines[1]
+    assert len([line for line in lines if line.startswith("device ")]) == 8
+    assert any(line.startswith("process 0") for line in lines)
+    assert lines[-1] == "read whole for any part of them: 'w'"
+    many = {f"leaf {number}": np.zeros(1) for number in range(20)}
+    narrowed = plan(safejax.deserialize(safejax.serialize(many)))
+    assert "… 15 more" in str(narrowed)
+
+
+def test_plans_take_what_loads_take(path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    safejax.save(TREE, folder, max_shard_bytes=1000)
+    whole = plan(path)
+    for source in (folder, str(folder), list(folder.glob("*.safetensors"))):
+        assert plan(source).nbytes == whole.nbytes
+    with pytest.raises(FileNotFoundError):
+        plan(tmp_path / "gone")
+    path.write_bytes(b"no file")
+    with pytest.raises(InvalidFileError):
+        plan(path)
+
+
+def test_a_plan_is_a_value(path: Path) -> None:
+    assert plan(path) == plan(path)
+    assert isinstance(plan(path), Plan)
+    assert plan(path).leaves[0].sharding == SingleDeviceSharding(jax.devices()[0])
