@@ -19,7 +19,7 @@ from safejax.strict_json import collector_paused
 from safejax.structure import Structure, name_in
 from safejax.views import View
 
-BLOCK_BYTES: Final = 64 << 20
+BLOCK_BYTES: Final = 16 << 20
 """Bytes of a leaf that are held at a time while it is written."""
 
 

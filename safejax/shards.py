@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, Final, cast, final
 
 from safejax import strict_json
@@ -17,7 +18,7 @@ from safejax.folders import write_folder_atomically
 from safejax.layout import Layout, layout
 from safejax.leaves import RECORD_KEY, Leaves, is_array
 from safejax.record import Record, read_record, record_text
-from safejax.structure import Structure
+from safejax.structure import Kind, Structure
 
 INDEX_SUFFIX: Final = ".safetensors.index.json"
 INDEX_NAME: Final = f"model{INDEX_SUFFIX}"
@@ -212,14 +213,21 @@ def _common_structure(structures: list[Structure]) -> Structure:
     """Paths of all, and kinds that they do not contradict each other in."""
     if len(structures) == 1:
         return structures[0]
-    kinds: dict[str, Any] = {}
-    disputed: set[str] = set()
+    kinds: dict[str, list[Kind]] = {}
     paths: dict[str, tuple[str, ...]] = {}
     for structure in structures:
         paths |= structure.paths
         for key, kind in structure.kinds.items():
-            # The order and the aliases of one file's children are not those of all.
-            general = replace(kind, order=None, aliases=())
-            if kinds.setdefault(key, general) != general:
-                disputed.add(key)
-    return Structure({key: kind for key, kind in kinds.items() if key not in disputed}, paths)
+            kinds.setdefault(key, []).append(kind)
+    together = {key: _kind_of_all(found) for key, found in kinds.items()}
+    return Structure({key: kind for key, kind in together.items() if kind is not None}, paths)
+
+
+def _kind_of_all(kinds: list[Kind]) -> Kind | None:
+    """What a container is of whose children each file tells its own; None if they disagree."""
+    if len({replace(kind, order=None, aliases=()) for kind in kinds}) > 1:
+        return None
+    orders = [kind.order for kind in kinds if kind.order is not None]
+    whole = tuple(chain.from_iterable(orders)) if len(orders) == len(kinds) else None
+    aliases = tuple(chain.from_iterable(kind.aliases for kind in kinds))
+    return replace(kinds[0], order=whole, aliases=aliases)

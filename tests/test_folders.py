@@ -18,6 +18,7 @@ import fsspec
 import jax
 import jax.numpy as jnp
 import numpy as np
+import objax
 import pytest
 import safetensors
 import safetensors.numpy
@@ -25,6 +26,7 @@ import safetensors.numpy
 import safejax
 import safejax.folders
 import safejax.haiku
+import safejax.objax
 from safejax import ChecksumError, InvalidFileError, LeafError, ReadError
 from safejax.testing import assert_reads, assert_same_bits, assert_trees_identical
 
@@ -189,6 +191,16 @@ def test_an_index_of_others_is_read(folder: Path) -> None:
     for path in (folder, folder / INDEX, [folder / "a-1.safetensors", folder / "a-2.safetensors"]):
         assert_trees_identical(safejax.load(path), expected)
         assert safejax.metadata(path) == {"format": "pt"}
+
+
+def test_leaves_come_in_the_order_of_the_index(folder: Path) -> None:
+    names = ["wte", "h.1.w", "h.0.w"]
+    files = ["a-2.safetensors", "a-1.safetensors", "a-1.safetensors"]
+    table = {"weight_map": dict(zip(names, files, strict=True))}
+    (folder / INDEX).write_text(json.dumps(table))
+    seen: list[str] = []
+    safejax.load(folder, transform=lambda leaves: seen.extend(leaves) or leaves)
+    assert seen == names
 
 
 def test_what_is_no_array_comes_along_with_its_file(folder: Path) -> None:
@@ -630,3 +642,18 @@ def test_a_folder_that_never_rests_is_told(saved: Path, monkeypatch: pytest.Monk
     for path in (saved, saved / INDEX):
         with pytest.raises(ReadError, match="it was replaced 100 times"):
             safejax.load(path)
+
+
+def test_variables_of_several_files_are_shared_as_in_each(tmp_path: Path) -> None:
+    paths: list[Path] = []
+    for letter in "xy":
+        shared, own = objax.TrainVar(jnp.ones(3)), objax.StateVar(jnp.zeros(2))
+        names = {f"{letter}a": shared, f"{letter}b": shared, f"{letter}c": own}
+        paths.append(tmp_path / letter)
+        safejax.objax.serialize(objax.VarCollection(names), filename=paths[-1])
+    found = safejax.objax.deserialize(paths)
+    assert list(found.keys()) == ["xa", "xb", "xc", "ya", "yb", "yc"]
+    for letter in "xy":
+        assert found[f"{letter}a"] is found[f"{letter}b"]
+    assert len({id(variable) for variable in found.values()}) == 4
+    assert len(safejax.load(paths)) == 6

@@ -362,6 +362,14 @@ def test_two_values_that_a_transform_made_for_one_variable() -> None:
     assert variable.value.tolist() == [1, 1]
 
 
+@pytest.mark.parametrize("new", ["b", "c"])
+def test_another_name_of_what_was_renamed_is_not_written(new: str) -> None:
+    variable = objax.TrainVar(jnp.ones(2))
+    leaves = safejax.decode(serialize(objax.VarCollection(a=variable, b=variable)))
+    renamed = safejax.rename({"a::TrainVar": f"{new}::TrainVar"})(leaves)
+    assert list(deserialize(safejax.encode(renamed)).keys()) == [new]
+
+
 def test_like_decides_what_is_shared() -> None:
     plain = objax.VarCollection(a=objax.TrainVar(jnp.ones(2)), b=objax.TrainVar(jnp.ones(2)))
     variable = objax.TrainVar(jnp.ones(2))

@@ -155,6 +155,8 @@ UNSTACKABLE: dict[str, tuple[dict[str, Any], Any, str]] = {
                       r"float32\[2,3\] of 'a', int8\[2,3\] of 'b'"),
     "concat shapes": ({"a": ONES, "b": ONES.T}, concat(["a", "b"], "c"),
                       "one shape but for axis 0"),
+    "concat other rows": ({"a": ONES, "b": ONES[:1]}, concat(["a", "b"], "c", axis=1),
+                          "one shape but for axis 1"),
     "concat unequal": ({"a": ONES, "b": ONES[:1]}, concat(["a", "b"], "c"),
                        r"sizes \[2, 2\] along axis 0, got \[2, 1\]: .*give sizes=\(2, 1\)"),
     "concat other sizes": ({"a": ONES, "b": ONES}, concat(["a", "b"], "c", sizes=(3, 1)),
@@ -463,11 +465,12 @@ def test_abstract_leaves_are_stacked_and_split_like_arrays() -> None:
     for name, leaf in CHAIN(lazily(Leaves(STORED))).items():
         assert isinstance(leaves[name], jax.ShapeDtypeStruct)
         assert (leaves[name].shape, leaves[name].dtype) == (leaf.shape, leaf.dtype)
-    mixed = {"l.0": jax.ShapeDtypeStruct((2, 3), "float32"), "l.1": ONES}
-    for order in (1, -1):
-        stacked = stack("l.{i}", "l")(Leaves(dict(list(mixed.items())[::order])))["l"]
-        assert isinstance(stacked, jax.ShapeDtypeStruct)
-        assert stacked.shape == (2, 2, 3)
+    aval = jax.ShapeDtypeStruct((2, 3), "float32")
+    for mixed in ({"l.0": aval, "l.1": ONES}, {"l.0": ONES, "l.1": aval}):
+        for step in (stack("l.{i}", "l"), concat(["l.0", "l.1"], "l")):
+            (made,) = step(Leaves(mixed)).values()
+            assert isinstance(made, jax.ShapeDtypeStruct)
+            assert made.size == 12
 
 
 @pytest.mark.parametrize("step", [
