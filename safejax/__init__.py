@@ -4,6 +4,9 @@
 are read and placed on their devices when they are first needed.
 """
 
+import importlib
+import typing
+
 from safejax.api import abstract, deserialize, load, materialize, metadata, save, serialize
 from safejax.codec import decode, encode
 from safejax.errors import (
@@ -24,26 +27,28 @@ from safejax.errors import (
 )
 from safejax.lazy import LazyArray
 from safejax.leaves import Leaves
-from safejax.planning import Plan, plan
 from safejax.shardings import sharding_rules
 from safejax.sources import ReadLog, observe_reads
 from safejax.steps import Step, Transform, chain, step
 from safejax.structure import EMPTY
-from safejax.transforms import (
-    cast,
-    concat,
-    drop,
-    elementwise,
-    prefix,
-    rename,
-    reshape,
-    select,
-    split,
-    stack,
-    transpose,
-    unstack,
-)
 from safejax.tree import flatten, unflatten
+
+if typing.TYPE_CHECKING:
+    from safejax.planning import Plan, plan
+    from safejax.transforms import (
+        cast,
+        concat,
+        drop,
+        elementwise,
+        prefix,
+        rename,
+        reshape,
+        select,
+        split,
+        stack,
+        transpose,
+        unstack,
+    )
 
 __version__ = "1.0.0.dev0"
 
@@ -98,3 +103,23 @@ __all__ = [
     "unflatten",
     "unstack",
 ]
+
+# What not every program needs is imported when it is first asked for.
+_LATER = dict.fromkeys(("Plan", "plan"), "safejax.planning") | dict.fromkeys(
+    (
+        "cast", "concat", "drop", "elementwise", "prefix", "rename", "reshape", "select", "split",
+        "stack", "transpose", "unstack",
+    ),
+    "safejax.transforms",
+)  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATER:
+        raise AttributeError(f"module 'safejax' has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_LATER[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

@@ -120,8 +120,8 @@ def test_only_one_module_knows_what_jax_hides() -> None:
 def test_what_is_public_is_listed_once() -> None:
     assert len(set(safejax.__all__)) == len(safejax.__all__)
     public = {
-        name for name, value in vars(safejax).items()
-        if not name.startswith("_") and not isinstance(value, ModuleType)
+        name for name in dir(safejax)
+        if not name.startswith("_") and not isinstance(getattr(safejax, name), ModuleType)
     }  # fmt: skip
     # A name may be that of a module as well: `transforms`, say.
     assert public == set(safejax.__all__)

@@ -84,7 +84,14 @@ def _is_placeable(dtype: np.dtype[Any]) -> bool:
 def _from_bits(draw: st.DrawFn, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     count = math.prod(shape)
     size = count * dtype.itemsize
-    raw = np.frombuffer(draw(st.binary(min_size=size, max_size=size)), np.uint8)
+    raw = np.frombuffer(draw(st.binary(min_size=size, max_size=size)), np.uint8).copy()
+    if count and (is_floating(dtype) or dtype.kind == "c"):
+        # Bits that are hardly ever drawn: -0.0, the smallest subnormal, a NaN with all bits.
+        width = dtype.itemsize // (2 if dtype.kind == "c" else 1)
+        special = [bytes(width - 1) + b"\x80", b"\x01" + bytes(width - 1), b"\xff" * width]
+        for _ in range(draw(st.integers(0, 2))):
+            at = width * draw(st.integers(0, size // width - 1))
+            raw[at : at + width] = np.frombuffer(draw(st.sampled_from(special)), np.uint8)
     if dtype == np.bool_:
         return (raw & 1).astype(np.bool_).reshape(shape)
     if dtype.name in _BITS_OF_NARROW:
@@ -93,7 +100,7 @@ def _from_bits(draw: st.DrawFn, dtype: np.dtype[Any], shape: tuple[int, ...]) ->
         return ((raw & ((1 << bits) - 1)).astype(np.int8) - offset).astype(dtype).reshape(shape)
     if dtype.name.startswith(("float4", "float6")):
         raw = raw & (0x0F if dtype.name.startswith("float4") else 0x3F)
-    return raw.copy().view(dtype).reshape(shape)
+    return raw.view(dtype).reshape(shape)
 
 
 @st.composite
