@@ -22,8 +22,8 @@ def write_folder_atomically(
     """Make the folder at `path` hold the files that `fill(folder)` writes, or leave it as it was.
 
     They are written to a new folder beside it, which then takes its place. Whatever else is in
-    the old folder is in the new one too, as hard links, but for the files whose names
-    `replaces`. Files that are open, or mapped, keep their content. What saves of the same
+    the old folder is in the new one too, as hard links where it can, but for the files whose
+    names `replaces`. Files that are open, or mapped, keep their content. What saves of the same
     folder left behind when they were killed is removed. A symbolic link is written through.
 
     The two folders change places in one step where the operating system can (Linux); elsewhere
@@ -68,7 +68,11 @@ def _link_others(source: str, target: str, replaces: Callable[[str], bool]) -> N
 
 
 def _link(source: str, destination: str) -> None:
-    os.link(source, destination, follow_symlinks=False)
+    try:
+        os.link(source, destination, follow_symlinks=False)
+    except OSError:
+        # Some file systems have no hard links, and none may be made to a file of another user.
+        shutil.copy2(source, destination, follow_symlinks=False)
 
 
 def _exchange(one: str, other: str) -> None:

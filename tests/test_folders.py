@@ -537,6 +537,19 @@ def test_a_save_is_no_litter_to_another_one(saved: Path) -> None:
     assert names_in(saved.parent) == ["model"]
 
 
+def test_where_files_cannot_be_linked_they_are_copied(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr("safejax.folders.os.link", refuse)
+    safejax.save(version(2), saved, max_shard_bytes=1)
+    assert_trees_identical(safejax.load(saved), version(2))
+    assert (saved / "sub" / "vocab.txt").read_text() == "a"
+    assert (saved / "link").is_symlink()
+
+
 FAILURES = {
     "a leaf": lambda folder: safejax.save({"a": ONE, "b": object()}, folder, max_shard_bytes=1),
     "an abstract leaf": lambda folder: safejax.save(
