@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Final, final
 
-from benchmarks.sides import BFLOAT16, LAYERS, OWN, STOCK
+from benchmarks.sides import BFLOAT16, LAYERS, OWN, SET, STOCK
 from benchmarks.trees import MIB, Spec
 
 _LOADERS: Final = (
@@ -112,6 +112,14 @@ _CASES: Final = (
     Case(
         "convert", "convert a file to bfloat16, flushed", "convert",
         ("safejax", "limit", "safetensors.flax"), scale=4.0,
+    ),
+    Case(
+        "set", "load 8 files of others onto 8 devices, by rows", "load", ("safejax",),
+        group="sets", file=SET, scale=4.0, devices=8, layout="rows", copied=1.0,
+    ),
+    Case(
+        "set_convert", "convert 8 files of others to one of bfloat16", "convert", ("safejax",),
+        group="sets", file=SET, scale=4.0,
     ),
     *map(_opening, (1_000, 10_000, 100_000)),
     replace(

@@ -128,7 +128,7 @@ def independent(case: str, of: str, target: float) -> Target:
     return outcomes
 
 
-_LOADS: Final = ("load", "stock", "load_cast", "rows", "columns", "mesh", "replicated")
+_LOADS: Final = ("load", "stock", "load_cast", "rows", "columns", "mesh", "replicated", "set")
 _SAVES: Final = ("save", "save_cast")
 
 TARGETS: Final[tuple[Target, ...]] = (
@@ -155,6 +155,7 @@ TARGETS: Final[tuple[Target, ...]] = (
     *(private(case, 64) for case in _SAVES),
     within("convert", "limit", 1.3),
     private("convert", 256),
+    private("set_convert", 256),
     within("dispatch", "plain arrays", 4),
     within("dispatch", "plain arrays", 1.0, "materialized"),
     seconds("import", 0.05),

@@ -12,6 +12,7 @@ OWN: Final = "own.safetensors"
 STOCK: Final = "stock.safetensors"
 BFLOAT16: Final = "bfloat16.safetensors"
 LAYERS: Final = "layers.safetensors"
+SET: Final = "set"
 
 
 @final
@@ -69,6 +70,7 @@ WRITERS: Final = {
     BFLOAT16: ("ours", "write_bfloat16"),
     LAYERS: ("ours", "write_layers"),
     STOCK: ("safetensors_numpy", "write"),
+    SET: ("safetensors_numpy", "write_set"),
     **{side.file: (side.module, "write") for side in SIDES.values() if side.file is not None},
 }
 """Module and function that write each kind of file."""

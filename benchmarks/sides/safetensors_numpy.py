@@ -1,5 +1,7 @@
 """`safetensors.numpy`, and `jax.device_put` of what it gives."""
 
+import json
+import os
 from typing import Any
 
 import jax
@@ -21,6 +23,22 @@ def write(job: Job) -> None:
             break
     assert begin % 64
     flush(job.path)
+
+
+def write_set(job: Job) -> None:
+    """A folder of eight stock files and their index, as Hugging Face's libraries have it."""
+    os.makedirs(job.path)
+    leaves = list(job.spec.leaves())
+    weight_map: dict[str, str] = {}
+    size = -(-len(leaves) // 8)
+    for number, begin in enumerate(range(0, len(leaves), size), 1):
+        part = dict(leaves[begin : begin + size])
+        file = f"model-{number:05}-of-00008.safetensors"
+        save_file(part, os.path.join(job.path, file), {"format": "pt"})
+        flush(os.path.join(job.path, file))
+        weight_map |= dict.fromkeys(part, file)
+    with open(os.path.join(job.path, "model.safetensors.index.json"), "w") as index:
+        json.dump({"metadata": {}, "weight_map": weight_map}, index)
 
 
 def save(job: Job) -> Work:
