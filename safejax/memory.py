@@ -7,7 +7,7 @@ system has them: touching memory for the first time costs more than filling it, 
 
 import math
 import mmap
-from typing import Any, Final
+from typing import Any, Final, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,31 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
         raw = np.frombuffer(memory, np.uint8)
         begin = -address(raw) % _HUGE
     return raw[begin : begin + nbytes].view(dtype).reshape(shape)
+
+
+@final
+class Arena:
+    """Memory for arrays that are let go together, in one piece; taken when it is first needed.
+
+    `count` arrays of `nbytes` each fit into it.
+    """
+
+    def __init__(self, count: int, nbytes: int) -> None:
+        self._room = -(-nbytes // ALIGNMENT) * ALIGNMENT
+        self._count = count
+        self._memory: NDArray[np.uint8] | None = None
+        self._taken = 0
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """As `aligned_empty`, out of the arena; what does not fit has memory of its own."""
+        nbytes = math.prod(shape) * dtype.itemsize
+        if self._taken == self._count or nbytes > self._room:
+            return aligned_empty(shape, dtype)
+        if self._memory is None:
+            self._memory = aligned_empty((self._count * self._room,), np.dtype(np.uint8))
+        begin = self._taken * self._room
+        self._taken += 1
+        return self._memory[begin : begin + nbytes].view(dtype).reshape(shape)
 
 
 def address(array: NDArray[Any]) -> int:

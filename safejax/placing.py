@@ -5,6 +5,7 @@ it, and what no device here holds is never read. Blocks that look at a mapped fi
 to the device as they are, and XLA's CPU client uses them in place where they are aligned.
 """
 
+import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from safejax.dtypes import Dtype
 from safejax.errors import PlacementError, PrecisionError
-from safejax.memory import ALIGNMENT, aligned_empty
+from safejax.memory import ALIGNMENT, Arena, aligned_empty
 from safejax.views import View
 
 
@@ -100,7 +101,7 @@ def _prepared(request: Request) -> _Prepared:
     devices = sharding.device_set
     if not committed or (len(devices) == 1 and sharding.is_fully_addressable):
         (device,) = devices
-        block = _block(view, request, device)
+        block = _block(view, request, device, aligned_empty)
         return [(block, sharding if committed else device)], lambda arrays: arrays[0]
     blocks: dict[tuple[Any, ...], NDArray[Any]] = {}
     parts: list[_Part] = []
@@ -108,12 +109,19 @@ def _prepared(request: Request) -> _Prepared:
         "dict[Any, tuple[slice, ...]]",
         sharding.addressable_devices_indices_map(view.shape),
     )
+    bounds = {
+        device: tuple((part.start, part.stop) for part in index)
+        for device, index in indices.items()
+    }
+    # The shards of an array are let go together.
+    size = math.prod(sharding.shard_shape(view.shape)) * request.dtype.itemsize
+    arena = Arena(len(set(bounds.values())), size)
     # Behind a barrier every block needs the whole operand, which is made once for all.
     with view.kept():
         for device, index in indices.items():
-            distinct = tuple((part.start, part.stop) for part in index)
+            distinct = bounds[device]
             if distinct not in blocks:
-                blocks[distinct] = _block(view.index(index), request, device)
+                blocks[distinct] = _block(view.index(index), request, device, arena.empty)
             single = SingleDeviceSharding(device, memory_kind=sharding.memory_kind)
             parts.append((blocks[distinct], single))
     # The dtype, since there may be no device of this process among them.
@@ -165,20 +173,23 @@ def _key_axes(key_impl: str) -> int:
     return len(key.shape)
 
 
-def _block(view: View, request: Request, device: Any) -> NDArray[Any]:
+_Empty: TypeAlias = Callable[[tuple[int, ...], Dtype], NDArray[Any]]
+
+
+def _block(view: View, request: Request, device: Any, empty: _Empty) -> NDArray[Any]:
     """What a device is given: of the dtype, aligned for it, and changed by nobody."""
     if view.dtype != request.dtype:
-        return _narrowed(view.read(), request.dtype, request.name)
+        return _narrowed(view.read(), request.dtype, request.name, empty)
     # Others copy it to memory of their own, and take it as it lies.
     alignment = ALIGNMENT if device.platform == "cpu" else view.dtype.alignment
     block = view.look(alignment)
     if block is None:
-        block = aligned_empty(view.shape, view.dtype)
+        block = empty(view.shape, view.dtype)
         view.read_into(block)
     return block
 
 
-def _narrowed(block: NDArray[Any], dtype: Dtype, name: str) -> NDArray[Any]:
+def _narrowed(block: NDArray[Any], dtype: Dtype, name: str, empty: _Empty) -> NDArray[Any]:
     """The block in the narrower dtype that JAX uses while x64 is off."""
     if dtype.kind in "iu" and block.size:
         limits = np.iinfo(dtype)
@@ -191,7 +202,7 @@ def _narrowed(block: NDArray[Any], dtype: Dtype, name: str) -> NDArray[Any]:
                 "jax.config.update('jax_enable_x64', True), or take numpy.asarray(leaf), which "
                 "has all bits"
             )
-    out = aligned_empty(block.shape, dtype)
+    out = empty(block.shape, dtype)
     with np.errstate(all="ignore"):
         np.copyto(out, block, casting="unsafe")
     return out

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 import safejax
 import safejax.flax
 from safejax import ReadError, access
-from safejax.memory import ALIGNMENT, address, aligned_empty, is_aligned
+from safejax.memory import ALIGNMENT, Arena, address, aligned_empty, is_aligned
 from safejax.sources import FileSource, MappedSource
 from safejax.testing import ALL_DTYPES, assert_reads, assert_same_bits, assert_trees_identical
 from safejax.windows import Window
@@ -215,6 +215,22 @@ def test_memory_is_aligned(dtype: np.dtype[Any], shape: tuple[int, ...]) -> None
         array[...] = np.ones((), dtype) * number
     for number, array in enumerate(held):
         assert (array == np.ones((), dtype) * number).all()
+
+
+@pytest.mark.parametrize("nbytes", [0, 1, 63, 64, 65, 1 << 20])
+@pytest.mark.parametrize("count", [0, 1, 3, 8])
+def test_an_arena_has_room_for_its_arrays(count: int, nbytes: int) -> None:
+    arena = Arena(count, nbytes)
+    held = [arena.empty((nbytes,), np.dtype(np.uint8)) for _ in range(count + 2)]
+    held.append(arena.empty((2, nbytes), np.dtype(np.uint8)))
+    for number, array in enumerate(held):
+        array[...] = number
+    for number, array in enumerate(held):
+        assert (array == number).all()
+        assert is_aligned(array) or not array.size
+    if nbytes > 64:
+        near = [abs(address(one) - address(held[0])) < count * 2 * nbytes for one in held[:count]]
+        assert all(near)
 
 
 def test_memory_is_freed_with_its_array() -> None:
