@@ -13,7 +13,7 @@ import re
 from functools import lru_cache
 from typing import Final, Literal, TypeAlias, get_args
 
-from safejax.sources import FileSource, MappedSource
+from safejax.sources import CAN_READ, FileSource, MappedSource
 
 Access: TypeAlias = Literal["auto", "map", "copy", "read"]
 
@@ -34,8 +34,13 @@ def open_source(path: str, access: Access = "auto") -> MappedSource | FileSource
             f"access: expected one of {', '.join(map(repr, get_args(Access)))}, got {access!r}"
         )
     if access == "auto":
-        access = "read" if is_on_network(path) else "map"
+        access = "read" if CAN_READ and is_on_network(path) else "map"
     if access == "read":
+        if not CAN_READ:
+            raise ValueError(
+                f"{path}: access: expected 'map' or 'copy', since this system has no preadv, got "
+                "'read'"
+            )
         return FileSource(path)
     return MappedSource(path, in_place=access == "map")
 

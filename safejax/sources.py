@@ -188,7 +188,7 @@ class MappedSource(BufferSource):
         return super().look(begin, dtype, window, alignment)
 
     def read_into(self, begin: int, dtype: Dtype, window: Window, out: NDArray[Any]) -> None:
-        if out.nbytes < _WORTH_A_CALL or not _is_one_run(window, out):
+        if out.nbytes < _WORTH_A_CALL or not CAN_READ or not _is_one_run(window, out):
             super().read_into(begin, dtype, window, out)
             return
         # A copy by the system does not fault the mapping in, page by page. The path may be that
@@ -495,6 +495,9 @@ def _is_one_run(window: Window, out: NDArray[Any]) -> bool:
         )
     )
 
+
+CAN_READ: Final = hasattr(os, "preadv")
+"""Whether the system reads at a place into memory that is there: Windows does not."""
 
 _WORTH_A_CALL: Final = 1 << 16
 """Bytes that are read by a call of the system, where less is copied from the mapping."""

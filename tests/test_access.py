@@ -181,6 +181,16 @@ def test_a_file_that_was_cut_short_is_told(path: Path, way: access.Access) -> No
             use(tree)
 
 
+def test_a_system_that_cannot_read_so_maps(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("access", "sources"):
+        monkeypatch.setattr(f"safejax.{module}.CAN_READ", False)
+    monkeypatch.setattr("safejax.access._type_of_device", lambda _: "nfs")
+    assert_trees_identical(safejax.materialize(safejax.load(path)), safejax.load(path))
+    assert type(source_of(safejax.load(path)["big"])) is MappedSource
+    with pytest.raises(ValueError, match="this system has no preadv"):
+        safejax.load(path, access="read")
+
+
 # ---- what is no way
 
 
