@@ -330,11 +330,26 @@ class LazyArray(jax.Array):
 
     def __getitem__(self, index: Any) -> jax.Array:
         if not self.is_placed:
+            if type(index) is int:
+                row = self._row(index)
+                if row is not None:
+                    return row
             basic = _basic_index(index, self._aval.shape)
             if basic is not None:
                 content = self.content
                 return self._with(Content(content.view.index(basic), content.key), None)
         return self.placed()[_plain(index)]
+
+    def _row(self, number: int) -> "LazyArray | None":
+        """`self[number]` where that is simple: what a loop over rows asks for."""
+        content, shape = self.content, self._aval.shape
+        view = content.view
+        if content.key is not None or not isinstance(view, Strided) or not shape:
+            return None
+        size = shape[0]
+        if not -size <= number < size:
+            return None
+        return self._with(Content(view.row(number % size)), None)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         placed = self.placed()

@@ -149,6 +149,10 @@ class Strided(View):
     def index(self, index: tuple[BasicIndex, ...]) -> View:
         return self._show(self.window.index(index))
 
+    def row(self, number: int) -> "Strided":
+        """The view of `array[number]`, for a number from 0 on: `index`, for the common case."""
+        return self._show(self.window.row(number))
+
     def transpose(self, axes: tuple[int, ...]) -> View:
         return self._show(self.window.transpose(axes))
 

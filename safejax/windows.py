@@ -82,6 +82,11 @@ class Window:
         closed = index if Ellipsis in index else (*index, ...)
         return self._of(self._phantom()[closed])
 
+    def row(self, number: int) -> "Window":
+        """The window on `array[number]`, for a number from 0 on: `index`, for the common case."""
+        offset = self.offset + number * self.strides[0]
+        return Window(offset, self.shape[1:], self.strides[1:])
+
     def transpose(self, axes: tuple[int, ...]) -> "Window":
         """The window on `array.transpose(axes)`."""
         return self._of(self._phantom().transpose(axes))

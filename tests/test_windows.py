@@ -175,3 +175,10 @@ def test_spans_and_compact_of_every_slice_of_every_transpose(axes):
 )
 def test_explicit_index(index, shape, entries):
     assert explicit_index(index, shape) == entries
+
+
+def test_a_row_is_that_of_the_index() -> None:
+    window = Window.whole((4, 3, 2)).index((slice(None, None, -1), slice(1, None), 1))
+    for number in range(4):
+        assert window.row(number) == window.index((number,))
+    assert Window.whole((5,)).row(3) == Window(3, (), ())
