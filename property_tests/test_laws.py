@@ -197,7 +197,8 @@ def one_nan(leaf: Any) -> Any:
     if not is_plain(leaf) or not is_floating(np.asarray(leaf).dtype):
         return leaf
     host = np.asarray(leaf)
-    return np.where(np.isnan(host), np.asarray(np.nan, host.dtype), host)
+    with np.errstate(invalid="ignore"):  # NumPy says it of signalling NaNs.
+        return np.where(np.isnan(host), np.asarray(np.nan, host.dtype), host)
 
 
 # ---- 1 round trip
