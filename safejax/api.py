@@ -226,12 +226,21 @@ _BATCH_BYTES: Final = 256 << 20
 
 
 def _batches(leaves: Iterable[LazyArray]) -> list[list[LazyArray]]:
-    """The leaves in batches, each of dtypes that need one mode of JAX."""
+    """The leaves in batches, each of dtypes that need one mode of JAX.
+
+    What runs a user's function goes alone: while a batch is placed nobody else can place its
+    leaves, and the function may need one of them.
+    """
     batches: list[list[LazyArray]] = []
     for wide in (False, True):
         room = 0
         for leaf in leaves:
-            if needs_x64(leaf.content.view.dtype) != wide:
+            view = leaf.content.view
+            if needs_x64(view.dtype) != wide:
+                continue
+            if view.runs_users_code:
+                batches.append([leaf])
+                room = 0
                 continue
             if room <= 0:
                 batches.append([])

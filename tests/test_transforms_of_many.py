@@ -1,5 +1,6 @@
 """Stack, split, select, prefix, reshape and elementwise, each against NumPy or against a table."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -349,6 +350,27 @@ def test_the_dtype_is_found_by_trying(function: Any, dtype: str) -> None:
 def test_what_it_is_tried_on_warns_of_nothing() -> None:
     leaf = elementwise(lambda x: 1 / (x - 1), "a")(lazily(Leaves({"a": 3 * ONES})))["a"]
     assert_same_bits(leaf, ONES / 2)
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_function_may_use_other_leaves_of_the_tree(behind: bool) -> None:
+    scales = lazily({"scale": np.float32([2, 3, 4])})
+    tree: dict[str, Any] = dict(scales)
+
+    def scaled(array: Any) -> Any:
+        return array * np.asarray(tree["scale"].placed()).sum()
+
+    steps = [elementwise(scaled, "*")]
+    if behind:
+        steps += [transpose("*"), reshape("*", (-1,))]
+    weights = {f"w{number}": ONES * number for number in range(5)}
+    tree |= chain(*steps)(lazily(weights))
+    placed: list[Any] = []
+    thread = threading.Thread(target=lambda: placed.append(safejax.materialize(tree)), daemon=True)
+    thread.start()
+    thread.join(60)
+    assert placed, "it waits for itself"
+    assert placed[0]["w2"].sum() == 2 * 9 * ONES.size
 
 
 def test_what_a_function_gives_later_is_checked_too() -> None:
