@@ -18,6 +18,6 @@ _COMMON = {
     "derandomize": True,
     "suppress_health_check": [hypothesis.HealthCheck.too_slow],
 }
-hypothesis.settings.register_profile("quick", max_examples=25, **_COMMON)
-hypothesis.settings.register_profile("large", max_examples=500, **_COMMON)
+hypothesis.settings.register_profile("quick", max_examples=20, **_COMMON)
+hypothesis.settings.register_profile("large", max_examples=400, **_COMMON)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
