@@ -88,9 +88,7 @@ def save(
             )
         plan.write(target, wrote)
     elif fs is None:
-        write_atomically(
-            target, plan.chunks(), wrote, head=(lambda: plan.head) if checksum else None
-        )
+        write_atomically(target, plan.chunks(), wrote, plan.late_head)
     else:
         if checksum:  # What is sent cannot be changed: digests are made before.
             for _ in plan.chunks():

@@ -16,7 +16,7 @@ except ImportError:  # Windows
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
-SUFFIX: Final = ".safejax-tmp"
+_SUFFIX: Final = ".safejax-tmp"
 _CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 
 
@@ -93,19 +93,6 @@ def _check_target(path: str, target: str, folder: str) -> None:
         raise OSError(errno.EINVAL, "expected a regular file to write, got a device or pipe", path)
 
 
-def remove_litter(target: str) -> None:
-    """Remove temporary files of saves to `target` that no process is writing any more."""
-    if fcntl is None:
-        return
-    folder, prefix = os.path.dirname(target), litter_prefix(target)
-    # Where the folder cannot be listed, its litter is not ours to remove.
-    with contextlib.suppress(OSError):
-        for entry in Path(folder).iterdir():
-            if entry.name.startswith(prefix) and entry.name.endswith(SUFFIX):
-                with contextlib.suppress(OSError):
-                    _remove_if_abandoned(entry)
-
-
 def _remove_if_abandoned(entry: Path) -> None:
     assert fcntl is not None
     if not stat.S_ISREG(entry.lstat().st_mode):
@@ -119,12 +106,27 @@ def _remove_if_abandoned(entry: Path) -> None:
         os.close(descriptor)
 
 
+def remove_litter(target: str, remove: Callable[[Path], None] = _remove_if_abandoned) -> None:
+    """Have `remove` look at every temporary file or folder of saves to `target`.
+
+    By default files go that no process is writing any more.
+    """
+    if fcntl is None:
+        return
+    folder, prefix = os.path.dirname(target), _litter_prefix(target)
+    # Where the folder cannot be listed, its litter is not ours to remove.
+    with contextlib.suppress(OSError):
+        for entry in Path(folder).iterdir():
+            if entry.name.startswith(prefix) and entry.name.endswith(_SUFFIX):
+                with contextlib.suppress(OSError):
+                    remove(entry)
+
+
 @contextlib.contextmanager
 def _temporary_file(target: str) -> Generator[tuple[int, str], None, None]:
     """A locked new file beside `target`, which is gone at the end unless it was renamed."""
     while True:
-        name = f"{litter_prefix(target)}{secrets.token_hex(8)}{SUFFIX}"
-        temporary = os.path.join(os.path.dirname(target), name)
+        temporary = temporary_name(target)
         descriptor = os.open(temporary, _CREATE, 0o666)
         try:
             if fcntl is not None:
@@ -143,8 +145,13 @@ def _temporary_file(target: str) -> Generator[tuple[int, str], None, None]:
             os.close(descriptor)
 
 
-def litter_prefix(target: str) -> str:
-    """What the names of temporary files and folders of saves to `target` begin with."""
+def temporary_name(target: str) -> str:
+    """The path of a new temporary file or folder beside `target`."""
+    name = f"{_litter_prefix(target)}{secrets.token_hex(8)}{_SUFFIX}"
+    return os.path.join(os.path.dirname(target), name)
+
+
+def _litter_prefix(target: str) -> str:
     # File systems limit a name to 255 bytes.
     name = os.fsencode(os.path.basename(target))[:120].decode(errors="ignore")
     return f".{name}."

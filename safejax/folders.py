@@ -4,13 +4,12 @@ import contextlib
 import ctypes
 import errno
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Final
 
-from safejax.files import SUFFIX, fcntl, flush_folder, litter_prefix
+from safejax.files import fcntl, flush_folder, remove_litter, temporary_name
 
 _AT_FDCWD: Final = -100
 _RENAME_EXCHANGE: Final = 2
@@ -39,7 +38,7 @@ def write_folder_atomically(
     if os.path.exists(target) and not os.path.isdir(target):
         reason = "expected a folder for a set of files, got a file; give another name"
         raise NotADirectoryError(errno.ENOTDIR, reason, path)
-    _remove_litter(target)
+    remove_litter(target, _remove_if_abandoned)
     with _temporary_folder(target) as temporary:
         fill(temporary)
         if os.path.isdir(target):
@@ -85,7 +84,7 @@ def _exchange(one: str, other: str) -> None:
         number = ctypes.get_errno()
         if number not in (errno.ENOSYS, errno.EINVAL):
             raise OSError(number, os.strerror(number), other)
-    between = _temporary_name(other)
+    between = temporary_name(other)
     os.rename(other, between)
     try:
         os.rename(one, other)
@@ -98,7 +97,7 @@ def _exchange(one: str, other: str) -> None:
 @contextlib.contextmanager
 def _temporary_folder(target: str) -> Generator[str]:
     """A locked new folder beside `target`; what has its name at the end is removed."""
-    temporary = _temporary_name(target)
+    temporary = temporary_name(target)
     os.mkdir(temporary)
     try:
         with _locked(temporary):
@@ -108,17 +107,10 @@ def _temporary_folder(target: str) -> Generator[str]:
             shutil.rmtree(temporary)
 
 
-def _remove_litter(target: str) -> None:
-    """Remove temporary folders of saves to `target` that no process is writing any more."""
-    if fcntl is None:
-        return
-    prefix = litter_prefix(target)
-    with contextlib.suppress(OSError):
-        for entry in Path(os.path.dirname(target)).iterdir():
-            ours = entry.name.startswith(prefix) and entry.name.endswith(SUFFIX)
-            if ours and entry.is_dir() and not entry.is_symlink():
-                with contextlib.suppress(OSError), _locked(str(entry), wait=False):
-                    shutil.rmtree(entry)
+def _remove_if_abandoned(entry: Path) -> None:
+    if entry.is_dir() and not entry.is_symlink():
+        with _locked(str(entry), wait=False):
+            shutil.rmtree(entry)
 
 
 @contextlib.contextmanager
@@ -138,8 +130,3 @@ def _locked(folder: str, *, wait: bool = True) -> Generator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _temporary_name(target: str) -> str:
-    name = f"{litter_prefix(target)}{secrets.token_hex(8)}{SUFFIX}"
-    return os.path.join(os.path.dirname(target), name)

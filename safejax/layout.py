@@ -1,6 +1,6 @@
 """The layout of a file to write: which bytes go where, before any leaf is read."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, final
 
@@ -73,6 +73,11 @@ class Layout:
             digests[entry.name] = of_blocks.digests()
         if self.block_bytes is not None:
             self.head = self._head(Digests(self.block_bytes, digests))
+
+    @property
+    def late_head(self) -> Callable[[], bytes] | None:
+        """What gives the head again, once it has digests; None where it is what it was."""
+        return None if self.block_bytes is None else lambda: self.head
 
     def to_bytes(self) -> bytes:
         """The bytes of the file."""

@@ -48,20 +48,13 @@ class Folder:
 
         def fill(folder: str) -> None:
             for name, plan in self.files.items():
-                _write(os.path.join(folder, name), plan, wrote)
+                with open(os.path.join(folder, name), "xb") as file:
+                    write_chunks(file.fileno(), plan.chunks(), wrote, plan.late_head)
             if self.index is not None:
-                # Made anew by each save, and so locked by nobody.
-                with open(os.path.join(folder, INDEX_NAME), "wb") as file:
-                    file.write(self.index)
-                    file.flush()
-                    os.fsync(file.fileno())
+                with open(os.path.join(folder, INDEX_NAME), "xb") as file:
+                    write_chunks(file.fileno(), iter([memoryview(self.index)]), lambda _: None)
 
         write_folder_atomically(path, fill, lambda name: _OURS.fullmatch(name) is not None)
-
-
-def _write(path: str, plan: Layout, wrote: Callable[[int], None]) -> None:
-    with open(path, "xb") as file:
-        write_chunks(file.fileno(), plan.chunks(), wrote, lambda: plan.head)
 
 
 def folder_of(leaves: Leaves, file: str, max_shard_bytes: int, *, checksum: bool) -> Folder:
@@ -70,11 +63,11 @@ def folder_of(leaves: Leaves, file: str, max_shard_bytes: int, *, checksum: bool
     Tensors are taken by name; one that is larger has a file of its own. What all fit into is
     one file and no index. Reads nothing.
     """
-    whole = layout(leaves, file)
+    whole = layout(leaves, file, checksum=checksum)
     sizes = {entry.name: entry.nbytes for entry, _, _ in whole.leaves}
     shards = _assigned(sizes, max_shard_bytes)
     if len(shards) <= 1:
-        return Folder({SINGLE_NAME: layout(leaves, file, checksum=checksum)}, None)
+        return Folder({SINGLE_NAME: whole}, None)
     files: dict[str, Layout] = {}
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
