@@ -13,7 +13,7 @@ from safejax.lazy import Content
 from safejax.leaves import Leaves
 from safejax.names import Where
 from safejax.steps import Transform
-from safejax.transforms.selection import checked_where, map_contents, show_where
+from safejax.transforms.selection import map_contents, required_where, show_where
 from safejax.views import Pointwise
 
 Function: TypeAlias = Callable[[NDArray[Any]], Any]
@@ -115,7 +115,5 @@ def elementwise(
     for called in (function,) if inverse is None else (function, inverse):
         if not callable(called):
             raise TransformError(f"elementwise: expected a function of an array, got {called!r}")
-    if where is None:  # pyright: ignore[reportUnnecessaryComparison]
-        raise TransformError("elementwise: expected a pattern or a function of the name, got None")
-    checked_where(where)
+    required_where("elementwise", where)
     return Elementwise(function, where, inverse, must_match)

@@ -11,7 +11,7 @@ from safejax.lazy import Content
 from safejax.leaves import Leaves
 from safejax.names import Where
 from safejax.steps import Transform
-from safejax.transforms.selection import checked_where, map_contents, show_where
+from safejax.transforms.selection import map_contents, required_where, show_where
 
 
 @final
@@ -86,9 +86,7 @@ def reshape(
     Raises `TransformError` when built for what is no shape; when applied to a leaf that has
     another size, or another shape than `source`.
     """
-    if where is None:  # pyright: ignore[reportUnnecessaryComparison]
-        raise TransformError("reshape: expected a pattern or a function of the name, got None")
-    checked_where(where)
+    required_where("reshape", where)
     target = _shape("shape", shape)
     return Reshape(where, target, None if source is None else _shape("source", source), must_match)
 

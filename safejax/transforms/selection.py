@@ -1,8 +1,10 @@
 """What transforms share: which leaves they speak of, their new names, and their axes."""
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, final
+
+import jax
 
 from safejax.errors import TransformError
 from safejax.lazy import Content, like_leaf
@@ -17,6 +19,14 @@ def checked_where(where: Where | None) -> Where | None:
         Template.parse(where)
     elif where is not None and not callable(where):  # pyright: ignore[reportUnnecessaryComparison]
         raise TransformError(f"where: expected a pattern or a function of the name, got {where!r}")
+    return where
+
+
+def required_where(step: str, where: Where) -> Where:
+    """`where` again, which a step that speaks of some leaves only must be told."""
+    if where is None:  # pyright: ignore[reportUnnecessaryComparison]
+        raise TransformError(f"{step}: expected a pattern or a function of the name, got None")
+    checked_where(where)
     return where
 
 
@@ -97,6 +107,83 @@ class Renamed:
             check_name(name)
         self.entries[name] = leaf
         self._origins[name] = origin
+
+
+def filled(
+    transform: Transform,
+    template: Template,
+    back: Callable[[str], dict[str, str] | None],
+    values: dict[str, str],
+    name: str,
+) -> str:
+    """The name that `template` gives for the leaf `name`; `back` must take it to `values` again."""
+    target = template.fill(values)
+    if back(target) != values:
+        raise TransformError(
+            f"{transform!r}: expected a name that the inverse takes back, got {target!r} for "
+            f"{name!r}: there it stands for {back(target)}; make the templates tell them apart"
+        )
+    return target
+
+
+def parted(
+    transform: Transform,
+    leaves: Leaves,
+    template: Template,
+    must_match: bool,
+    claimed: Callable[[str], bool],
+    parts: Callable[[str, Any, dict[str, str]], Iterable[tuple[str, Content]]],
+) -> Leaves:
+    """The leaves, each that matches `template` replaced by the named `parts` of it.
+
+    `parts` is given the name, the leaf and what the placeholders stand for.
+    """
+    match = template.matcher()
+    renamed = Renamed(transform, claimed)
+    matched = False
+    for name, leaf in leaves.items():
+        values = match(name)
+        if values is None:
+            renamed.leave(name, leaf)
+            continue
+        matched = True
+        for target, part in parts(name, leaf, values):
+            renamed.add(target, like_leaf(leaf, part, target), name)
+    if must_match and not matched:
+        raise nothing_matched(transform, repr(template.text), leaves)
+    return leaves.replace(renamed.entries)
+
+
+def gathered(
+    transform: Transform,
+    leaves: Leaves,
+    groups: Mapping[str, tuple[str, list[str]]],
+    into: Template,
+    whole: Callable[[list[str], str], Content],
+) -> Leaves:
+    """The leaves, each group of names replaced by the `whole` of it.
+
+    A group, by its new name, is the name whose place that takes, and all names.
+    """
+    back = into.matcher()
+    renamed = Renamed(transform, lambda name: back(name) is not None)
+    group_of = {name: target for target, (_, names) in groups.items() for name in names}
+    for name, leaf in leaves.items():
+        target = group_of.get(name)
+        if target is None:
+            renamed.leave(name, leaf)
+            continue
+        place, names = groups[target]
+        if name == place:
+            made = like_leaf(_representative(leaves, names), whole(names, target), target)
+            renamed.add(target, made, name)
+    return leaves.replace(renamed.entries)
+
+
+def _representative(leaves: Leaves, names: list[str]) -> Any:
+    """The leaf whose like a leaf made of all these is: an abstract one, if there is one."""
+    abstract = [leaves[name] for name in names if isinstance(leaves[name], jax.ShapeDtypeStruct)]
+    return (abstract or [leaves[names[0]]])[0]
 
 
 def parsed_template(step: str, text: object) -> Template:

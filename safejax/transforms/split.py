@@ -1,18 +1,24 @@
 """`split` and `concat`: one leaf as several along an axis, and several as one."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, final
 
 from safejax.errors import TransformError
-from safejax.lazy import Content, like_leaf
+from safejax.lazy import Content
 from safejax.leaves import Leaves, content_at, describe, is_array
 from safejax.names import Template
 from safejax.steps import Transform
-from safejax.transforms.selection import Renamed, checked_axis, nothing_matched, parsed_template
-from safejax.transforms.stack import representative
+from safejax.transforms.selection import (
+    checked_axis,
+    filled,
+    gathered,
+    nothing_matched,
+    parsed_template,
+    parted,
+)
 from safejax.views import concatenation
 
 
@@ -28,27 +34,16 @@ class Split(Transform):
     must_match: bool = True
 
     def __call__(self, leaves: Leaves, /) -> Leaves:
-        match = self.template.matcher()
         backs = [template.matcher() for template in self.into]
-        renamed = Renamed(self, lambda name: any(back(name) is not None for back in backs))
-        matched = False
-        for name, leaf in leaves.items():
-            values = match(name)
-            if values is None:
-                renamed.leave(name, leaf)
-                continue
-            matched = True
+
+        def parts(name: str, leaf: Any, values: dict[str, str]) -> Iterator[tuple[str, Content]]:
             for template, back, part in zip(self.into, backs, self._parts(name, leaf), strict=True):
-                target = template.fill(values)
-                if back(target) != values:
-                    raise TransformError(
-                        f"{self!r}: expected a name that the inverse takes back, got {target!r} "
-                        f"for {name!r}: make the templates tell them apart"
-                    )
-                renamed.add(target, like_leaf(leaf, part, target), name)
-        if self.must_match and not matched:
-            raise nothing_matched(self, repr(self.template.text), leaves)
-        return leaves.replace(renamed.entries)
+                yield filled(self, template, back, values, name), part
+
+        def claimed(name: str) -> bool:
+            return any(back(name) is not None for back in backs)
+
+        return parted(self, leaves, self.template, self.must_match, claimed, parts)
 
     def _parts(self, name: str, leaf: Any) -> list[Content]:
         if not is_array(leaf) or not leaf.shape:
@@ -103,21 +98,14 @@ class Concat(Transform):
         if self.must_match and not groups:
             texts = " and ".join(repr(template.text) for template in self.templates)
             raise nothing_matched(self, texts, leaves)
-        group_of = {name: target for target, names in groups.items() for name in names}
-        back = self.into.matcher()
-        renamed = Renamed(self, lambda name: back(name) is not None)
-        done: set[str] = set()
-        for name, leaf in leaves.items():
-            target = group_of.get(name)
-            if target is None:
-                renamed.leave(name, leaf)
-            elif target not in done:
-                done.add(target)
-                renamed.add(target, self._concatenated(leaves, groups[target], target), name)
-        return leaves.replace(renamed.entries)
 
-    def _groups(self, leaves: Leaves) -> dict[str, list[str]]:
-        """The names that become one, by its name, in the order of the templates."""
+        def whole(names: list[str], target: str) -> Content:
+            return self._concatenated(leaves, names, target)
+
+        return gathered(self, leaves, groups, self.into, whole)
+
+    def _groups(self, leaves: Leaves) -> dict[str, tuple[str, list[str]]]:
+        """By its name, whose place a whole takes, and its names in the order of the templates."""
         matches = [template.matcher() for template in self.templates]
         back = self.into.matcher()
         found: dict[str, dict[int, str]] = {}
@@ -126,12 +114,7 @@ class Concat(Transform):
                 values = match(name)
                 if values is None:
                     continue
-                target = self.into.fill(values)
-                if back(target) != values:
-                    raise TransformError(
-                        f"{self!r}: expected a name that the inverse takes back, got {target!r} "
-                        f"for {name!r}: make the templates tell them apart"
-                    )
+                target = filled(self, self.into, back, values, name)
                 found.setdefault(target, {})[number] = name
                 break
         for target, names in found.items():
@@ -142,11 +125,14 @@ class Concat(Transform):
                         f"{', '.join(map(repr, names.values()))}, and none of {template.text!r}"
                     )
         return {
-            target: [names[number] for number in range(len(self.templates))]
+            target: (
+                next(iter(names.values())),
+                [names[number] for number in range(len(self.templates))],
+            )
             for target, names in found.items()
         }
 
-    def _concatenated(self, leaves: Leaves, names: list[str], target: str) -> Any:
+    def _concatenated(self, leaves: Leaves, names: list[str], target: str) -> Content:
         first = leaves[names[0]]
         for name in names:
             leaf = leaves[name]
@@ -174,7 +160,7 @@ class Concat(Transform):
                 f"{list(found)}: the inverse could not know them; give sizes={found}"
             )
         view = concatenation(tuple(content.view for content in contents), axis)
-        return like_leaf(representative(leaves, names), Content(view, contents[0].key), target)
+        return Content(view, contents[0].key)
 
     @property
     def inverse(self) -> Split:

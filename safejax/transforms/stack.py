@@ -1,17 +1,22 @@
 """`stack` and `unstack`: numbered leaves as one, with an axis for the number."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, final
 
-import jax
-
 from safejax.errors import TransformError
-from safejax.lazy import Content, like_leaf
+from safejax.lazy import Content
 from safejax.leaves import Leaves, content_at, describe, is_array
 from safejax.names import SEPARATOR, Template
 from safejax.steps import Transform
-from safejax.transforms.selection import Renamed, checked_axis, nothing_matched, parsed_template
+from safejax.transforms.selection import (
+    checked_axis,
+    filled,
+    gathered,
+    nothing_matched,
+    parsed_template,
+    parted,
+)
 from safejax.views import stack as stack_views
 
 
@@ -29,19 +34,14 @@ class Stack(Transform):
         groups = self._groups(leaves)
         if self.must_match and not groups:
             raise nothing_matched(self, repr(self.template.text), leaves)
-        group_of = {name: target for target, names in groups.items() for name in names}
-        back = self.into.matcher()
-        renamed = Renamed(self, lambda name: back(name) is not None)
-        for name, leaf in leaves.items():
-            target = group_of.get(name)
-            if target is None:
-                renamed.leave(name, leaf)
-            elif groups[target][0] == name:
-                renamed.add(target, self._stacked(leaves, groups[target], target), name)
-        return leaves.replace(renamed.entries)
 
-    def _groups(self, leaves: Leaves) -> dict[str, list[str]]:
-        """The names that become one, by its name, in the order of their numbers."""
+        def whole(names: list[str], target: str) -> Content:
+            return self._stacked(leaves, names, target)
+
+        return gathered(self, leaves, groups, self.into, whole)
+
+    def _groups(self, leaves: Leaves) -> dict[str, tuple[str, list[str]]]:
+        """By its name, whose place a stack takes, and its names in the order of their numbers."""
         (index,) = _index_of(self.template, self.into)
         match, back = self.template.matcher(), self.into.matcher()
         numbered: dict[str, dict[int, str]] = {}
@@ -55,12 +55,7 @@ class Stack(Transform):
                     f"{self!r}: leaf {name!r}: expected numbers without padding, 0, 1, 2 …, got "
                     f"{text!r}: the inverse could not know it; rename it first"
                 )
-            target = self.into.fill(values)
-            if back(target) != values:
-                raise TransformError(
-                    f"{self!r}: expected a name that the inverse takes back, got {target!r} for "
-                    f"{name!r}, which stands for {back(target)}: make the templates tell them apart"
-                )
+            target = filled(self, self.into, back, values, name)
             numbered.setdefault(target, {})[int(text)] = name
         for target, names in numbered.items():
             gap = next(number for number in range(len(names) + 1) if number not in names)
@@ -70,11 +65,11 @@ class Stack(Transform):
                     f"only {', '.join(map(str, sorted(names)[:8]))}{' …' if len(names) > 8 else ''}"
                 )
         return {
-            target: [names[number] for number in range(len(names))]
+            target: (names[0], [names[number] for number in range(len(names))])
             for target, names in numbered.items()
         }
 
-    def _stacked(self, leaves: Leaves, names: list[str], target: str) -> Any:
+    def _stacked(self, leaves: Leaves, names: list[str], target: str) -> Content:
         first = leaves[names[0]]
         for name in names:
             leaf = leaves[name]
@@ -89,7 +84,7 @@ class Stack(Transform):
             raise TransformError(f"{self!r}: {target!r}: expected one stored dtype, got several")
         axis = checked_axis(self, self.axis, len(first.shape) + 1, names[0])
         view = stack_views(tuple(content.view for content in contents), axis)
-        return like_leaf(representative(leaves, names), Content(view, contents[0].key), target)
+        return Content(view, contents[0].key)
 
     @property
     def inverse(self) -> "Unstack":
@@ -111,27 +106,17 @@ class Unstack(Transform):
 
     def __call__(self, leaves: Leaves, /) -> Leaves:
         (index,) = _index_of(self.into, self.template)
-        match, back = self.template.matcher(), self.into.matcher()
-        renamed = Renamed(self, lambda name: _is_number((back(name) or {}).get(index, "")))
-        matched = False
-        for name, leaf in leaves.items():
-            values = match(name)
-            if values is None:
-                renamed.leave(name, leaf)
-                continue
-            matched = True
+        back = self.into.matcher()
+
+        def parts(name: str, leaf: Any, values: dict[str, str]) -> Iterator[tuple[str, Content]]:
             for number, part in enumerate(self._parts(name, leaf)):
                 told = {**values, index: str(number)}
-                target = self.into.fill(told)
-                if back(target) != told:
-                    raise TransformError(
-                        f"{self!r}: expected a name that the inverse takes back, got {target!r} "
-                        f"for {name!r}: make the templates tell them apart"
-                    )
-                renamed.add(target, like_leaf(leaf, part, target), name)
-        if self.must_match and not matched:
-            raise nothing_matched(self, repr(self.template.text), leaves)
-        return leaves.replace(renamed.entries)
+                yield filled(self, self.into, back, told, name), part
+
+        def claimed(name: str) -> bool:
+            return _is_number((back(name) or {}).get(index, ""))
+
+        return parted(self, leaves, self.template, self.must_match, claimed, parts)
 
     def _parts(self, name: str, leaf: Any) -> list[Content]:
         if not is_array(leaf) or not leaf.shape:
@@ -217,12 +202,6 @@ def unstack(template: str, into: str, *, axis: int = 0, must_match: bool = True)
     source, target = parsed_template("unstack", template), parsed_template("unstack", into)
     _check_templates("unstack", target, source)
     return Unstack(source, target, checked_axis("unstack", axis), must_match)
-
-
-def representative(leaves: Mapping[str, Any], names: list[str]) -> Any:
-    """The leaf whose like a leaf made of all these is: an abstract one, if there is one."""
-    abstract = [leaves[name] for name in names if isinstance(leaves[name], jax.ShapeDtypeStruct)]
-    return (abstract or [leaves[names[0]]])[0]
 
 
 def _index_of(numbered: Template, plain: Template) -> set[str]:

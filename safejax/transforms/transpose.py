@@ -10,7 +10,7 @@ from safejax.lazy import Content
 from safejax.leaves import Leaves
 from safejax.names import Where
 from safejax.steps import Transform
-from safejax.transforms.selection import checked_where, map_contents, show_where
+from safejax.transforms.selection import map_contents, required_where, show_where
 
 
 @final
@@ -70,8 +70,7 @@ def transpose(
     Raises `TransformError` when built for axes that are no permutation; when applied to a leaf
     with another number of axes.
     """
-    if where is None:  # pyright: ignore[reportUnnecessaryComparison]
-        raise TransformError("transpose: expected a pattern or a function of the name, got None")
+    required_where("transpose", where)
     try:
         permutation = None if axes is None else tuple(map(operator.index, axes))
     except TypeError:
@@ -82,5 +81,4 @@ def transpose(
         raise TransformError(
             f"transpose: expected axes to be a permutation of 0 to n-1, got {axes!r}"
         )
-    checked_where(where)
     return Transpose(where, permutation, must_match)
