@@ -135,17 +135,14 @@ class VerifiedSource(Source):
         if window.size == 0:
             return np.empty(window.shape, dtype)
         begin -= self._begin
-        starts, width, leads = self._runs(begin, dtype, window)
-        firsts, lasts = self._touched(starts, width)
-        if np.count_nonzero(leads) == 1:
-            first = int(firsts[0])
-            blocks = self._blocks(first, int(lasts[-1]))
+        starts, width, runs = self._runs(begin, dtype, window)
+        if len(runs) == 1:
+            ((_, _, first, last),) = runs
+            blocks = self._blocks(first, last)
             return show(blocks, begin - first * self._block_bytes, dtype, window)
         dense = np.empty((len(starts), width), np.uint8)
-        bounds = [*np.flatnonzero(leads).tolist(), len(starts)]
-        for low, high in pairwise(bounds):
-            first = int(firsts[low])
-            blocks = self._blocks(first, int(lasts[high - 1]))
+        for low, high, first, last in runs:
+            blocks = self._blocks(first, last)
             rows = starts[low:high] - first * self._block_bytes
             dense[low:high] = sliding_window_view(blocks, width)[rows]
         return show(dense.reshape(-1), 0, dtype, window.compact())
@@ -153,49 +150,44 @@ class VerifiedSource(Source):
     def cost(self, dtype: Dtype, window: Window) -> tuple[int, int]:
         if window.size == 0:
             return 0, 0
-        starts, width, leads = self._runs(0, dtype, window)
-        firsts, lasts = self._touched(starts, width)
-        bounds = [*np.flatnonzero(leads).tolist(), len(starts)]
-        nbytes = 0
-        for low, high in pairwise(bounds):
-            end = min((int(lasts[high - 1]) + 1) * self._block_bytes, self._nbytes)
-            nbytes += end - int(firsts[low]) * self._block_bytes
-        return nbytes, len(bounds) - 1
+        _, _, runs = self._runs(0, dtype, window)
+        spans = [self._span(first, last) for _, _, first, last in runs]
+        return sum(end - begin for begin, end in spans), len(spans)
+
+    def peek(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> NDArray[Any] | None:
+        return self._file.peek(begin, dtype, window, alignment)
 
     def look(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> NDArray[Any] | None:
-        file = self._file
-        if not isinstance(file, BufferSource) or file.peek(begin, dtype, window, alignment) is None:
+        if self.peek(begin, dtype, window, alignment) is None:
             return None
         return usable_in_place(self.read(begin, dtype, window), alignment)
 
-    @property
-    def file(self) -> Source:
-        """The file that the tensor is in."""
-        return self._file
-
     def _runs(
         self, begin: int, dtype: Dtype, window: Window
-    ) -> tuple[NDArray[np.int64], int, NDArray[np.bool_]]:
-        """Where spans begin in the tensor, their bytes, and which are the first of a read.
+    ) -> tuple[NDArray[np.int64], int, list[tuple[int, int, int, int]]]:
+        """Where spans begin in the tensor, their bytes, and the runs of blocks that hold them.
 
-        Blocks that lie side by side are read as one.
+        A run is the spans `[low, high)` and its first and last block: blocks that lie side by
+        side are read as one.
         """
         spans = window.spans()
         starts = begin + spans.starts * dtype.itemsize
         width = spans.length * dtype.itemsize
-        firsts, lasts = self._touched(starts, width)
-        return starts, width, np.concatenate([[True], firsts[1:] > lasts[:-1] + 1])
+        firsts, lasts = starts // self._block_bytes, (starts + width - 1) // self._block_bytes
+        leads = np.concatenate([[True], firsts[1:] > lasts[:-1] + 1])
+        bounds = [*np.flatnonzero(leads).tolist(), len(starts)]
+        runs = [
+            (low, high, int(firsts[low]), int(lasts[high - 1])) for low, high in pairwise(bounds)
+        ]
+        return starts, width, runs
 
-    def _touched(
-        self, starts: NDArray[np.int64], width: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The first and the last block of each span."""
-        return starts // self._block_bytes, (starts + width - 1) // self._block_bytes
+    def _span(self, first: int, last: int) -> tuple[int, int]:
+        """The bytes of the tensor that are the blocks `first` to `last`."""
+        return first * self._block_bytes, min((last + 1) * self._block_bytes, self._nbytes)
 
     def _blocks(self, first: int, last: int) -> NDArray[np.uint8]:
         """The bytes of the blocks `first` to `last`, checked."""
-        begin = first * self._block_bytes
-        end = min((last + 1) * self._block_bytes, self._nbytes)
+        begin, end = self._span(first, last)
         whole = Window.whole((end - begin,))
         blocks = self._file.read(self._begin + begin, np.dtype(np.uint8), whole)
         for number in range(first, last + 1):

@@ -67,6 +67,6 @@ def address(array: NDArray[Any]) -> int:
     return array.__array_interface__["data"][0]
 
 
-def is_aligned(array: NDArray[Any]) -> bool:
-    """Whether a device on the CPU takes the array as it is: C-ordered, on `ALIGNMENT` bytes."""
-    return array.flags.c_contiguous and address(array) % ALIGNMENT == 0
+def is_aligned(array: NDArray[Any], alignment: int = ALIGNMENT) -> bool:
+    """Whether the array is C-ordered and begins on `alignment` bytes."""
+    return array.flags.c_contiguous and address(array) % alignment == 0

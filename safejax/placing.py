@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safejax.dtypes import Dtype
 from safejax.errors import PlacementError, PrecisionError
 from safejax.memory import ALIGNMENT, Arena, aligned_empty
-from safejax.views import View
+from safejax.views import CastTo, View
 
 
 @final
@@ -180,13 +180,17 @@ def _block(view: View, request: Request, device: Any, empty: _Empty) -> NDArray[
     """What a device is given: of the dtype, aligned for it, and changed by nobody."""
     if view.dtype != request.dtype:
         return _narrowed(view.read(), request.dtype, request.name, empty)
-    # Others copy it to memory of their own, and take it as it lies.
-    alignment = ALIGNMENT if device.platform == "cpu" else view.dtype.alignment
-    block = view.look(alignment)
+    block = view.look(alignment_for(device, view.dtype))
     if block is None:
         block = empty(view.shape, view.dtype)
         view.read_into(block)
     return block
+
+
+def alignment_for(device: Any, dtype: Dtype) -> int:
+    """Bytes that a block must begin on for a device to take it as it lies."""
+    # Others than the CPU copy it to memory of their own.
+    return ALIGNMENT if device.platform == "cpu" else dtype.alignment
 
 
 def _narrowed(block: NDArray[Any], dtype: Dtype, name: str, empty: _Empty) -> NDArray[Any]:
@@ -203,6 +207,5 @@ def _narrowed(block: NDArray[Any], dtype: Dtype, name: str, empty: _Empty) -> ND
                 "has all bits"
             )
     out = empty(block.shape, dtype)
-    with np.errstate(all="ignore"):
-        np.copyto(out, block, casting="unsafe")
+    CastTo(dtype).into(block, out)
     return out

@@ -1,5 +1,6 @@
 """The dry run: what a load would read, place and copy, and what would go wrong; reads nothing."""
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -7,13 +8,12 @@ from typing import Any, Final, cast, final
 
 from safejax.access import Access
 from safejax.errors import MismatchError, ShardingError, TransformError
-from safejax.integrity import VerifiedSource
 from safejax.lazy import LazyArray
 from safejax.leaves import Leaves
-from safejax.memory import ALIGNMENT
 from safejax.opening import Path, open_path, shown_path
+from safejax.placing import alignment_for
 from safejax.shardings import ShardingArgument
-from safejax.sources import BufferSource, ComputedSource
+from safejax.sources import ComputedSource
 from safejax.steps import TransformArgument, apply
 from safejax.structure import walk
 from safejax.tree import assemble, flatten
@@ -147,14 +147,14 @@ class Plan:
         rows: list[tuple[str, ...]] = [
             ("", "bytes read", "spans", "bytes placed", "bytes copied", "peak on host")
         ]
-        for device, each in self.devices.items():
+        devices = self.devices
+        for device, each in devices.items():
             counts = (each.reads.nbytes, each.reads.spans, each.places)
             rows.append((f"device {device}", *map(_n, counts), "", ""))
         for number, each in self.processes.items():
             placed = sum(
-                block.nbytes
-                for _, block in self._blocks()
-                for device in block.devices
+                device_plan.places
+                for device, device_plan in devices.items()
                 if device.process_index == number
             )
             rows.append(
@@ -293,14 +293,11 @@ def _cost(view: View) -> Cost:
 def _is_in_place(view: View, devices: list[Any]) -> bool:
     if view.size == 0:
         return True
-    on_cpu = any(device.platform == "cpu" for device in devices)
-    alignment = ALIGNMENT if on_cpu else view.dtype.alignment
     if not isinstance(view, Strided):
         return False
-    file = view.source.file if isinstance(view.source, VerifiedSource) else view.source
-    if not isinstance(file, BufferSource):
-        return False
-    return file.peek(view.begin, view.dtype, view.window, alignment) is not None
+    # The strictest device of those that share the block.
+    alignment = max(alignment_for(device, view.dtype) for device in devices)
+    return view.source.peek(view.begin, view.dtype, view.window, alignment) is not None
 
 
 def _is_whole(view: View) -> bool:
@@ -330,10 +327,7 @@ def _is_path(value: object) -> bool:
 
 
 def _size(leaf: LeafPlan) -> int:
-    count = 1
-    for size in leaf.shape:
-        count *= size
-    return count * leaf.dtype.itemsize
+    return math.prod(leaf.shape) * leaf.dtype.itemsize
 
 
 _SHOWN: Final = 5

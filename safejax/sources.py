@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from safejax.dtypes import Dtype, unpack
 from safejax.errors import ReadError
-from safejax.memory import address
+from safejax.memory import is_aligned
 from safejax.windows import Spans, Window
 
 
@@ -102,6 +102,13 @@ class Source(ABC):
 
         That is: it lies in memory as a C-ordered array, on `alignment` bytes, for good.
         """
+        array = self.peek(begin, dtype, window, alignment)
+        if array is not None:
+            self._log(array.nbytes)
+        return array
+
+    def peek(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> NDArray[Any] | None:
+        """What `look` gives, for who does not read it, or tells of what it reads itself."""
         del begin, dtype, window, alignment
         return None
 
@@ -141,14 +148,7 @@ class BufferSource(Source):
         self._log(window.distinct * dtype.itemsize)
         return _read_only(show(self._buffer, begin, dtype, window))
 
-    def look(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> NDArray[Any] | None:
-        array = self.peek(begin, dtype, window, alignment)
-        if array is not None:
-            self._log(array.nbytes)
-        return array
-
     def peek(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> NDArray[Any] | None:
-        """What `look` gives, for a reader who tells of what it reads itself."""
         if window.size == 0 or not self.stable:
             return None
         return usable_in_place(show(self._buffer, begin, dtype, window), alignment)
@@ -334,11 +334,7 @@ class PackedSource(Source):
         if _all_even(firsts):
             rows = [_packed_rows(firsts, length)]
         else:
-            begins, ends, _ = _packed_runs(window.spans())
-            rows = [
-                Window(begin, (end - begin,), (1,))
-                for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)
-            ]
+            rows, _, _ = _packed_runs(window.spans())
         costs = [self._packed.cost(np.dtype(np.uint8), row) for row in rows]
         return sum(nbytes for nbytes, _ in costs), sum(runs for _, runs in costs)
 
@@ -351,13 +347,11 @@ class PackedSource(Source):
 
     def _scattered(self, spans: Spans) -> NDArray[np.uint8]:
         """The elements of any runs; runs whose bytes touch are read as one."""
-        begins, ends, leads = _packed_runs(spans)
-        rows = [
-            self._bytes(Window(begin, (end - begin,), (1,)))
-            for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)
-        ]
+        runs, begins, leads = _packed_runs(spans)
+        rows = [self._bytes(run) for run in runs]
         # How far the elements of each read have moved up, where the reads lie side by side.
-        moved = begins - np.concatenate([[0], np.cumsum(ends - begins)[:-1]])
+        sizes = [row.size for row in rows]
+        moved = begins - np.concatenate([[0], np.cumsum(sizes)[:-1]])
         starts = spans.starts - 2 * moved[np.cumsum(leads) - 1]
         places = starts[:, None] + np.arange(spans.length)
         return unpack(np.concatenate(rows))[places.reshape(-1)]
@@ -380,11 +374,16 @@ def _packed_rows(firsts: Window, length: int) -> Window:
 
 def _packed_runs(
     spans: Spans,
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-    """Begins and ends of the bytes of any runs, those that touch as one; which runs lead one."""
+) -> tuple[list[Window], NDArray[np.int64], NDArray[np.bool_]]:
+    """The bytes of any runs, those that touch as one; where each begins; which runs lead one."""
     begins, ends = spans.starts // 2, (spans.starts + spans.length + 1) // 2
     leads = np.concatenate([[True], begins[1:] > ends[:-1]])
-    return begins[leads], ends[np.roll(leads, -1)], leads
+    begins, ends = begins[leads], ends[np.roll(leads, -1)]
+    rows = [
+        Window(begin, (end - begin,), (1,))
+        for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)
+    ]
+    return rows, begins, leads
 
 
 @final
@@ -477,9 +476,7 @@ def show(
 
 def usable_in_place(array: NDArray[Any], alignment: int) -> NDArray[Any] | None:
     """The array, read-only, if it is C-ordered and begins on `alignment` bytes; else None."""
-    if array.flags.c_contiguous and address(array) % alignment == 0:
-        return _read_only(array)
-    return None
+    return _read_only(array) if is_aligned(array, alignment) else None
 
 
 def _is_one_run(window: Window, out: NDArray[Any]) -> bool:
