@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, TypeAlias
 
 import jax
+from numpy.typing import NDArray
 
 from safejax.access import Access
 from safejax.codec import IN_MEMORY, Buffer, decode
@@ -15,6 +16,7 @@ from safejax.layout import Layout, layout
 from safejax.lazy import LazyArray
 from safejax.leaves import Leaves, aval_of, checked_metadata, is_array
 from safejax.opening import Path, open_path, shown_path
+from safejax.readahead import read_ahead
 from safejax.remote import resolve_path, write_remotely
 from safejax.shardings import ShardingArgument
 from safejax.shards import Folder, folder_of
@@ -201,11 +203,12 @@ def materialize(tree: Any, *, progress: Progress | None = None) -> Any:
     total = sum(leaf.nbytes for leaf in lazy.values())
     done = 0
     one_at_a_time = threading.Lock()
+    in_place: list[NDArray[Any]] = []
 
     def task(batch: list[LazyArray]) -> Callable[[], None]:
         def run() -> None:
             nonlocal done
-            LazyArray.place_together(batch)
+            in_place.extend(LazyArray.place_together(batch))
             with one_at_a_time:
                 for leaf in batch:
                     done += leaf.nbytes
@@ -216,7 +219,9 @@ def materialize(tree: Any, *, progress: Progress | None = None) -> Any:
 
     tasks = [(task(batch), batch[0].content.view.dtype) for batch in _batches(lazy.values())]
     concretely_all(tasks, workers=min(8, os.cpu_count() or 1))
-    return jax.tree.map(lambda leaf: leaf.placed() if isinstance(leaf, LazyArray) else leaf, tree)
+    placed = jax.tree.map(lambda leaf: leaf.placed() if isinstance(leaf, LazyArray) else leaf, tree)
+    read_ahead(in_place)
+    return placed
 
 
 _BATCH_BYTES: Final = 256 << 20

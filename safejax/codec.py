@@ -8,11 +8,12 @@ import numpy as np
 
 from safejax import dtypes
 from safejax.access import Access, open_source
+from safejax.contents import Content, Tensors, key_data_shape
 from safejax.errors import ChecksumError, InvalidFileError
 from safejax.header import Header, Tensor, read_header
 from safejax.integrity import Digests, VerifiedSource, digests_size
 from safejax.layout import layout
-from safejax.lazy import Content, LazyArray, NarrowingNotice, key_data_shape
+from safejax.lazy import LazyArray, NarrowingNotice
 from safejax.leaves import Leaves
 from safejax.names import join
 from safejax.placing import default_placement
@@ -49,22 +50,22 @@ def open_leaves(
     special = record.dtypes.keys() | record.keys.keys()
     entries: dict[str, Any] = {}
     # Of the many tensors of a file most are like another one.
-    models: dict[tuple[str, tuple[int, ...]], tuple[LazyArray, Strided]] = {}
+    models: dict[tuple[str, tuple[int, ...]], tuple[LazyArray, Tensors]] = {}
     for name, tensor in header.tensors.items():
         data = source
         if digests is not None and tensor.end > tensor.begin:
             data = VerifiedSource(source, name, (tensor.begin, tensor.end), digests)
         alike = models.get((tensor.code, tensor.shape))
         if alike is not None and name not in special:
-            model, view = alike
-            entries[name] = model.beside(view, data, tensor.begin, name)
+            model, tensors = alike
+            entries[name] = model.beside(tensors.of(data), tensor.begin, name)
             continue
         view = _view(data, name, tensor, record)
         content = Content(view, record.keys.get(name))
         _check_key(name, content, file)
         leaf = entries[name] = LazyArray(content, name, placement, notice)
         if name not in special and view.source is data:
-            models[tensor.code, tensor.shape] = leaf, view
+            models[tensor.code, tensor.shape] = leaf, Tensors(data, view.dtype, view.window)
     return Leaves({**entries, **record.values}, record.structure, metadata)
 
 

@@ -6,12 +6,13 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Final, TypeVar
 
 import jax
+import numpy as np
 
 from safejax.dtypes import Dtype
 
 _T = TypeVar("_T")
 
-_WIDE: Final = frozenset({"int64", "uint64", "float64", "complex128"})
+_WIDE: Final = frozenset(map(np.dtype, ("int64", "uint64", "float64", "complex128")))
 
 
 def concretely(task: Callable[[], _T], dtype: Dtype | None = None) -> _T:
@@ -82,7 +83,7 @@ def concretely_all(tasks: Sequence[tuple[Callable[[], object], Dtype]], workers:
 
 def needs_x64(dtype: Dtype) -> bool:
     """Whether JAX makes arrays of `dtype` in its x64 mode only."""
-    return dtype.name in _WIDE
+    return dtype in _WIDE
 
 
 @contextlib.contextmanager

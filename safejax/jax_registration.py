@@ -13,11 +13,14 @@ tell its user to call `safejax.materialize`.
    change: there it is still a leaf.
 """
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any, Final, TypeVar
 
 import jax
-from jax.sharding import Mesh
+import numpy as np
+from jax.sharding import Mesh, Sharding, SingleDeviceSharding
+from numpy.typing import NDArray
 
 _T = TypeVar("_T")
 
@@ -31,6 +34,17 @@ def concrete_array_type() -> type[jax.Array]:
     return ArrayImpl
 
 
+def _find_batched_device_put() -> Callable[..., jax.Array] | None:
+    try:
+        from jax._src.interpreters.pxla import batched_device_put
+    except ImportError:
+        return None
+    return batched_device_put
+
+
+_batched_device_put: Final = _find_batched_device_put()
+
+
 def current_mesh() -> Mesh | None:
     """The mesh of devices that `jax.set_mesh` has put in context, if any."""
     try:
@@ -40,6 +54,51 @@ def current_mesh() -> Mesh | None:
 
         mesh = get_concrete_mesh()
     return None if mesh.empty else mesh
+
+
+def array_of_blocks(
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    sharding: Sharding,
+    blocks: Mapping[Any, NDArray[Any]],
+    *,
+    committed: bool,
+) -> jax.Array:
+    """The array whose part on each device of this process is the block that it is given.
+
+    Blocks are in the order of the sharding's devices. One call for all of them, and for what
+    `jax.device_put` asks first: it takes a third of its time for one device, an eighth for eight.
+    """
+    if _batched_device_put is None or not blocks:
+        return _array_of_arrays(shape, dtype, sharding, blocks, committed=committed)
+    aval = abstract_value(shape, dtype, sharding)
+    return _batched_device_put(aval, sharding, list(blocks.values()), list(blocks), committed)
+
+
+def _array_of_arrays(
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    sharding: Sharding,
+    blocks: Mapping[Any, NDArray[Any]],
+    *,
+    committed: bool,
+) -> jax.Array:
+    """The same, by what is public."""
+    if not committed:
+        ((device, block),) = blocks.items()
+        with jax.default_device(device):
+            return jax.device_put(block)
+    kind = sharding.memory_kind
+    singles = [SingleDeviceSharding(device, memory_kind=kind) for device in blocks]
+    arrays = jax.device_put(list(blocks.values()), singles)
+    # The dtype, since there may be no device of this process among them.
+    return jax.make_array_from_single_device_arrays(shape, sharding, arrays, dtype=dtype)
+
+
+@lru_cache(maxsize=8192)
+def abstract_value(shape: tuple[int, ...], dtype: Any, sharding: Sharding) -> Any:
+    """What a trace sees of an array: its aval, with the sharding where meshes are explicit."""
+    return jax.typeof(jax.ShapeDtypeStruct(shape, dtype, sharding=sharding))
 
 
 def register(

@@ -7,11 +7,12 @@ from typing import Any, Final, final
 import jax
 
 from safejax import dtypes
+from safejax.contents import Content
 from safejax.dtypes import Stored
 from safejax.errors import LeafError
 from safejax.header import Entry, data_order, write_header
 from safejax.integrity import BlockHasher, Digests, chosen_block_bytes, digests_size, hasher
-from safejax.lazy import Content, LazyArray
+from safejax.lazy import LazyArray
 from safejax.leaves import Leaves, check_leaf, content_at, is_array
 from safejax.record import Record, with_record
 from safejax.sources import AbstractSource

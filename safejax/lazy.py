@@ -6,12 +6,12 @@ again if it was donated away. Everything that this class does not answer itself,
 the placed array.
 """
 
+import math
 import threading
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from types import EllipsisType
 from typing import Any, Final, cast, final
 
@@ -24,37 +24,17 @@ from numpy.typing import NDArray
 
 from safejax import jax_registration
 from safejax.concretely import concretely
+from safejax.contents import Alike, Content, Rows, key_data_shape, key_dtype
 from safejax.dtypes import Dtype
 from safejax.errors import LeafError, PrecisionWarning, UnsupportedJaxError
-from safejax.placing import Placement, Request, default_placement, place_all
-from safejax.sources import AbstractSource, ArraySource, Source
+from safejax.jax_registration import abstract_value
+from safejax.placing import Placement, default_placement, place
+from safejax.sources import AbstractSource, ArraySource
 from safejax.views import Strided, View
 from safejax.windows import BasicIndex, Window
 
+_CONFIG: Final[Any] = jax.config
 _ARRAY_TYPE: Final = jax_registration.concrete_array_type()
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Content:
-    """What a leaf holds, on the host's side.
-
-    For a typed key array `view` is the key data, uint32 with the key's own axes last, and
-    `key` names the implementation; for any other leaf `key` is None.
-    """
-
-    view: View
-    key: str | None = None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The leaf's shape, without the key's own axes."""
-        return self.view.shape[: len(self.view.shape) - self.key_axes]
-
-    @property
-    def key_axes(self) -> int:
-        """How many trailing axes of `view` belong to a single key."""
-        return 0 if self.key is None else len(key_data_shape(self.key))
 
 
 @final
@@ -92,7 +72,7 @@ class LazyArray(jax.Array):
     """
 
     __slots__ = (
-        "_aval", "_committed", "_content", "_lock", "_name", "_notice", "_placed", "_sharding",
+        "_aval", "_content", "_lock", "_name", "_notice", "_placed", "_placement", "_rows",
         # Arrays can be referred to weakly; the base class does not always leave room for it.
         *(() if jax.Array.__weakrefoffset__ else ("__weakref__",)),
     )  # fmt: skip
@@ -108,10 +88,11 @@ class LazyArray(jax.Array):
         dtype: Any = None,
     ) -> None:
         placement = placement or default_placement()
-        self._content: Content | tuple[Strided, Source, int] = content
+        self._content: Content | tuple[Alike, int] = content
         self._name = name
-        self._sharding = placement.sharding
-        self._committed = placement.committed
+        self._placement = placement
+        # The rows, the first one as a leaf, and JAX's default device that it is bound for.
+        self._rows: tuple[Rows, LazyArray, Any] | None = None
         self._notice = notice or NarrowingNotice()
         self._placed: jax.Array | None = None
         self._lock = threading.Lock()
@@ -119,19 +100,15 @@ class LazyArray(jax.Array):
             dtype = key_dtype(content.key)
         elif dtype is None:
             dtype = jax.dtypes.canonicalize_dtype(content.view.dtype)
-        self._aval = _aval(content.shape, dtype, placement.sharding)
+        self._aval = abstract_value(content.shape, dtype, placement.sharding)
 
-    def beside(self, view: Strided, source: Source, begin: int, name: str) -> "LazyArray":
-        """A leaf of the same load and placement that is like this one, whose view is `view`.
-
-        Its values begin at byte `begin` of `source`. A file may have 100,000 of these: what it
-        holds is put into words when it is asked for.
-        """
+    def beside(self, alike: Alike, number: int, name: str) -> "LazyArray":
+        """A leaf of the same load, placement, shape and dtype, that holds `alike`'s `number`."""
         leaf = LazyArray.__new__(LazyArray)
-        leaf._content = (view, source, begin)
+        leaf._content = (alike, number)
         leaf._name = name
-        leaf._sharding = self._sharding
-        leaf._committed = self._committed
+        leaf._placement = self._placement
+        leaf._rows = None
         leaf._notice = self._notice
         leaf._placed = None
         leaf._lock = threading.Lock()
@@ -150,8 +127,8 @@ class LazyArray(jax.Array):
         """What the leaf holds on the host's side, unread."""
         content = self._content
         if isinstance(content, tuple):
-            view, source, begin = content
-            content = self._content = Content(Strided(source, begin, view.dtype, view.window))
+            alike, number = content
+            content = self._content = alike.content(number)
         return content
 
     @property
@@ -177,7 +154,7 @@ class LazyArray(jax.Array):
 
     @property
     def size(self) -> int:
-        return Window.whole(self._aval.shape).size
+        return math.prod(self._aval.shape)
 
     @property
     def itemsize(self) -> int:
@@ -194,26 +171,30 @@ class LazyArray(jax.Array):
 
     @property
     def sharding(self) -> Sharding:
-        return self._sharding
+        return self._placement.sharding
 
     @property
     def committed(self) -> bool:
-        return self._committed
+        return self._placement.committed
+
+    # By these names JAX asks, before it runs.
+    _sharding = sharding
+    _committed = committed
 
     @property
     def device(self) -> Any:
-        devices = self._sharding.device_set
-        return next(iter(devices)) if len(devices) == 1 else self._sharding
+        devices = self._placement.sharding.device_set
+        return next(iter(devices)) if len(devices) == 1 else self._placement.sharding
 
     def devices(self) -> set[Any]:
-        return set(self._sharding.device_set)
+        return set(self._placement.sharding.device_set)
 
     @property
     def format(self) -> Any:
         self._refuse_for_keys("format")
         if self.is_placed:
             return cast("Any", self._placed).format
-        return Format(None, self._sharding)
+        return Format(None, self._placement.sharding)
 
     def _refuse_for_keys(self, attribute: str) -> None:
         if self.content.key is not None:
@@ -221,11 +202,11 @@ class LazyArray(jax.Array):
 
     @property
     def is_fully_addressable(self) -> bool:
-        return self._sharding.is_fully_addressable
+        return self._placement.sharding.is_fully_addressable
 
     @property
     def is_fully_replicated(self) -> bool:
-        return self._sharding.is_fully_replicated
+        return self._placement.sharding.is_fully_replicated
 
     def is_deleted(self) -> bool:
         """False: what was donated or deleted is placed again when it is needed."""
@@ -253,7 +234,7 @@ class LazyArray(jax.Array):
         return format(self.placed(), spec) if spec else repr(self)
 
     def __copy__(self) -> "LazyArray":
-        return self.at_placement(Placement(self._sharding, self._committed))
+        return self.at_placement(self._placement)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LazyArray":
         return self.__copy__()
@@ -288,25 +269,33 @@ class LazyArray(jax.Array):
         return self._aval
 
     @staticmethod
-    def place_together(leaves: "Sequence[LazyArray]") -> None:
-        """Place all leaves that are not; to be called where no trace is (`concretely`)."""
+    def place_together(leaves: "Sequence[LazyArray]") -> list[NDArray[Any]]:
+        """Place all leaves that are not; to be called where no trace is (`concretely`).
+
+        What comes back are the blocks of them that were not read: they are used in place.
+        """
         # In one order in every thread, so that no two wait for each other.
         ordered = [leaf for _, leaf in sorted({id(leaf): leaf for leaf in leaves}.items())]
         with ExitStack() as locks:
             for leaf in ordered:
                 locks.enter_context(leaf._lock)
             wanted = [leaf for leaf in ordered if not leaf.is_placed]
-            arrays = place_all([leaf._request() for leaf in wanted])
-            for leaf, array in zip(wanted, arrays, strict=True):
-                assert array.sharding.is_equivalent_to(leaf._sharding, leaf.ndim)
-                leaf._placed = array
+            in_place: list[NDArray[Any]] = []
+            for leaf in wanted:
+                leaf._placed = leaf._place(in_place)
+        return in_place
 
-    def _request(self) -> Request:
-        stored, dtype = self.content.view.dtype, self._placed_dtype()
-        if stored != dtype and dtype.kind in "fc":
-            self._notice.give(self._name, stored, dtype)
-        placement = Placement(self._sharding, self._committed)
-        return Request(self.content.view, dtype, self.content.key, placement, self._name)
+    def _place(self, in_place: list[NDArray[Any]]) -> jax.Array:
+        content, placement, dtype = self.content, self._placement, self._placed_dtype()
+        view = content.view
+        if view.dtype != dtype and dtype.kind in "fc":
+            self._notice.give(self._name, view.dtype, dtype)
+        array = place(view, dtype, content.key, placement, self._name, in_place)
+        sharding: Sharding = array.sharding
+        assert sharding is placement.sharding or sharding.is_equivalent_to(
+            placement.sharding, self.ndim
+        )
+        return array
 
     def _unsupported(self) -> str:
         return (
@@ -323,13 +312,18 @@ class LazyArray(jax.Array):
         self, dtype: Any = None, context: None = None, copy: bool | None = None
     ) -> NDArray[Any]:
         del context
-        if self.content.key is not None:
+        content = self._content
+        if isinstance(content, tuple):
+            alike, number = content
+            host = alike.read(number)
+        elif content.key is None:
+            host = content.view.read()
+        else:
             return self.placed().__array__(dtype)  # JAX's own refusal
-        host = self.content.view.read()
         return np.asarray(host, dtype) if copy is None else np.array(host, dtype, copy=copy)
 
     def __getitem__(self, index: Any) -> jax.Array:
-        if not self.is_placed:
+        if self._placed is None or self._placed.is_deleted():
             if type(index) is int:
                 row = self._row(index)
                 if row is not None:
@@ -342,14 +336,16 @@ class LazyArray(jax.Array):
 
     def _row(self, number: int) -> "LazyArray | None":
         """`self[number]` where that is simple: what a loop over rows asks for."""
-        content, shape = self.content, self._aval.shape
-        view = content.view
-        if content.key is not None or not isinstance(view, Strided) or not shape:
+        default = _CONFIG.jax_default_device
+        if self._rows is None or self._rows[2] is not default:
+            rows = Rows.of(self.content)
+            if rows is None:
+                return None
+            self._rows = rows, self._with(rows.content(0), None), default
+        rows, first, _ = self._rows
+        if not -rows.size <= number < rows.size:
             return None
-        size = shape[0]
-        if not -size <= number < size:
-            return None
-        return self._with(Content(view.row(number % size)), None)
+        return first.beside(rows, number % rows.size, self._name)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         placed = self.placed()
@@ -363,7 +359,7 @@ class LazyArray(jax.Array):
     # device must not pretend: device_put would take its buffer for one that is there.
     @property
     def __class__(self) -> type[Any]:  # pyright: ignore
-        spread = len(self._sharding.device_set) > 1 and self.content.key is None
+        spread = len(self._placement.sharding.device_set) > 1 and self.content.key is None
         return _ARRAY_TYPE if spread else LazyArray
 
 
@@ -413,26 +409,6 @@ def _plain(value: Any) -> Any:
     if type(value) is tuple:
         return tuple(_plain(item) for item in cast("tuple[Any, ...]", value))
     return value
-
-
-# ---- the abstract value
-
-
-@lru_cache(maxsize=8192)
-def _aval(shape: tuple[int, ...], dtype: Any, sharding: Sharding) -> Any:
-    return jax.typeof(jax.ShapeDtypeStruct(shape, dtype, sharding=sharding))
-
-
-@lru_cache(maxsize=64)
-def key_dtype(key: str) -> Any:
-    """The dtype of key arrays of the implementation `key`."""
-    return jax.eval_shape(lambda: jax.random.key(0, impl=key)).dtype
-
-
-@lru_cache(maxsize=64)
-def key_data_shape(key: str) -> tuple[int, ...]:
-    """The shape of the uint32 data of one key of the implementation `key`."""
-    return jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0, impl=key))).shape
 
 
 # ---- what a leaf holds

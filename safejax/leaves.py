@@ -10,10 +10,11 @@ import numpy as np
 from jax.core import Tracer
 from numpy.typing import NDArray
 
+from safejax.contents import Content, key_dtype
 from safejax.dtypes import stored_as
 from safejax.errors import LeafError, TransformError
 from safejax.header import METADATA_NAME
-from safejax.lazy import Content, content_of, key_dtype
+from safejax.lazy import content_of
 from safejax.structure import EMPTY, Empty, Structure
 
 Scalar: TypeAlias = bool | int | float | complex | str

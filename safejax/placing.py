@@ -6,16 +6,17 @@ to the device as they are, and XLA's CPU client uses them in place where they ar
 """
 
 import math
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, TypeAlias, cast, final
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final, NamedTuple, TypeAlias, cast, final
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 from numpy.typing import NDArray
 
+from safejax import jax_registration
 from safejax.dtypes import Dtype
 from safejax.errors import PlacementError, PrecisionError
 from safejax.memory import ALIGNMENT, Arena, aligned_empty
@@ -31,80 +32,87 @@ class Placement:
     committed: bool
 
 
+_CONFIG: Final[Any] = jax.config
+
+
 def default_placement() -> Placement:
     """JAX's default device as it is now, uncommitted."""
-    device = cast("Any", jax.config).jax_default_device
+    device = _CONFIG.jax_default_device
     if device is None:
         device = jax.local_devices()[0]
     elif isinstance(device, str):
         device = jax.local_devices(backend=device)[0]
+    return _uncommitted_on(device)
+
+
+@lru_cache(maxsize=64)
+def _uncommitted_on(device: Any) -> Placement:
     return Placement(SingleDeviceSharding(device), committed=False)
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A leaf to place: its view, as `dtype`, where `placement` says.
+def place(
+    view: View,
+    dtype: Dtype,
+    key: str | None,
+    placement: Placement,
+    name: str,
+    in_place: list[NDArray[Any]],
+) -> jax.Array:
+    """The array of a view, as `dtype`, where `placement` says.
 
     With `key` the view is a key's data, uint32 with the key's own axes last, and a typed key
-    array comes back. `name` is what errors call it.
-    """
-
-    view: View
-    dtype: Dtype
-    key: str | None
-    placement: Placement
-    name: str
-
-
-def place(view: View, dtype: Dtype, key: str | None, placement: Placement, name: str) -> jax.Array:
-    """The array of one `Request`."""
-    (array,) = place_all([Request(view, dtype, key, placement, name)])
-    return array
-
-
-def place_all(requests: Sequence[Request]) -> list[jax.Array]:
-    """The arrays of all requests, whose blocks go to their devices together.
+    array comes back. Blocks that are not copied, but used where they lie, are added to
+    `in_place`. `name` is what errors call the leaf.
 
     Raises `PrecisionError` where a narrower integer `dtype` cannot hold a value; whatever is
     raised says for which leaf.
     """
-    prepared: list[_Prepared] = []
-    for request in requests:
-        with _telling(request.name):
-            prepared.append(_prepared(request))
+    task = _Task(view, dtype, name, in_place)
     try:
-        put = _put([part for parts, _ in prepared for part in parts])
-    except Exception:
-        for request, (parts, _) in zip(requests, prepared, strict=True):
-            with _telling(request.name):
-                _put(parts)
+        if key is None:
+            return _placed(task, placement)
+        of_data = _of_key_data(placement.sharding, _key_axes(key))
+        data = _placed(task, Placement(of_data, placement.committed))
+        return jax.random.wrap_key_data(data, impl=key)
+    except AttributeError as error:
+        # hasattr() would take it for a missing attribute of the array.
+        raise PlacementError(f"leaf {name!r}: placing it failed: {error}") from error
+    except Exception as error:
+        error.add_note(f"while placing leaf {name!r}")
         raise
-    arrays = iter(put)
-    return [assemble([next(arrays) for _ in parts]) for parts, assemble in prepared]
 
 
-_Part: TypeAlias = tuple[NDArray[Any], Any]
-"""A block, and the sharding that it is committed to, or the device that it is put on without."""
+class _Task(NamedTuple):
+    """What the blocks of a leaf are made of, and where it is told which are used in place."""
 
-_Prepared: TypeAlias = tuple[list[_Part], Callable[[list[jax.Array]], jax.Array]]
-"""The blocks of a leaf, and what makes it of them when they are on their devices."""
+    view: View
+    dtype: Dtype
+    name: str
+    in_place: list[NDArray[Any]]
 
 
-def _prepared(request: Request) -> _Prepared:
-    view, key = request.view, request.key
-    sharding, committed = request.placement.sharding, request.placement.committed
-    if key is not None:
-        of_data = Placement(_of_key_data(sharding, _key_axes(key)), committed)
-        parts, assemble = _prepared(replace(request, key=None, placement=of_data))
-        return parts, lambda arrays: jax.random.wrap_key_data(assemble(arrays), impl=key)
+def _placed(task: _Task, placement: Placement) -> jax.Array:
+    view, sharding = task.view, placement.sharding
+    device = _only_device(sharding)
+    if device is None:
+        blocks = _blocks(task, sharding)
+    else:
+        blocks = {device: _block(task, view, device, aligned_empty)}
+    return jax_registration.array_of_blocks(
+        view.shape, task.dtype, sharding, blocks, committed=placement.committed
+    )
+
+
+@lru_cache(maxsize=64)
+def _only_device(sharding: Sharding) -> Any | None:
+    """The device that holds all of an array; None if there are more, or none of this process."""
     devices = sharding.device_set
-    if not committed or (len(devices) == 1 and sharding.is_fully_addressable):
-        (device,) = devices
-        block = _block(view, request, device, aligned_empty)
-        return [(block, sharding if committed else device)], lambda arrays: arrays[0]
-    blocks: dict[tuple[Any, ...], NDArray[Any]] = {}
-    parts: list[_Part] = []
+    return next(iter(devices)) if len(devices) == 1 and sharding.is_fully_addressable else None
+
+
+def _blocks(task: _Task, sharding: Sharding) -> dict[Any, NDArray[Any]]:
+    """What each device of this process is given."""
+    view = task.view
     indices = cast(
         "dict[Any, tuple[slice, ...]]",
         sharding.addressable_devices_indices_map(view.shape),
@@ -114,50 +122,15 @@ def _prepared(request: Request) -> _Prepared:
         for device, index in indices.items()
     }
     # The shards of an array are let go together.
-    size = math.prod(sharding.shard_shape(view.shape)) * request.dtype.itemsize
+    size = math.prod(sharding.shard_shape(view.shape)) * task.dtype.itemsize
     arena = Arena(len(set(bounds.values())), size)
+    distinct: dict[tuple[Any, ...], NDArray[Any]] = {}
     # Behind a barrier every block needs the whole operand, which is made once for all.
     with view.kept():
         for device, index in indices.items():
-            distinct = bounds[device]
-            if distinct not in blocks:
-                blocks[distinct] = _block(view.index(index), request, device, arena.empty)
-            single = SingleDeviceSharding(device, memory_kind=sharding.memory_kind)
-            parts.append((blocks[distinct], single))
-    # The dtype, since there may be no device of this process among them.
-    return parts, lambda arrays: jax.make_array_from_single_device_arrays(
-        view.shape, sharding, arrays, dtype=request.dtype
-    )
-
-
-def _put(parts: Sequence[_Part]) -> list[jax.Array]:
-    """The blocks on their devices, by as few calls as can be."""
-    groups: dict[Any, list[int]] = {}
-    for number, (_, target) in enumerate(parts):
-        groups.setdefault(None if isinstance(target, Sharding) else target, []).append(number)
-    put: dict[int, jax.Array] = {}
-    for device, numbers in groups.items():
-        blocks = [parts[number][0] for number in numbers]
-        if device is None:
-            arrays = jax.device_put(blocks, [parts[number][1] for number in numbers])
-        else:
-            with jax.default_device(device):
-                arrays = jax.device_put(blocks)
-        put.update(zip(numbers, arrays, strict=True))
-    return [put[number] for number in range(len(parts))]
-
-
-@contextmanager
-def _telling(name: str) -> Generator[None]:
-    """Have what is raised inside the block say for which leaf."""
-    try:
-        yield
-    except AttributeError as error:
-        # hasattr() would take it for a missing attribute of the array.
-        raise PlacementError(f"leaf {name!r}: placing it failed: {error}") from error
-    except Exception as error:
-        error.add_note(f"while placing leaf {name!r}")
-        raise
+            if bounds[device] not in distinct:
+                distinct[bounds[device]] = _block(task, view.index(index), device, arena.empty)
+    return {device: distinct[bounds[device]] for device in indices}
 
 
 def _of_key_data(sharding: Sharding, key_axes: int) -> Sharding:
@@ -176,14 +149,16 @@ def _key_axes(key_impl: str) -> int:
 _Empty: TypeAlias = Callable[[tuple[int, ...], Dtype], NDArray[Any]]
 
 
-def _block(view: View, request: Request, device: Any, empty: _Empty) -> NDArray[Any]:
+def _block(task: _Task, view: View, device: Any, empty: _Empty) -> NDArray[Any]:
     """What a device is given: of the dtype, aligned for it, and changed by nobody."""
-    if view.dtype != request.dtype:
-        return _narrowed(view.read(), request.dtype, request.name, empty)
+    if view.dtype != task.dtype:
+        return _narrowed(view.read(), task.dtype, task.name, empty)
     block = view.look(alignment_for(device, view.dtype))
     if block is None:
         block = empty(view.shape, view.dtype)
         view.read_into(block)
+    else:
+        task.in_place.append(block)
     return block
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from safejax.dtypes import Dtype, unpack
 from safejax.errors import ReadError
-from safejax.memory import is_aligned
+from safejax.memory import address, is_aligned
 from safejax.windows import Spans, Window
 
 
@@ -137,7 +137,11 @@ class BufferSource(Source):
 
     def __init__(self, buffer: bytes | mmap.mmap | NDArray[np.uint8], name: str) -> None:
         self.name = name
+        if isinstance(buffer, np.ndarray):
+            buffer = _read_only(buffer.view())
+        # Read-only, and so is what looks at it.
         self._buffer = buffer
+        self._address = address(np.frombuffer(buffer, np.uint8)) if len(buffer) else 0
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
@@ -145,13 +149,32 @@ class BufferSource(Source):
     def read(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
         if window.size == 0:
             return np.empty(window.shape, dtype)
-        self._log(window.distinct * dtype.itemsize)
-        return _read_only(show(self._buffer, begin, dtype, window))
+        self.asked(window.distinct * dtype.itemsize if _open_logs else 0)
+        return self.show(begin, dtype, window)
+
+    def show(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
+        """The array that `read` gives, for who says what is `asked` of it, when it is."""
+        return show(self._buffer, begin, dtype, window)
+
+    def asked(self, nbytes: int) -> None:
+        """Count a read of so many bytes, which an array of `show` is about to be used for."""
+        self._check()
+        if _open_logs:
+            self._log(nbytes)
+
+    def look(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> NDArray[Any] | None:
+        self._check()
+        return super().look(begin, dtype, window, alignment)
 
     def peek(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> NDArray[Any] | None:
-        if window.size == 0 or not self.stable:
+        first = self._address + begin + window.offset * dtype.itemsize
+        if first % alignment or window.size == 0 or not self.stable:
             return None
-        return usable_in_place(show(self._buffer, begin, dtype, window), alignment)
+        array = show(self._buffer, begin, dtype, window)
+        return array if array.flags.c_contiguous else None
+
+    def _check(self) -> None:
+        """Raise `ReadError` if the bytes are not there any more."""
 
 
 @final
@@ -179,14 +202,6 @@ class MappedSource(BufferSource):
         """The bytes `[begin, end)`, as the header's reader asks for them."""
         return b"" if self._mapping is None else self._mapping[begin:end]
 
-    def read(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
-        self._check_size()
-        return super().read(begin, dtype, window)
-
-    def look(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> NDArray[Any] | None:
-        self._check_size()
-        return super().look(begin, dtype, window, alignment)
-
     def read_into(self, begin: int, dtype: Dtype, window: Window, out: NDArray[Any]) -> None:
         if out.nbytes < _WORTH_A_CALL or not CAN_READ or not _is_one_run(window, out):
             super().read_into(begin, dtype, window, out)
@@ -207,7 +222,7 @@ class MappedSource(BufferSource):
         finally:
             os.close(descriptor)
 
-    def _check_size(self) -> None:
+    def _check(self) -> None:
         size = 0 if self._mapping is None else self._mapping.size()
         if size < self.nbytes:
             raise _cut_short(self, size)
@@ -470,7 +485,7 @@ def show(
 ) -> NDArray[Any]:
     """The elements that `window` shows of the tensor that begins at byte `begin` of `buffer`."""
     size = dtype.itemsize
-    strides = tuple(stride * size for stride in window.strides)
+    strides = [stride * size for stride in window.strides]
     return np.ndarray(window.shape, dtype, buffer, begin + window.offset * size, strides)
 
 

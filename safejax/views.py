@@ -177,9 +177,7 @@ class Strided(View):
 
     def read(self) -> NDArray[Any]:
         array = self.source.read(self.begin, self.dtype, self.window)
-        if self.dtype.kind == "b":
-            return _proper_bools(array)
-        return array
+        return _proper_bools(array) if self.dtype.kind == "b" else array
 
     def look(self, alignment: int) -> NDArray[Any] | None:
         array = self.source.look(self.begin, self.dtype, self.window, alignment)

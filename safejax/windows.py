@@ -8,6 +8,7 @@ NumPy itself does that arithmetic, on an array that has the window's shape and s
 memory behind it: the rules are NumPy's by construction.
 """
 
+import math
 from dataclasses import dataclass
 from types import EllipsisType
 from typing import Any, Final, Self, TypeAlias, final
@@ -62,10 +63,7 @@ class Window:
     @property
     def size(self) -> int:
         """How many elements the window shows, repeats counted."""
-        size = 1
-        for axis in self.shape:
-            size *= axis
-        return size
+        return math.prod(self.shape)
 
     @property
     def distinct(self) -> int:

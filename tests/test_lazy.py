@@ -21,6 +21,7 @@ from hypothesis.extra.numpy import basic_indices
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import safejax
+from safejax.contents import Content
 from safejax.errors import (
     LeafError,
     PlacementError,
@@ -28,7 +29,7 @@ from safejax.errors import (
     ReadError,
     UnsupportedJaxError,
 )
-from safejax.lazy import Content, LazyArray, NarrowingNotice, content_of, like_leaf
+from safejax.lazy import LazyArray, NarrowingNotice, content_of, like_leaf
 from safejax.placing import Placement
 from safejax.sources import ComputedSource, observe_reads
 from safejax.views import Strided

@@ -22,8 +22,9 @@ from flax.training.train_state import TrainState
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-import safejax.lazy as lazy_module
 from safejax import jax_registration
+from safejax.contents import key_data_shape, key_dtype
+from safejax.jax_registration import abstract_value
 from safejax.lazy import LazyArray, content_of
 from safejax.placing import Placement
 from safejax.sources import observe_reads
@@ -348,7 +349,7 @@ def test_a_leaf_made_inside_a_trace_is_as_one_made_outside(setting: str, kind: s
 
     def make() -> None:
         # Else an earlier test could have left the answers there.
-        for cached in (lazy_module._aval, lazy_module.key_dtype, lazy_module.key_data_shape):
+        for cached in (abstract_value, key_dtype, key_data_shape):
             cached.cache_clear()
         placement = Placement(plain.sharding, True) if plain.committed else None
         made.append(LazyArray(content, "w", placement))

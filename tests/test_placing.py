@@ -17,9 +17,11 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from safejax import jax_registration
 from safejax.concretely import concretely, concretely_all
+from safejax.contents import Content
 from safejax.errors import PrecisionError, PrecisionWarning, ReadError
-from safejax.lazy import Content, LazyArray, NarrowingNotice, content_of
+from safejax.lazy import LazyArray, NarrowingNotice, content_of
 from safejax.placing import Placement, default_placement, place
 from safejax.sources import ArraySource, BufferSource, MappedSource, observe_reads
 from safejax.views import CastTo, Concatenation, Pointwise, Strided, View, stack
@@ -222,6 +224,26 @@ def test_each_device_gets_its_part_and_each_part_is_read_once(sharding: Any, par
         assert len(log.reads) == parts
         assert [read.nbytes for read in log.reads] == [HOST.nbytes // parts] * parts
     check_same(placed, plain)
+
+
+@pytest.mark.parametrize(
+    "sharding",
+    [SingleDeviceSharding(DEVICES[2]), *(sharding for sharding, _ in SHARDINGS)],
+    ids=str,
+)
+def test_what_is_public_places_as_the_faster_way_does(
+    sharding: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jax_registration, "_batched_device_put", None)
+    keys = jax.random.split(jax.random.key(1), 8)
+    for array in (HOST, HOST.astype(ml_dtypes.bfloat16)):
+        plain = jax.device_put(array, sharding)
+        check_same(lazy(array, Placement(sharding, True)).placed(), plain)
+    if len(sharding.device_set) == 8 and len(getattr(sharding, "spec", ())) < 2:
+        placed = lazy(keys, Placement(sharding, True)).placed()
+        assert raw(jax.random.key_data(placed)) == raw(jax.random.key_data(keys))
+    with jax.default_device(DEVICES[3]):
+        check_same(lazy(HOST).placed(), jax.device_put(HOST))
 
 
 def test_a_sharding_that_jit_made_is_a_sharding_like_another() -> None:
@@ -610,7 +632,8 @@ def test_place_reads_nothing_that_no_device_of_the_sharding_holds() -> None:
     mesh = jax.make_mesh((2,), ("x",), devices=DEVICES[:2], axis_types=(AxisType.Auto,))
     view = view_of(HOST).index((slice(0, 4),))
     with observe_reads() as log:
-        placed = place(view, view.dtype, None, Placement(NamedSharding(mesh, P("x")), True), "w")
+        rows = Placement(NamedSharding(mesh, P("x")), True)
+        placed = place(view, view.dtype, None, rows, "w", [])
         assert log.nbytes == HOST.nbytes // 2
     assert raw(placed) == HOST[:4].tobytes()
 

@@ -6,9 +6,9 @@ from typing import Any, final
 
 import numpy as np
 
+from safejax.contents import Content
 from safejax.dtypes import Dtype, is_floating, stored_as
 from safejax.errors import NotInvertibleError, TransformError
-from safejax.lazy import Content
 from safejax.leaves import Leaves
 from safejax.names import Where
 from safejax.steps import Transform

@@ -7,9 +7,9 @@ from typing import Any, TypeAlias, final
 import numpy as np
 from numpy.typing import NDArray
 
+from safejax.contents import Content
 from safejax.dtypes import Dtype, stored_as
 from safejax.errors import NotInvertibleError, TransformError
-from safejax.lazy import Content
 from safejax.leaves import Leaves
 from safejax.names import Where
 from safejax.steps import Transform

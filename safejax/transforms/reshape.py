@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
+from safejax.contents import Content
 from safejax.errors import NotInvertibleError, TransformError
-from safejax.lazy import Content
 from safejax.leaves import Leaves
 from safejax.names import Where
 from safejax.steps import Transform

@@ -6,8 +6,9 @@ from typing import Any, final
 
 import jax
 
+from safejax.contents import Content
 from safejax.errors import TransformError
-from safejax.lazy import Content, like_leaf
+from safejax.lazy import like_leaf
 from safejax.leaves import Leaves, check_name, content_at, is_array
 from safejax.names import Template, Where, predicate
 from safejax.steps import Transform

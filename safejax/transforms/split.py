@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, final
 
+from safejax.contents import Content
 from safejax.errors import TransformError
-from safejax.lazy import Content
 from safejax.leaves import Leaves, content_at, describe, is_array
 from safejax.names import Template
 from safejax.steps import Transform

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, final
 
+from safejax.contents import Content
 from safejax.errors import TransformError
-from safejax.lazy import Content
 from safejax.leaves import Leaves, content_at, describe, is_array
 from safejax.names import SEPARATOR, Template
 from safejax.steps import Transform

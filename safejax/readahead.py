@@ -1,0 +1,83 @@
+"""Pages of mapped files, brought in before their arrays are touched.
+
+An array that is used in place has not been read: every page of it is had at its first touch,
+one after the other. Asked for in large runs by a thread of its own, they are there before,
+whether they come from the disk or only from the page cache.
+"""
+
+import ctypes
+import errno
+import mmap
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from numpy.typing import NDArray
+
+from safejax.memory import address
+
+_POPULATE_READ: Final = 22
+"""`MADV_POPULATE_READ` of madvise(2), Linux 5.14: what cannot be read is an error, no SIGBUS."""
+
+_WILL_NEED: Final[int | None] = getattr(mmap, "MADV_WILLNEED", None)
+"""What other systems have: it reads from the disk, and leaves the faults to the touch."""
+
+_MOST_AT_A_TIME: Final = 32 << 20
+"""Bytes of one call, while which the process can map nothing else."""
+
+
+def read_ahead(blocks: Iterable[NDArray[Any]]) -> threading.Thread | None:
+    """Have the pages brought in that the arrays `blocks` look at; comes back at once.
+
+    The thread that does it keeps the arrays for as long. None where there is nothing to do,
+    or no way to do it.
+    """
+    held = list(blocks)
+    runs = _page_runs((address(block), block.nbytes) for block in held)
+    if not runs or _WILL_NEED is None:
+        return None
+    thread = threading.Thread(
+        target=_bring_in, args=(runs, held), name="safejax-read-ahead", daemon=True
+    )
+    thread.start()
+    return thread
+
+
+def _bring_in(runs: list[tuple[int, int]], held: list[NDArray[Any]]) -> None:
+    del held  # This thread's arguments keep the memory mapped.
+    advise = _madvise()
+    advice = _POPULATE_READ if sys.platform == "linux" else _WILL_NEED
+    for begin, end in runs:
+        for at in range(begin, end, _MOST_AT_A_TIME):
+            nbytes = min(end - at, _MOST_AT_A_TIME)
+            failed = advise(at, nbytes, advice)
+            if failed == errno.EINVAL and advice == _POPULATE_READ:
+                advice = _WILL_NEED
+                failed = advise(at, nbytes, advice)
+            if failed:
+                return
+
+
+def _page_runs(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The pages of spans of memory (address, bytes) as `[begin, end)`, joined where they meet."""
+    page = mmap.PAGESIZE
+    runs: list[tuple[int, int]] = []
+    for at, nbytes in sorted(spans):
+        begin, end = at // page * page, -(-(at + nbytes) // page) * page
+        if runs and begin <= runs[-1][1]:
+            runs[-1] = runs[-1][0], max(end, runs[-1][1])
+        else:
+            runs.append((begin, end))
+    return runs
+
+
+def _madvise() -> Callable[[int, int, int | None], int]:
+    """madvise(2), giving errno; unlike `mmap.madvise` it lets other threads run meanwhile."""
+    call = ctypes.CDLL(None, use_errno=True).madvise
+    call.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+    def advise(begin: int, nbytes: int, advice: int | None) -> int:
+        return ctypes.get_errno() if call(begin, nbytes, advice) else 0
+
+    return advise
