@@ -168,8 +168,9 @@ def _kept_error(result: Result) -> Generator[None]:
 
 def _ask(request: Request, *, sampled: bool = False) -> dict[str, Any]:
     """The child's answer; with `sampled`, the peak of its private memory too."""
+    # Compiled code is kept, as pip leaves it for what it installs, whatever is set here.
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={request.devices}",
         "PYTHONPATH": os.pathsep.join([_ROOT, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),

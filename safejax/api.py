@@ -188,7 +188,8 @@ def deserialize(
 def materialize(tree: Any, *, progress: Progress | None = None) -> Any:
     """The same tree with every lazy leaf a plain, placed `jax.Array`; read in parallel.
 
-    Call it before a loop: dispatch then costs what it costs for any array. Leaves that are no
+    Call it before a loop: dispatch then costs what it costs for any array. What is used in
+    place is brought into memory in the background, ahead of its first touch. Leaves that are no
     lazy arrays stay as they are. `progress(done, total)` counts bytes of leaves.
 
     >>> import jax.numpy as jnp, safejax

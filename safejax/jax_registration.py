@@ -11,6 +11,9 @@ tell its user to call `safejax.materialize`.
 3. *dispatch*: C++ dispatch flattens arguments by a registry of its own; as a node whose one
    child is the placed array, a leaf takes the fast path. The tree that tracing sees does not
    change: there it is still a leaf.
+
+And one thing is faster by a private name, and goes by public ones where that is missing: an
+array of the blocks that its devices hold.
 """
 
 from collections.abc import Callable, Mapping

@@ -8,6 +8,7 @@ whether they come from the disk or only from the page cache.
 import ctypes
 import errno
 import mmap
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterable
@@ -30,12 +31,12 @@ _MOST_AT_A_TIME: Final = 32 << 20
 def read_ahead(blocks: Iterable[NDArray[Any]]) -> threading.Thread | None:
     """Have the pages brought in that the arrays `blocks` look at; comes back at once.
 
-    The thread that does it keeps the arrays for as long. None where there is nothing to do,
-    or no way to do it.
+    The thread that does it keeps the arrays for as long. None where there is nothing to do, or
+    no way to do it, or where so much would only push out of memory what comes first.
     """
     held = list(blocks)
     runs = _page_runs((address(block), block.nbytes) for block in held)
-    if not runs or _WILL_NEED is None:
+    if not runs or _WILL_NEED is None or sum(end - at for at, end in runs) > _most():
         return None
     thread = threading.Thread(
         target=_bring_in, args=(runs, held), name="safejax-read-ahead", daemon=True
@@ -57,6 +58,11 @@ def _bring_in(runs: list[tuple[int, int]], held: list[NDArray[Any]]) -> None:
                 failed = advise(at, nbytes, advice)
             if failed:
                 return
+
+
+def _most() -> int:
+    """Half of the machine's memory, in bytes."""
+    return os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE // 2
 
 
 def _page_runs(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -12,6 +12,7 @@ import pytest
 import safejax
 import safejax.api
 from benchmarks.measure import chill
+from safejax import readahead
 from safejax.memory import address
 from safejax.readahead import _page_runs, read_ahead
 
@@ -115,3 +116,16 @@ def test_the_arrays_are_kept_until_it_is_done(tmp_path: Path) -> None:
 
 def test_nothing_to_read_starts_no_thread() -> None:
     assert read_ahead([]) is None
+
+
+def test_more_than_memory_holds_is_left_to_the_touch(
+    cold: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = mapped(cold)
+    monkeypatch.setattr(readahead, "_most", lambda: whole.nbytes - 1)
+    assert read_ahead([whole]) is None
+    assert resident(whole) == 0
+    thread = read_ahead([whole[PAGE:]])
+    assert thread is not None
+    thread.join()
+    assert resident(whole[PAGE:]) == 1
