@@ -28,10 +28,7 @@ def main() -> int:
             report = json.load(file)
         report["targets"] = targets(report["cases"])
     print(table(report))
-    if options.json is not None:
-        with open(options.json, "w") as file:
-            json.dump(report, file, indent=1)
-            file.write("\n")
+    _write(report, options.json)
     if options.plot is not None:
         # Only here: matplotlib is needed for nothing else.
         from benchmarks.plot import draw
@@ -39,6 +36,13 @@ def main() -> int:
         draw(report, options.plot)
     failed = [side for case in report["cases"] for side in case["sides"].values() if side["error"]]
     return 1 if failed else 0
+
+
+def _write(report: dict[str, Any], path: str | None) -> None:
+    if path is not None:
+        with open(path, "w") as file:
+            json.dump(report, file, indent=1)
+            file.write("\n")
 
 
 def _measured(options: argparse.Namespace) -> dict[str, Any]:
@@ -58,19 +62,24 @@ def _measured(options: argparse.Namespace) -> dict[str, Any]:
     try:
         # The load of the machine before the benchmark adds its own.
         machine = measure.machine(folder)
-        bench = Bench(folder, size, options.repeats, tuple(options.sides))
-        results = bench.run(cases)
+        report: dict[str, Any] = {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "machine": machine,
+            "versions": measure.versions(),
+            "size_mib": options.size,
+            "repeats": options.repeats,
+            "cases": [],
+            "targets": [],
+        }
+        results: list[dict[str, Any]] = report["cases"]
+        for result in Bench(folder, size, options.repeats, tuple(options.sides)).run(cases):
+            results.append(result)
+            report["targets"] = targets(results)
+            # All takes an hour: what was measured stays if it is ended before.
+            _write(report, options.json)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine,
-        "versions": measure.versions(),
-        "size_mib": options.size,
-        "repeats": options.repeats,
-        "cases": results,
-        "targets": targets(results),
-    }
+    return report
 
 
 def _options() -> argparse.Namespace:

@@ -26,7 +26,8 @@ class Case:
     `limits` names the function that stands for the limit, where it goes by another name.
     `module` is where all sides of the case stand, if not each in its own. `scale` multiplies
     the size that the user chose; `nbytes` takes its place; `count` is that of the tensors.
-    `copied` says how much of the tree cannot but be copied into private memory.
+    `copied` says how much of the tree cannot but be copied into private memory, `touched` how
+    much of it is used at all.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Case:
     layout: str = ""
     cold: bool = False
     copied: float = 0.0
+    touched: float = 1.0
 
     @property
     def file_is_read(self) -> bool:
@@ -66,7 +68,7 @@ def _opening(count: int) -> Case:
     return Case(
         f"open_{count}", f"open a file of {count:,} tensors", "open_file",
         ("safejax", "safetensors.numpy"), group="open", file=LAYERS, nbytes=count * 256,
-        count=count,
+        count=count, touched=0.0,
     )  # fmt: skip
 
 
@@ -129,6 +131,7 @@ _CASES: Final = (
     Case(
         "row", "one row of one leaf as NumPy", "row",
         ("safejax", "numpy.memmap", "numpy.memmap, mapped anew"), group="part", scale=4.0,
+        touched=0.0,
     ),
     Case(
         "dispatch", "jit call with 1,000 placed leaves", "dispatch",

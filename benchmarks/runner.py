@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, final
 
@@ -54,16 +54,14 @@ class Bench:
     sides: tuple[str, ...] = ()
     say: Callable[[str], None] = print
 
-    def run(self, cases: list[Case]) -> list[dict[str, Any]]:
+    def run(self, cases: list[Case]) -> Iterator[dict[str, Any]]:
         """The results of each case, as JSON has them; files go when no case needs them."""
-        results: list[dict[str, Any]] = []
         for number, case in enumerate(cases):
             self.say(f"[{number + 1}/{len(cases)}] {case.name}: {case.title}")
-            results.append(self._case(case))
+            yield self._case(case)
             later = {other.spec(self.size).key for other in cases[number + 1 :]}
             if case.spec(self.size).key not in later:
                 shutil.rmtree(self._folder(case.spec(self.size)), ignore_errors=True)
-        return results
 
     def _case(self, case: Case) -> dict[str, Any]:
         wanted = [SIDES[name] for name in case.sides if not self.sides or name in self.sides]
@@ -137,7 +135,7 @@ class Bench:
             layout=case.layout,
             cold=case.cold,
             warm_up=case.module != "importing",
-            memory=int(side.memory * spec.exact_nbytes * replicas) + 64 * MIB,
+            memory=int(side.memory * spec.exact_nbytes * replicas * case.touched) + 64 * MIB,
             counts=side.counts if case.file_is_read else "unknown",
         )
 

@@ -25,4 +25,4 @@ def row(job: Job) -> Work:
         assert same_bits(result, np.asarray(leaf)[row])
 
     run = mapped_anew if job.side.endswith("anew") else mapped_before
-    return Work(run, check, calls=1000)
+    return Work(run, check, calls=20_000)

@@ -118,7 +118,7 @@ def row(job: Job) -> Work:
     def facts() -> Facts:
         return {"needed": 4.0 * shape[1]}
 
-    return Work(lambda: np.array(leaf[row]), check, facts, calls=1000)
+    return Work(lambda: np.array(leaf[row]), check, facts, calls=20_000)
 
 
 def open_file(job: Job) -> Work:
