@@ -16,6 +16,7 @@ And one thing is faster by a private name, and goes by public ones where that is
 array of the blocks that its devices hold.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, Final, TypeVar
@@ -40,7 +41,10 @@ def concrete_array_type() -> type[jax.Array]:
 def _find_batched_device_put() -> Callable[..., jax.Array] | None:
     try:
         from jax._src.interpreters.pxla import batched_device_put
-    except ImportError:
+
+        arguments = dict.fromkeys(("aval", "sharding", "xs", "devices", "committed"))
+        inspect.signature(batched_device_put).bind(**arguments)
+    except (ImportError, TypeError):
         return None
     return batched_device_put
 
@@ -74,8 +78,13 @@ def array_of_blocks(
     """
     if _batched_device_put is None or not blocks:
         return _array_of_arrays(shape, dtype, sharding, blocks, committed=committed)
-    aval = abstract_value(shape, dtype, sharding)
-    return _batched_device_put(aval, sharding, list(blocks.values()), list(blocks), committed)
+    return _batched_device_put(
+        aval=abstract_value(shape, dtype, sharding),
+        sharding=sharding,
+        xs=list(blocks.values()),
+        devices=list(blocks),
+        committed=committed,
+    )
 
 
 def _array_of_arrays(

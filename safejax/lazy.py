@@ -336,13 +336,13 @@ class LazyArray(jax.Array):
 
     def _row(self, number: int) -> "LazyArray | None":
         """`self[number]` where that is simple: what a loop over rows asks for."""
-        default = _CONFIG.jax_default_device
-        if self._rows is None or self._rows[2] is not default:
+        default, known = _CONFIG.jax_default_device, self._rows
+        if known is None or known[2] is not default:
             rows = Rows.of(self.content)
             if rows is None:
                 return None
-            self._rows = rows, self._with(rows.content(0), None), default
-        rows, first, _ = self._rows
+            known = self._rows = rows, self._with(rows.content(0), None), default
+        rows, first, _ = known
         if not -rows.size <= number < rows.size:
             return None
         return first.beside(rows, number % rows.size, self._name)

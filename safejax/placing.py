@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSha
 from numpy.typing import NDArray
 
 from safejax import jax_registration
+from safejax.contents import key_data_shape
 from safejax.dtypes import Dtype
 from safejax.errors import PlacementError, PrecisionError
 from safejax.memory import ALIGNMENT, Arena, aligned_empty
@@ -71,7 +72,7 @@ def place(
     try:
         if key is None:
             return _placed(task, placement)
-        of_data = _of_key_data(placement.sharding, _key_axes(key))
+        of_data = _of_key_data(placement.sharding, len(key_data_shape(key)))
         data = _placed(task, Placement(of_data, placement.committed))
         return jax.random.wrap_key_data(data, impl=key)
     except AttributeError as error:
@@ -139,11 +140,6 @@ def _of_key_data(sharding: Sharding, key_axes: int) -> Sharding:
         return sharding
     spec = PartitionSpec(*sharding.spec, *(None,) * key_axes)
     return NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
-
-
-def _key_axes(key_impl: str) -> int:
-    key = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0, impl=key_impl)))
-    return len(key.shape)
 
 
 _Empty: TypeAlias = Callable[[tuple[int, ...], Dtype], NDArray[Any]]
