@@ -2,15 +2,16 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, TypeAlias
 
 import jax
 from numpy.typing import NDArray
 
 from safejax.access import Access
 from safejax.codec import IN_MEMORY, Buffer, decode
-from safejax.concretely import concretely_all, needs_x64
+from safejax.concretely import concretely_all
 from safejax.files import PathLike, checked_path, write_atomically
 from safejax.layout import Layout, layout
 from safejax.lazy import LazyArray
@@ -206,52 +207,19 @@ def materialize(tree: Any, *, progress: Progress | None = None) -> Any:
     one_at_a_time = threading.Lock()
     in_place: list[NDArray[Any]] = []
 
-    def task(batch: list[LazyArray]) -> Callable[[], None]:
-        def run() -> None:
-            nonlocal done
-            in_place.extend(LazyArray.place_together(batch))
+    def place(leaf: LazyArray) -> None:
+        nonlocal done
+        in_place.extend(leaf.place_here())
+        if progress is not None:
             with one_at_a_time:
-                for leaf in batch:
-                    done += leaf.nbytes
-                    if progress is not None:
-                        progress(done, total)
+                done += leaf.nbytes
+                progress(done, total)
 
-        return run
-
-    tasks = [(task(batch), batch[0].content.view.dtype) for batch in _batches(lazy.values())]
+    tasks = [(partial(place, leaf), leaf.content.view.dtype) for leaf in lazy.values()]
     concretely_all(tasks, workers=min(8, os.cpu_count() or 1))
     placed = jax.tree.map(lambda leaf: leaf.placed() if isinstance(leaf, LazyArray) else leaf, tree)
     read_ahead(in_place)
     return placed
-
-
-_BATCH_BYTES: Final = 256 << 20
-"""Bytes of leaves that go to their devices together."""
-
-
-def _batches(leaves: Iterable[LazyArray]) -> list[list[LazyArray]]:
-    """The leaves in batches, each of dtypes that need one mode of JAX.
-
-    What runs a user's function goes alone: while a batch is placed nobody else can place its
-    leaves, and the function may need one of them.
-    """
-    batches: list[list[LazyArray]] = []
-    for wide in (False, True):
-        room = 0
-        for leaf in leaves:
-            view = leaf.content.view
-            if needs_x64(view.dtype) != wide:
-                continue
-            if view.runs_users_code:
-                batches.append([leaf])
-                room = 0
-                continue
-            if room <= 0:
-                batches.append([])
-                room = _BATCH_BYTES
-            batches[-1].append(leaf)
-            room -= leaf.nbytes
-    return batches
 
 
 def abstract(tree: Any) -> Any:

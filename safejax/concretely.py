@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from typing import Final, TypeVar
 
@@ -27,7 +28,7 @@ def concretely(task: Callable[[], _T], dtype: Dtype | None = None) -> _T:
 
     def run() -> None:
         try:
-            with _plain_settings(dtype):
+            with _plain_settings(wide=dtype is not None and needs_x64(dtype)):
                 outcome.append(task())
         except BaseException as error:  # noqa: BLE001 - it is raised again where it belongs
             failure.append(error)
@@ -41,31 +42,29 @@ def concretely(task: Callable[[], _T], dtype: Dtype | None = None) -> _T:
 
 
 def concretely_all(tasks: Sequence[tuple[Callable[[], object], Dtype]], workers: int) -> None:
-    """Run each task as `concretely` does, `workers` at a time; the first failure is raised."""
-    pending = iter(tasks)
-    pending_lock = threading.Lock()
+    """Run each task as `concretely` does, `workers` at a time; the first failure is raised.
 
-    def work() -> None:
-        while True:
-            with pending_lock:
-                item = next(pending, None)
-            if item is None:
-                return
-            task, dtype = item
-            try:
-                with _plain_settings(dtype):
-                    task()
-            except BaseException:
-                with pending_lock:
-                    for _ in pending:
-                        pass
-                raise
-
+    In their order, but those that need x64 come last: to change the mode costs more than a task.
+    """
+    pending: dict[bool, deque[Callable[[], object]]] = {False: deque(), True: deque()}
+    for task, dtype in tasks:
+        pending[needs_x64(dtype)].append(task)
     failures: list[BaseException] = []
+
+    def work(left: deque[Callable[[], object]]) -> None:
+        while not failures:
+            try:
+                task = left.popleft()
+            except IndexError:
+                return
+            task()
 
     def run() -> None:
         try:
-            work()
+            for wide, left in pending.items():
+                if left:
+                    with _plain_settings(wide=wide):
+                        work(left)
         except BaseException as error:  # noqa: BLE001 - it is raised again where it belongs
             failures.append(error)
 
@@ -87,12 +86,12 @@ def needs_x64(dtype: Dtype) -> bool:
 
 
 @contextlib.contextmanager
-def _plain_settings(dtype: Dtype | None) -> Generator[None]:
+def _plain_settings(*, wide: bool) -> Generator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.transfer_guard("allow"))
         stack.enter_context(jax.debug_nans(False))
         stack.enter_context(jax.debug_infs(False))
         stack.enter_context(jax.disable_jit(False))
-        if dtype is not None and needs_x64(dtype):
+        if wide:
             stack.enter_context(jax.enable_x64(True))
         yield

@@ -91,31 +91,36 @@ class Tensors(Alike):
 
 @final
 class Rows(Alike):
-    """The rows of a leaf in memory or in a mapped file; the number is that of the row."""
+    """The rows of a leaf; the number is that of the row."""
 
-    __slots__ = ("_nbytes", "_source", "_values", "_view", "size")
+    __slots__ = ("_nbytes", "_shown", "_view", "size")
 
-    def __init__(self, view: Strided, source: BufferSource) -> None:
+    def __init__(self, view: Strided) -> None:
         self._view = view
-        self._source = source
         self.size = view.shape[0]
-        self._values = source.show(view.begin, view.dtype, view.window)
         self._nbytes = view.row(0).window.distinct * view.dtype.itemsize
+        # Where they lie in memory or in a mapped file, a row is no more than an index away.
+        self._shown: tuple[BufferSource, NDArray[Any]] | None = None
+        source = view.source
+        # A row of one axis is a scalar to NumPy, and bytes of bools may have to be mended.
+        simple = len(view.shape) > 1 and view.dtype.kind != "b"
+        if isinstance(source, BufferSource) and simple:
+            self._shown = source, source.show(view.begin, view.dtype, view.window)
 
     @classmethod
     def of(cls, content: Content) -> Self | None:
-        """The rows of what a leaf holds; None where they are not that simple."""
+        """The rows of what a leaf holds; None where they are not that simple, or none."""
         view = content.view
-        if content.key is not None or not isinstance(view, Strided) or view.dtype.kind == "b":
+        if content.key is not None or not isinstance(view, Strided):
             return None
-        # A row of one axis is no array to NumPy, but a scalar.
-        if not isinstance(view.source, BufferSource) or len(view.shape) < 2 or view.size == 0:
-            return None
-        return cls(view, view.source)
+        return cls(view) if view.shape and view.size else None
 
     def content(self, number: int) -> Content:
         return Content(self._view.row(number))
 
     def read(self, number: int) -> NDArray[Any]:
-        self._source.asked(self._nbytes)
-        return self._values[number]
+        if self._shown is None:
+            return self._view.row(number).read()
+        source, values = self._shown
+        source.asked(self._nbytes)
+        return values[number]

@@ -23,7 +23,7 @@ from typing import Any, Final, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, Sharding, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 from numpy.typing import NDArray
 
 _T = TypeVar("_T")
@@ -44,7 +44,7 @@ def _find_batched_device_put() -> Callable[..., jax.Array] | None:
 
         arguments = dict.fromkeys(("aval", "sharding", "xs", "devices", "committed"))
         inspect.signature(batched_device_put).bind(**arguments)
-    except (ImportError, TypeError):
+    except (ImportError, TypeError, ValueError):  # ValueError: a native one tells no signature
         return None
     return batched_device_put
 
@@ -100,6 +100,9 @@ def _array_of_arrays(
         ((device, block),) = blocks.items()
         with jax.default_device(device):
             return jax.device_put(block)
+    if isinstance(sharding, SingleDeviceSharding) and blocks:
+        (block,) = blocks.values()
+        return jax.device_put(block, sharding)
     kind = sharding.memory_kind
     singles = [SingleDeviceSharding(device, memory_kind=kind) for device in blocks]
     arrays = jax.device_put(list(blocks.values()), singles)
@@ -109,8 +112,18 @@ def _array_of_arrays(
 
 @lru_cache(maxsize=8192)
 def abstract_value(shape: tuple[int, ...], dtype: Any, sharding: Sharding) -> Any:
-    """What a trace sees of an array: its aval, with the sharding where meshes are explicit."""
-    return jax.typeof(jax.ShapeDtypeStruct(shape, dtype, sharding=sharding))
+    """What a trace sees of an array: its aval, with the sharding where meshes are explicit.
+
+    Of this dtype whatever the x64 mode is, and equal to that of an array that `jax.device_put`
+    has put there.
+    """
+    with jax.enable_x64(True):
+        aval: Any = jax.typeof(jax.ShapeDtypeStruct(shape, dtype, sharding=sharding))
+    # `jax.typeof` asks shardings of a mesh alone for the memory; JAX has keys on the device.
+    if sharding.memory_kind == "pinned_host" and not isinstance(sharding, NamedSharding):
+        is_key = jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+        return aval if is_key else aval.update(memory_space=jax.memory.Space.Host)
+    return aval
 
 
 def register(

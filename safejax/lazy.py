@@ -9,8 +9,7 @@ the placed array.
 import math
 import threading
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable
 from functools import partial
 from types import EllipsisType
 from typing import Any, Final, cast, final
@@ -257,7 +256,7 @@ class LazyArray(jax.Array):
             return placed
         if _MISSING:
             raise UnsupportedJaxError(self._unsupported())
-        concretely(lambda: self.place_together([self]), self._placed_dtype())
+        concretely(self.place_here, self._placed_dtype())
         placed = self._placed
         assert placed is not None
         return placed
@@ -268,21 +267,15 @@ class LazyArray(jax.Array):
             raise UnsupportedJaxError(self._unsupported())
         return self._aval
 
-    @staticmethod
-    def place_together(leaves: "Sequence[LazyArray]") -> list[NDArray[Any]]:
-        """Place all leaves that are not; to be called where no trace is (`concretely`).
+    def place_here(self) -> list[NDArray[Any]]:
+        """Place the leaf if it is not; to be called where no trace is (`concretely`).
 
-        What comes back are the blocks of them that were not read: they are used in place.
+        What comes back are the blocks of it that were not read: they are used in place.
         """
-        # In one order in every thread, so that no two wait for each other.
-        ordered = [leaf for _, leaf in sorted({id(leaf): leaf for leaf in leaves}.items())]
-        with ExitStack() as locks:
-            for leaf in ordered:
-                locks.enter_context(leaf._lock)
-            wanted = [leaf for leaf in ordered if not leaf.is_placed]
-            in_place: list[NDArray[Any]] = []
-            for leaf in wanted:
-                leaf._placed = leaf._place(in_place)
+        in_place: list[NDArray[Any]] = []
+        with self._lock:
+            if not self.is_placed:
+                self._placed = self._place(in_place)
         return in_place
 
     def _place(self, in_place: list[NDArray[Any]]) -> jax.Array:
@@ -291,10 +284,7 @@ class LazyArray(jax.Array):
         if view.dtype != dtype and dtype.kind in "fc":
             self._notice.give(self._name, view.dtype, dtype)
         array = place(view, dtype, content.key, placement, self._name, in_place)
-        sharding: Sharding = array.sharding
-        assert sharding is placement.sharding or sharding.is_equivalent_to(
-            placement.sharding, self.ndim
-        )
+        assert content.key is not None or array.aval == self._aval
         return array
 
     def _unsupported(self) -> str:

@@ -21,6 +21,7 @@ from safejax.contents import key_data_shape
 from safejax.dtypes import Dtype
 from safejax.errors import PlacementError, PrecisionError
 from safejax.memory import ALIGNMENT, Arena, aligned_empty
+from safejax.sources import MappedSource
 from safejax.views import CastTo, View
 
 
@@ -62,8 +63,8 @@ def place(
     """The array of a view, as `dtype`, where `placement` says.
 
     With `key` the view is a key's data, uint32 with the key's own axes last, and a typed key
-    array comes back. Blocks that are not copied, but used where they lie, are added to
-    `in_place`. `name` is what errors call the leaf.
+    array comes back. Blocks that are not copied, but used where they lie in a mapped file, are
+    added to `in_place`. `name` is what errors call the leaf.
 
     Raises `PrecisionError` where a narrower integer `dtype` cannot hold a value; whatever is
     raised says for which leaf.
@@ -153,7 +154,7 @@ def _block(task: _Task, view: View, device: Any, empty: _Empty) -> NDArray[Any]:
     if block is None:
         block = empty(view.shape, view.dtype)
         view.read_into(block)
-    else:
+    elif device.platform == "cpu" and any(isinstance(s, MappedSource) for s in view.sources):
         task.in_place.append(block)
     return block
 

@@ -5,6 +5,7 @@ one after the other. Asked for in large runs by a thread of its own, they are th
 whether they come from the disk or only from the page cache.
 """
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -12,6 +13,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Final
 
 from numpy.typing import NDArray
@@ -23,6 +25,11 @@ _POPULATE_READ: Final = 22
 
 _WILL_NEED: Final[int | None] = getattr(mmap, "MADV_WILLNEED", None)
 """What other systems have: it reads from the disk, and leaves the faults to the touch."""
+
+_CONTAINER_LIMITS: Final = (
+    "/sys/fs/cgroup/memory.max",  # as a container sees its own, of version 2
+    "/sys/fs/cgroup/memory/memory.limit_in_bytes",  # and of version 1
+)
 
 _MOST_AT_A_TIME: Final = 32 << 20
 """Bytes of one call, while which the process can map nothing else."""
@@ -46,7 +53,6 @@ def read_ahead(blocks: Iterable[NDArray[Any]]) -> threading.Thread | None:
 
 
 def _bring_in(runs: list[tuple[int, int]], held: list[NDArray[Any]]) -> None:
-    del held  # This thread's arguments keep the memory mapped.
     advise = _madvise()
     advice = _POPULATE_READ if sys.platform == "linux" else _WILL_NEED
     for begin, end in runs:
@@ -56,13 +62,19 @@ def _bring_in(runs: list[tuple[int, int]], held: list[NDArray[Any]]) -> None:
             if failed == errno.EINVAL and advice == _POPULATE_READ:
                 advice = _WILL_NEED
                 failed = advise(at, nbytes, advice)
-            if failed:
-                return
+            if failed:  # The file was cut short, perhaps; others may be whole.
+                break
+    held.clear()  # Until here the memory was to stay mapped.
 
 
 def _most() -> int:
-    """Half of the machine's memory, in bytes."""
-    return os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE // 2
+    """Half of the memory that the process may use, in bytes."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE]
+    for path in _CONTAINER_LIMITS:
+        # Where there is no limit, there is no file or no number.
+        with contextlib.suppress(OSError, ValueError):
+            limits.append(int(Path(path).read_text()))
+    return min(limits) // 2
 
 
 def _page_runs(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

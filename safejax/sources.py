@@ -149,7 +149,9 @@ class BufferSource(Source):
     def read(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
         if window.size == 0:
             return np.empty(window.shape, dtype)
-        self.asked(window.distinct * dtype.itemsize if _open_logs else 0)
+        self._check()
+        if _open_logs:
+            self._log(window.distinct * dtype.itemsize)
         return self.show(begin, dtype, window)
 
     def show(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
@@ -159,8 +161,7 @@ class BufferSource(Source):
     def asked(self, nbytes: int) -> None:
         """Count a read of so many bytes, which an array of `show` is about to be used for."""
         self._check()
-        if _open_logs:
-            self._log(nbytes)
+        self._log(nbytes)
 
     def look(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> NDArray[Any] | None:
         self._check()

@@ -53,11 +53,6 @@ class View(ABC):
         """Whether nobody changes what was read in place."""
         return all(source.stable for source in self.sources)
 
-    @property
-    def runs_users_code(self) -> bool:
-        """Whether a read calls a function of the user's, which may use other leaves."""
-        return False
-
     @abstractmethod
     def index(self, index: tuple[BasicIndex, ...]) -> "View":
         """The view of `array[index]`: ints in range, slices, at most one Ellipsis."""
@@ -151,13 +146,6 @@ class Strided(View):
     def sources(self) -> tuple[Source, ...]:
         return (self.source,)
 
-    @property
-    def runs_users_code(self) -> bool:
-        source = self.source
-        return isinstance(source, ComputedSource) and (
-            not isinstance(source.operand, View) or source.operand.runs_users_code
-        )
-
     def index(self, index: tuple[BasicIndex, ...]) -> View:
         return self._show(self.window.index(index))
 
@@ -215,10 +203,6 @@ class Concatenation(View):
     @property
     def sources(self) -> tuple[Source, ...]:
         return tuple(dict.fromkeys(source for part in self.parts for source in part.sources))
-
-    @property
-    def runs_users_code(self) -> bool:
-        return any(part.runs_users_code for part in self.parts)
 
     def index(self, index: tuple[BasicIndex, ...]) -> View:
         entries = explicit_index(index, self.shape)
@@ -298,10 +282,6 @@ class Pointwise(View):
     @property
     def sources(self) -> tuple[Source, ...]:
         return self.operand.sources
-
-    @property
-    def runs_users_code(self) -> bool:
-        return not isinstance(self.function, CastTo) or self.operand.runs_users_code
 
     def index(self, index: tuple[BasicIndex, ...]) -> View:
         return self._on(self.operand.index(index))

@@ -57,6 +57,7 @@ def check_same(mine: jax.Array, theirs: jax.Array) -> None:
     assert (mine.dtype, mine.shape, mine.sharding, mine.committed) == (
         theirs.dtype, theirs.shape, theirs.sharding, theirs.committed,
     )  # fmt: skip
+    assert jax.typeof(mine) == jax.typeof(theirs)
     shards = zip(mine.addressable_shards, theirs.addressable_shards, strict=True)
     for mine_there, theirs_there in shards:
         assert (mine_there.device, mine_there.index) == (theirs_there.device, theirs_there.index)
@@ -228,7 +229,11 @@ def test_each_device_gets_its_part_and_each_part_is_read_once(sharding: Any, par
 
 @pytest.mark.parametrize(
     "sharding",
-    [SingleDeviceSharding(DEVICES[2]), *(sharding for sharding, _ in SHARDINGS)],
+    [
+        SingleDeviceSharding(DEVICES[2]),
+        SingleDeviceSharding(DEVICES[0], memory_kind="pinned_host"),
+        *(sharding for sharding, _ in SHARDINGS),
+    ],
     ids=str,
 )
 def test_what_is_public_places_as_the_faster_way_does(
@@ -266,8 +271,12 @@ def test_the_memory_kind_is_the_shardings(sharding: Callable[[str], Any], kind: 
     target = sharding(kind)
     leaf = lazy(HOST, Placement(target, True))
     plain = jax.device_put(HOST, target)
+    assert leaf.aval == plain.aval
     assert leaf.sharding.memory_kind == leaf.placed().sharding.memory_kind == kind
     check_same(leaf.placed(), plain)
+    # What a trace makes of it shows where it takes the values to be.
+    through = [jax.jit(lambda x: x)(array) for array in (plain, leaf, leaf.placed())]
+    assert len({array.sharding.memory_kind for array in through}) == 1
     data = [shard.data.sharding.memory_kind for shard in leaf.placed().addressable_shards]
     assert set(data) == {kind}
 
@@ -276,8 +285,10 @@ def test_the_memory_kind_is_the_shardings(sharding: Callable[[str], Any], kind: 
 def test_keys_go_to_the_memory_kind_too(kind: str) -> None:
     keys = jax.random.split(jax.random.key(1), 8)
     target = NamedSharding(LINE, P("x"), memory_kind=kind)
-    placed = lazy(keys, Placement(target, True)).placed()
+    leaf = lazy(keys, Placement(target, True))
+    placed = leaf.placed()
     assert placed.sharding.memory_kind == kind
+    assert leaf.aval == placed.aval == jax.device_put(keys, target).aval
     assert raw(jax.random.key_data(placed)) == raw(jax.random.key_data(keys))
 
 
@@ -549,7 +560,24 @@ def test_the_mode_when_the_leaf_was_made_decides(
         check_same(parts[1].placed(), plain)
         check_same(parts[2].placed(), sharded)
         assert raw(jax.jit(lambda x: x)(leaf)) == raw(jax.jit(lambda x: x)(plain))
+        # And whatever was asked first, in whichever mode.
+        unread = leaf.__copy__()
+        row = unread[1]
+        assert row.dtype == plain.dtype
+        check_same(row.placed(), jax.device_put(plain[1]))
+    with jax.enable_x64(not placed_wide):
+        assert unread[2].dtype == plain.dtype
+        check_same(unread[2].placed(), jax.device_put(plain[2]))
     assert raw(leaf) == host.tobytes()
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_the_abstract_value_has_the_dtype_that_it_is_asked_for(wide: bool) -> None:
+    for name in WIDE:
+        jax_registration.abstract_value.cache_clear()
+        sharding = SingleDeviceSharding(DEVICES[0])
+        with jax.enable_x64(wide):
+            assert jax_registration.abstract_value((2,), np.dtype(name), sharding).dtype == name
 
 
 # ---- concretely

@@ -1,7 +1,10 @@
 """Reading ahead: the right pages, all of them, and nothing ends the process."""
 
+import gc
 import mmap
 import os
+import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -106,12 +109,60 @@ def test_a_file_that_was_cut_short_ends_no_process(tmp_path: Path) -> None:
     thread.join()
 
 
-def test_the_arrays_are_kept_until_it_is_done(tmp_path: Path) -> None:
+def test_the_arrays_are_kept_until_it_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = str(tmp_path / "kept")
     Path(path).write_bytes(bytes(4 << 20))
+    go_on, begun = threading.Event(), threading.Event()
+
+    def advise(begin: int, nbytes: int, advice: int | None) -> int:
+        begun.set()
+        assert go_on.wait(60)
+        return 0
+
+    monkeypatch.setattr(readahead, "_madvise", lambda: advise)
+    array = mapped(path)
+    kept = weakref.ref(array)
+    thread = read_ahead([array])
+    assert thread is not None
+    del array
+    assert begun.wait(60)
+    gc.collect()
     # Unmapped memory would be an error of madvise, or other memory by then.
-    for _ in range(50):
-        assert read_ahead([mapped(path)]) is not None
+    assert kept() is not None
+    go_on.set()
+    thread.join()
+    assert kept() is None
+
+
+def test_a_file_that_fails_does_not_keep_others_from_being_read(cold: str, tmp_path: Path) -> None:
+    path = str(tmp_path / "short")
+    Path(path).write_bytes(bytes(64 * PAGE))
+    short, whole = mapped(path), mapped(cold)
+    os.truncate(path, PAGE)
+    # By address, either may be the first.
+    thread = read_ahead([short, whole, short])
+    assert thread is not None
+    thread.join()
+    assert resident(whole) == 1
+
+
+def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(readahead, "_CONTAINER_LIMITS", (str(limit),))
+    unlimited = readahead._most()
+    assert 1 << 20 < unlimited < os.sysconf("SC_PHYS_PAGES") * PAGE
+    for text, most in [("max\n", unlimited), ("6000\n", 3000), (f"{1 << 63}\n", unlimited)]:
+        limit.write_text(text)
+        assert readahead._most() == most
+
+
+def test_arrays_in_memory_are_not_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(safejax.api, "read_ahead", lambda blocks: asked.extend(blocks))
+    safejax.materialize(safejax.deserialize(safejax.serialize({"a": jnp.ones((64, 64))})))
+    assert asked == []
 
 
 def test_nothing_to_read_starts_no_thread() -> None:
