@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from safejax.access import Access
 from safejax.codec import IN_MEMORY, Buffer, decode
-from safejax.concretely import concretely_all
+from safejax.concretely import concretely_all, needs_x64
 from safejax.files import PathLike, checked_path, write_atomically
 from safejax.layout import Layout, layout
 from safejax.lazy import LazyArray
@@ -207,15 +207,23 @@ def materialize(tree: Any, *, progress: Progress | None = None) -> Any:
     one_at_a_time = threading.Lock()
     in_place: list[NDArray[Any]] = []
 
-    def place(leaf: LazyArray) -> None:
+    def place(leaves: list[LazyArray]) -> None:
         nonlocal done
-        in_place.extend(leaf.place_here())
-        if progress is not None:
-            with one_at_a_time:
-                done += leaf.nbytes
-                progress(done, total)
+        for leaf in leaves:
+            in_place.extend(leaf.place_here())
+            if progress is not None:
+                with one_at_a_time:
+                    done += leaf.nbytes
+                    progress(done, total)
 
-    tasks = [(partial(place, leaf), leaf.content.view.dtype) for leaf in lazy.values()]
+    # By themselves those that are worth it; all others are placed by one thread, in each mode.
+    groups: list[list[LazyArray]] = [[], []]
+    for leaf in lazy.values():
+        if leaf.is_worth_a_thread:
+            groups.append([leaf])
+        else:
+            groups[needs_x64(leaf.content.view.dtype)].append(leaf)
+    tasks = [(partial(place, group), group[0].content.view.dtype) for group in groups if group]
     concretely_all(tasks, workers=min(8, os.cpu_count() or 1))
     placed = jax.tree.map(lambda leaf: leaf.placed() if isinstance(leaf, LazyArray) else leaf, tree)
     read_ahead(in_place)

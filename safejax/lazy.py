@@ -27,7 +27,7 @@ from safejax.contents import Alike, Content, Rows, key_data_shape, key_dtype
 from safejax.dtypes import Dtype
 from safejax.errors import LeafError, PrecisionWarning, UnsupportedJaxError
 from safejax.jax_registration import abstract_value
-from safejax.placing import Placement, default_placement, place
+from safejax.placing import Placement, default_placement, is_worth_a_thread, place
 from safejax.sources import AbstractSource, ArraySource
 from safejax.views import Strided, View
 from safejax.windows import BasicIndex, Window
@@ -277,6 +277,12 @@ class LazyArray(jax.Array):
             if not self.is_placed:
                 self._placed = self._place(in_place)
         return in_place
+
+    @property
+    def is_worth_a_thread(self) -> bool:
+        """Whether placing it takes time in which other threads get on."""
+        content, dtype = self.content, self._aval.dtype
+        return content.key is None and is_worth_a_thread(content.view, dtype, self._placement)
 
     def _place(self, in_place: list[NDArray[Any]]) -> jax.Array:
         content, placement, dtype = self.content, self._placement, self._placed_dtype()

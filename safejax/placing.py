@@ -21,8 +21,8 @@ from safejax.contents import key_data_shape
 from safejax.dtypes import Dtype
 from safejax.errors import PlacementError, PrecisionError
 from safejax.memory import ALIGNMENT, Arena, aligned_empty
-from safejax.sources import MappedSource
-from safejax.views import CastTo, View
+from safejax.sources import BufferSource, MappedSource
+from safejax.views import CastTo, Strided, View
 
 
 @final
@@ -35,6 +35,9 @@ class Placement:
 
 
 _CONFIG: Final[Any] = jax.config
+
+_WORTH_A_THREAD: Final = 256 << 10
+"""Bytes from which on two threads copy faster than one."""
 
 
 def default_placement() -> Placement:
@@ -84,6 +87,28 @@ def place(
         raise
 
 
+def is_worth_a_thread(view: View, dtype: Dtype, placement: Placement) -> bool:
+    """Whether placing a view takes time outside of Python, so that threads of their own help.
+
+    Not so where it is used in place, or little is copied out of memory: threads then do no more
+    than wait for each other. Of many blocks the first one tells.
+    """
+    if not isinstance(view, Strided) or not isinstance(view.source, BufferSource):
+        return True
+    if view.nbytes < _WORTH_A_THREAD:
+        return False
+    if view.dtype != dtype:
+        return True
+    device = _only_device(placement.sharding)
+    if device is None:
+        indices = _indices(view, placement.sharding)
+        if not indices:
+            return False
+        device, index = next(iter(indices.items()))
+        view = view.index(index)
+    return view.peek(alignment_for(device, dtype)) is None
+
+
 class _Task(NamedTuple):
     """What the blocks of a leaf are made of, and where it is told which are used in place."""
 
@@ -115,10 +140,7 @@ def _only_device(sharding: Sharding) -> Any | None:
 def _blocks(task: _Task, sharding: Sharding) -> dict[Any, NDArray[Any]]:
     """What each device of this process is given."""
     view = task.view
-    indices = cast(
-        "dict[Any, tuple[slice, ...]]",
-        sharding.addressable_devices_indices_map(view.shape),
-    )
+    indices = _indices(view, sharding)
     bounds = {
         device: tuple((part.start, part.stop) for part in index)
         for device, index in indices.items()
@@ -133,6 +155,11 @@ def _blocks(task: _Task, sharding: Sharding) -> dict[Any, NDArray[Any]]:
             if bounds[device] not in distinct:
                 distinct[bounds[device]] = _block(task, view.index(index), device, arena.empty)
     return {device: distinct[bounds[device]] for device in indices}
+
+
+def _indices(view: View, sharding: Sharding) -> dict[Any, tuple[slice, ...]]:
+    """The part of the view that each device of this process holds."""
+    return cast("Any", sharding.addressable_devices_indices_map(view.shape))
 
 
 def _of_key_data(sharding: Sharding, key_axes: int) -> Sharding:

@@ -297,7 +297,7 @@ def _is_in_place(view: View, devices: list[Any]) -> bool:
         return False
     # The strictest device of those that share the block.
     alignment = max(alignment_for(device, view.dtype) for device in devices)
-    return view.source.peek(view.begin, view.dtype, view.window, alignment) is not None
+    return view.peek(alignment) is not None
 
 
 def _is_whole(view: View) -> bool:

@@ -7,6 +7,7 @@ of the three, and reading a part requests only that part's bytes. A reshape that
 show is a barrier: the whole operand is read whenever any of it is.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
@@ -36,7 +37,7 @@ class View(ABC):
     @property
     def size(self) -> int:
         """How many elements the view shows."""
-        return Window.whole(self.shape).size
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -146,7 +147,7 @@ class Strided(View):
     def sources(self) -> tuple[Source, ...]:
         return (self.source,)
 
-    def index(self, index: tuple[BasicIndex, ...]) -> View:
+    def index(self, index: tuple[BasicIndex, ...]) -> "Strided":
         return self._show(self.window.index(index))
 
     def row(self, number: int) -> "Strided":
@@ -166,6 +167,10 @@ class Strided(View):
     def read(self) -> NDArray[Any]:
         array = self.source.read(self.begin, self.dtype, self.window)
         return _proper_bools(array) if self.dtype.kind == "b" else array
+
+    def peek(self, alignment: int) -> NDArray[Any] | None:
+        """What `look` gives, for who does not use it, as far as can be told without reading."""
+        return self.source.peek(self.begin, self.dtype, self.window, alignment)
 
     def look(self, alignment: int) -> NDArray[Any] | None:
         array = self.source.look(self.begin, self.dtype, self.window, alignment)

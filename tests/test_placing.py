@@ -22,7 +22,8 @@ from safejax.concretely import concretely, concretely_all
 from safejax.contents import Content
 from safejax.errors import PrecisionError, PrecisionWarning, ReadError
 from safejax.lazy import LazyArray, NarrowingNotice, content_of
-from safejax.placing import Placement, default_placement, place
+from safejax.memory import aligned_empty
+from safejax.placing import Placement, default_placement, is_worth_a_thread, place
 from safejax.sources import ArraySource, BufferSource, MappedSource, observe_reads
 from safejax.views import CastTo, Concatenation, Pointwise, Strided, View, stack
 from safejax.windows import Window
@@ -428,6 +429,42 @@ def test_a_file_that_was_cut_short_is_an_error_and_not_the_end(mapped: MappedSou
     with pytest.raises(ReadError, match="cut short"):
         leaf.placed()
     assert not leaf.is_placed
+
+
+# ---- what threads are for
+
+
+BIG = np.zeros((512, 1024), np.float32)
+
+
+def strided(array: np.ndarray, begin: int = 64) -> Strided:
+    memory = aligned_empty((begin + array.nbytes,), np.dtype(np.uint8))
+    source = BufferSource(memory, "memory")
+    return Strided(source, begin, array.dtype, Window.whole(array.shape))
+
+
+@pytest.mark.parametrize(
+    ("view", "sharding", "expected"),
+    [
+        (strided(BIG), SingleDeviceSharding(DEVICES[0]), False),
+        (strided(BIG), NamedSharding(LINE, P("x")), False),
+        (strided(BIG), NamedSharding(LINE, P()), False),
+        (strided(BIG), NamedSharding(LINE, P(None, "x")), True),
+        (strided(BIG, 68), SingleDeviceSharding(DEVICES[0]), True),
+        (strided(BIG, 68), NamedSharding(LINE, P("x")), True),
+        (strided(BIG).transpose((1, 0)), SingleDeviceSharding(DEVICES[0]), True),
+        (strided(HOST, 68), SingleDeviceSharding(DEVICES[0]), False),  # too little to copy
+        (strided(BIG.astype(np.float64)), SingleDeviceSharding(DEVICES[0]), True),  # narrowed
+        (view_of(BIG), SingleDeviceSharding(DEVICES[0]), True),  # may be on another device
+        (Pointwise(view_of(HOST), CastTo(np.dtype("f2")), np.dtype("f2")),
+         SingleDeviceSharding(DEVICES[0]), True),
+    ],
+)  # fmt: skip
+def test_threads_are_for_what_is_copied(view: View, sharding: Any, expected: bool) -> None:
+    dtype = np.dtype(np.float32) if view.dtype == np.float64 else view.dtype
+    with observe_reads() as log:
+        assert is_worth_a_thread(view, dtype, Placement(sharding, True)) is expected
+        assert not log.reads
 
 
 # ---- 64-bit leaves
