@@ -62,9 +62,9 @@ class Alike(ABC):
     def content(self, number: int) -> Content:
         """What the leaf with this number holds."""
 
-    @abstractmethod
     def read(self, number: int) -> NDArray[Any]:
         """The leaf's values, as `content(number).view.read()` gives them."""
+        return self.content(number).view.read()
 
 
 @final
@@ -85,27 +85,24 @@ class Tensors(Alike):
     def content(self, number: int) -> Content:
         return Content(Strided(self._source, number, self._dtype, self._window))
 
-    def read(self, number: int) -> NDArray[Any]:
-        return self.content(number).view.read()
-
 
 @final
 class Rows(Alike):
     """The rows of a leaf; the number is that of the row."""
 
-    __slots__ = ("_nbytes", "_shown", "_view", "size")
+    __slots__ = ("_shown", "_view", "size")
 
     def __init__(self, view: Strided) -> None:
         self._view = view
         self.size = view.shape[0]
-        self._nbytes = view.row(0).window.distinct * view.dtype.itemsize
-        # Where they lie in memory or in a mapped file, a row is no more than an index away.
-        self._shown: tuple[BufferSource, NDArray[Any]] | None = None
+        # Where they lie in memory or in a mapped file, a row of so many bytes is an index away.
+        self._shown: tuple[BufferSource, NDArray[Any], int] | None = None
         source = view.source
         # A row of one axis is a scalar to NumPy, and bytes of bools may have to be mended.
         simple = len(view.shape) > 1 and view.dtype.kind != "b"
         if isinstance(source, BufferSource) and simple:
-            self._shown = source, source.show(view.begin, view.dtype, view.window)
+            nbytes = view.row(0).window.distinct * view.dtype.itemsize
+            self._shown = source, source.show(view.begin, view.dtype, view.window), nbytes
 
     @classmethod
     def of(cls, content: Content) -> Self | None:
@@ -120,7 +117,7 @@ class Rows(Alike):
 
     def read(self, number: int) -> NDArray[Any]:
         if self._shown is None:
-            return self._view.row(number).read()
-        source, values = self._shown
-        source.asked(self._nbytes)
+            return super().read(number)
+        source, values, nbytes = self._shown
+        source.asked(nbytes)
         return values[number]

@@ -51,6 +51,10 @@ VIEWS: dict[str, tuple[View, np.ndarray]] = {
 }  # fmt: skip
 
 
+COPIED = ("bools that are not 0 or 1", "behind a barrier")
+"""Views whose rows are made anew; all others look at what nobody may write to."""
+
+
 @pytest.mark.parametrize("kind", VIEWS)
 def test_a_row_is_what_indexing_gives(kind: str) -> None:
     view, host = VIEWS[kind]
@@ -64,12 +68,11 @@ def test_a_row_is_what_indexing_gives(kind: str) -> None:
             row = rows.read(number)
             asked = log.nbytes
             log.clear()
-            same = by_index.read()
+            by_index.read()
             assert asked == log.nbytes
         assert (row.dtype, row.shape) == (expected.dtype, expected.shape)
         assert row.tobytes() == expected.tobytes()
-        assert row.flags.writeable == same.flags.writeable
-        assert not row.flags.writeable or not np.shares_memory(row, host)
+        assert row.flags.writeable == (kind in COPIED)
 
 
 @pytest.mark.parametrize(
