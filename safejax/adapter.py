@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Final, TypeAlias
 
 from safejax.access import Access
@@ -79,7 +78,7 @@ def with_root(leaves: Leaves, kind: Kind) -> Leaves:
     known = leaves.structure
     if "" in known.kinds or () in known.paths.values():
         return leaves
-    structure = replace(known, kinds={**known.kinds, "": kind})
+    structure = known._replace(kinds={**known.kinds, "": kind})
     return Leaves(leaves, structure, leaves.metadata)
 
 

@@ -1,9 +1,8 @@
 """What a leaf holds, on the host's side, and what many leaves hold that are alike."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Self, final
+from typing import Any, NamedTuple, Self, final
 
 import jax
 from numpy.typing import NDArray
@@ -27,8 +26,7 @@ def key_data_shape(key: str) -> tuple[int, ...]:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Content:
+class Content(NamedTuple):
     """What a leaf holds.
 
     For a typed key array `view` is the key data, uint32 with the key's own axes last, and

@@ -6,9 +6,8 @@ Source of the codes: the safetensors format description and its reference reader
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final, TypeAlias, final
+from typing import Any, Final, NamedTuple, TypeAlias, final
 
 import ml_dtypes
 import numpy as np
@@ -64,8 +63,7 @@ _RECORDED_BY_NAME: Final[dict[str, Dtype]] = {dtype.name: dtype for dtype in _RE
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(NamedTuple):
     """How a leaf stands in the file.
 
     `code` and `shape` are the header's; `recorded` is the true dtype's name where the code

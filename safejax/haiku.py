@@ -8,7 +8,6 @@ Module names keep their `/` and `~`: only dots part the names in a file.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Final
 
 import jax
@@ -101,8 +100,8 @@ def _flatten(params: Any) -> Leaves:
     for name, node in walked.entries.items():
         if _is_immutable(node):
             key = container_key(walked.structure.paths.get(name, split(name)))
-            kinds[key] = replace(kinds.get(key, Kind()), type=_IMMUTABLE_NAME)
-    return Leaves(leaves, replace(leaves.structure, kinds=kinds))
+            kinds[key] = kinds.get(key, Kind())._replace(type=_IMMUTABLE_NAME)
+    return Leaves(leaves, leaves.structure._replace(kinds=kinds))
 
 
 def _mutable(tree: Any) -> Any:

@@ -9,7 +9,6 @@ reason stands beside the rule.
 
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, cast, final
 
 from safejax import strict_json
@@ -58,8 +57,7 @@ class Tensor(NamedTuple):
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """A parsed header; `tensors` in the file's order, offsets counted from the file's begin."""
 
     tensors: Mapping[str, Tensor]
@@ -219,8 +217,7 @@ def _are_side_by_side(tensors: Iterable[Tensor], begin: int, end: int) -> bool:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A tensor to be written: its name, file dtype code, shape, and size in bytes."""
 
     name: str

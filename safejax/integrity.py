@@ -8,9 +8,8 @@ a digest is first made.
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Final, TypeAlias, final
+from typing import Any, Final, NamedTuple, TypeAlias, final
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -32,8 +31,7 @@ _Hash: TypeAlias = Any
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Digests:
+class Digests(NamedTuple):
     """The digests of a file: of every block of `block_bytes` of each tensor, in their order.
 
     `of` maps the names of tensors to their digests side by side, `DIGEST_BYTES` each.

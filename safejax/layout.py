@@ -1,7 +1,7 @@
 """The layout of a file to write: which bytes go where, before any leaf is read."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final, final
 
 import jax
@@ -87,7 +87,7 @@ class Layout:
         return b"".join(chunks)
 
     def _head(self, digests: Digests | None) -> bytes:
-        record = replace(self.record, digests=digests)
+        record = self.record._replace(digests=digests)
         metadata = with_record(self.metadata, record)
         return write_header([entry for entry, _, _ in self.leaves], metadata, self.file)
 
@@ -150,7 +150,7 @@ def _of_these(leaves: Leaves) -> Structure:
                 for alias, to in kind.aliases
                 if name_in(key, to) in leaves and name_in(key, alias) not in leaves
             )
-            kinds[key] = replace(kind, aliases=aliases)
+            kinds[key] = kind._replace(aliases=aliases)
     return Structure(kinds, paths)
 
 

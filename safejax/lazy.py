@@ -125,7 +125,7 @@ class LazyArray(jax.Array):
     def content(self) -> Content:
         """What the leaf holds on the host's side, unread."""
         content = self._content
-        if isinstance(content, tuple):
+        if not isinstance(content, Content):
             alike, number = content
             content = self._content = alike.content(number)
         return content
@@ -309,7 +309,7 @@ class LazyArray(jax.Array):
     ) -> NDArray[Any]:
         del context
         content = self._content
-        if isinstance(content, tuple):
+        if not isinstance(content, Content):
             alike, number = content
             host = alike.read(number)
         elif content.key is None:

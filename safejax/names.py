@@ -9,8 +9,7 @@ name can be matched in more than one way, each takes as little as it can, the fi
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Final, TypeAlias, final
+from typing import Final, NamedTuple, TypeAlias, final
 
 from safejax.errors import TransformError
 
@@ -33,8 +32,7 @@ def split(name: str) -> tuple[str, ...]:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Template:
+class Template(NamedTuple):
     """A parsed pattern: literal text and placeholders in turn.
 
     `parts` holds the text before, between and after the placeholders, `placeholders` what

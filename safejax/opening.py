@@ -2,8 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final, TypeAlias, cast, final
+from typing import Final, NamedTuple, TypeAlias, cast, final
 
 from safejax.access import Access
 from safejax.codec import check_structure, open_file, open_leaves
@@ -21,8 +20,7 @@ _ATTEMPTS: Final = 100
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class _How:
+class _How(NamedTuple):
     """How files are opened: with their digests checked, and by which access."""
 
     verify: bool

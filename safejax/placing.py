@@ -7,7 +7,6 @@ to the device as they are, and XLA's CPU client uses them in place where they ar
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, TypeAlias, cast, final
 
@@ -26,8 +25,7 @@ from safejax.views import CastTo, Strided, View
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(NamedTuple):
     """Where a leaf goes; not committed means: JAX may move it to meet other arrays."""
 
     sharding: Sharding

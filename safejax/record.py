@@ -11,8 +11,7 @@ import math
 import re
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar, cast, final
+from typing import Any, Final, NamedTuple, TypeVar, cast, final
 
 from safejax import strict_json
 from safejax.errors import InvalidFileError, TransformError
@@ -31,12 +30,12 @@ _FIELDS: Final = frozenset(
 _DIGEST_FIELDS: Final = frozenset({"algorithm", "block_bytes", "tensors"})
 _HEX: Final = re.compile(r"-?0x[0-9a-f]+")
 _DOUBLE: Final = re.compile(r"[0-9a-f]{16}")
+_NONE: Final[Mapping[str, Any]] = {}
 _T = TypeVar("_T")
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """A file's record. `values` holds scalars, strings, None and `EMPTY`, by name.
 
     `dtypes` names the true dtype of tensors that are stored under another code, `keys` the
@@ -44,12 +43,10 @@ class Record:
     `adds_format` says that the user's metadata has no `format`, and the file's is ours.
     """
 
-    structure: Structure = field(default_factory=Structure)
-    values: Mapping[str, Scalar | Empty | None] = field(
-        default_factory=dict[str, "Scalar | Empty | None"]
-    )
-    dtypes: Mapping[str, str] = field(default_factory=dict[str, str])
-    keys: Mapping[str, str] = field(default_factory=dict[str, str])
+    structure: Structure = Structure()
+    values: Mapping[str, Scalar | Empty | None] = _NONE
+    dtypes: Mapping[str, str] = _NONE
+    keys: Mapping[str, str] = _NONE
     digests: Digests | None = None
     adds_format: bool = False
 

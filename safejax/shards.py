@@ -7,9 +7,9 @@ to files, and a `metadata` in which our record of the tree stands.
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Final, cast, final
+from typing import Any, Final, NamedTuple, cast, final
 
 from safejax import strict_json
 from safejax.errors import InvalidFileError
@@ -100,12 +100,11 @@ def _assigned(sizes: Mapping[str, int], max_bytes: int) -> list[list[str]]:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Index:
+class Index(NamedTuple):
     """Which tensor is in which file, and what the record tells of the tree."""
 
     weight_map: Mapping[str, str]
-    record: Record | None = field(default=None)
+    record: Record | None = None
 
     @property
     def files(self) -> list[str]:
@@ -218,9 +217,9 @@ def _common_structure(structures: list[Structure]) -> Structure:
 
 def _kind_of_all(kinds: list[Kind]) -> Kind | None:
     """What a container is of whose children each file tells its own; None if they disagree."""
-    if len({replace(kind, order=None, aliases=()) for kind in kinds}) > 1:
+    if len({kind._replace(order=None, aliases=()) for kind in kinds}) > 1:
         return None
     orders = [kind.order for kind in kinds if kind.order is not None]
     whole = tuple(chain.from_iterable(orders)) if len(orders) == len(kinds) else None
     aliases = tuple(chain.from_iterable(kind.aliases for kind in kinds))
-    return replace(kinds[0], order=whole, aliases=aliases)
+    return kinds[0]._replace(order=whole, aliases=aliases)

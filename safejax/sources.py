@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final, final
+from typing import Any, Final, NamedTuple, final
 
 import jax
 import numpy as np
@@ -28,8 +28,7 @@ from safejax.windows import Spans, Window
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Read:
+class Read(NamedTuple):
     """One request: how many bytes were asked of which source."""
 
     source: str

@@ -10,8 +10,7 @@ import contextlib
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Container, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeAlias, cast, final
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast, final
 
 import jax
 import numpy as np
@@ -39,11 +38,11 @@ class Empty:
 
 
 EMPTY: Final = Empty()
+_NONE: Final[Mapping[str, Any]] = {}
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Kind:
+class Kind(NamedTuple):
     """What a container is, beyond a dict with string keys.
 
     `type` is `dict`, `list`, `tuple` or a qualified class name. `keys` pairs a child's segment
@@ -61,8 +60,7 @@ class Kind:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Structure:
+class Structure(NamedTuple):
     """All that is needed to make a tree of names.
 
     `kinds` by container key (`container_key`), `paths` by name. A tree that was flattened in
@@ -71,10 +69,10 @@ class Structure:
     whatever its node types.
     """
 
-    kinds: Mapping[str, Kind] = field(default_factory=dict[str, Kind])
-    paths: Mapping[str, Segments] = field(default_factory=dict[str, Segments])
+    kinds: Mapping[str, Kind] = _NONE
+    paths: Mapping[str, Segments] = _NONE
     names: tuple[str, ...] = ()
-    nothing: Mapping[str, Empty | None] = field(default_factory=dict[str, "Empty | None"])
+    nothing: Mapping[str, Empty | None] = _NONE
     treedef: Any = None
 
     def fits(self, entries: Mapping[str, Any]) -> bool:
@@ -129,8 +127,7 @@ def name_in(container: str, segment: str) -> str:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Walk:
+class Walk(NamedTuple):
     """The entries of a tree by name, in JAX's order, and the structure around them.
 
     `entries` holds the leaves, and None and `EMPTY` where the tree has nothing.
