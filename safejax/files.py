@@ -9,6 +9,8 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Final, TypeAlias
 
+from safejax.writeback import Writeback
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -63,9 +65,11 @@ def write_chunks(
     head: Callable[[], bytes] | None = None,
 ) -> None:
     """Write `chunks`, and `head` over the first ones, and have all of it on disk."""
+    writeback = Writeback(descriptor)
     with open(descriptor, "wb", closefd=False) as file:
         for chunk in chunks:
             file.write(chunk)
+            writeback.wrote(chunk.nbytes)
             wrote(chunk.nbytes)
         if head is not None:
             file.seek(0)

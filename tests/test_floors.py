@@ -15,8 +15,8 @@ PACKAGE = Path(safejax.__file__).parent
 
 # A module imports from lower floors only, so there is no cycle.
 FLOORS: list[set[str]] = [
-    {"errors", "dtypes", "memory", "strict_json", "windows", "files", "jax_registration"},
-    {"names", "header", "sources", "concretely", "readahead"},
+    {"errors", "dtypes", "memory", "strict_json", "windows", "writeback", "jax_registration"},
+    {"files", "names", "header", "sources", "concretely", "readahead"},
     {"structure", "views", "remote", "integrity", "folders", "access"},
     {"contents"},
     {"placing"},
