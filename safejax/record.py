@@ -30,7 +30,6 @@ _FIELDS: Final = frozenset(
 _DIGEST_FIELDS: Final = frozenset({"algorithm", "block_bytes", "tensors"})
 _HEX: Final = re.compile(r"-?0x[0-9a-f]+")
 _DOUBLE: Final = re.compile(r"[0-9a-f]{16}")
-_NONE: Final[Mapping[str, Any]] = {}
 _T = TypeVar("_T")
 
 
@@ -44,9 +43,9 @@ class Record(NamedTuple):
     """
 
     structure: Structure = Structure()
-    values: Mapping[str, Scalar | Empty | None] = _NONE
-    dtypes: Mapping[str, str] = _NONE
-    keys: Mapping[str, str] = _NONE
+    values: Mapping[str, Scalar | Empty | None] = {}
+    dtypes: Mapping[str, str] = {}
+    keys: Mapping[str, str] = {}
     digests: Digests | None = None
     adds_format: bool = False
 

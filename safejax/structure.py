@@ -38,7 +38,6 @@ class Empty:
 
 
 EMPTY: Final = Empty()
-_NONE: Final[Mapping[str, Any]] = {}
 
 
 @final
@@ -69,10 +68,10 @@ class Structure(NamedTuple):
     whatever its node types.
     """
 
-    kinds: Mapping[str, Kind] = _NONE
-    paths: Mapping[str, Segments] = _NONE
+    kinds: Mapping[str, Kind] = {}
+    paths: Mapping[str, Segments] = {}
     names: tuple[str, ...] = ()
-    nothing: Mapping[str, Empty | None] = _NONE
+    nothing: Mapping[str, Empty | None] = {}
     treedef: Any = None
 
     def fits(self, entries: Mapping[str, Any]) -> bool:
