@@ -1,0 +1,44 @@
+"""The files about the project say what is so: the version, what is packed, hooks, links."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import safejax
+
+ROOT = Path(safejax.__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+
+
+def test_the_version_is_in_one_place() -> None:
+    assert "version" not in PROJECT["project"]
+    path = PROJECT["tool"]["hatch"]["version"]["path"]
+    assert f'\n__version__ = "{safejax.__version__}"\n' in (ROOT / path).read_text()
+
+
+def test_the_changelog_begins_with_this_version() -> None:
+    sections = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert safejax.__version__ in sections[0]
+
+
+def test_what_is_packed_is_there() -> None:
+    for name in PROJECT["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]:
+        assert (ROOT / name).exists(), name
+
+
+@pytest.mark.skipif(not (ROOT / ".ci").exists(), reason="an sdist has no hooks")
+def test_the_hooks_are_what_ci_runs() -> None:
+    entries = re.findall(r"^ +entry: (.*)$", (ROOT / ".pre-commit-config.yaml").read_text(), re.M)
+    checks = (ROOT / ".ci" / "run").read_text()
+    assert len(entries) == len(re.findall(r"\.venv/bin/(?:ruff|pyright)\b", checks)) == 3
+    for entry in entries:
+        assert re.search(rf"{re.escape(entry)}( \|\||$)", checks, re.M), entry
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\((?!https?://)([^)#]+)[^)]*\)", page.read_text()):
+        assert (page.parent / link).exists(), link
