@@ -1,14 +1,14 @@
-"""What all tests share: eight virtual CPU devices, and how hard hypothesis tries.
+"""Settings for all tests: eight virtual CPU devices, and the effort of hypothesis.
 
-The environment is set here, at the top of the tree, since JAX reads it when it is imported.
+The environment is set here, before any other module of the tests, since JAX reads it on import.
 """
 
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
-# XLA's threads: as many as this machine has cores are too few for JAX 0.8, where devices that
-# wait for each other hold threads that a large matrix product needs, and nothing ever ends.
+# The number of XLA's threads. One per core is too few for JAX 0.8: devices that wait for each
+# other hold threads that a large matrix product needs, which is a deadlock.
 os.environ["NPROC"] = "32"
 
 import hypothesis

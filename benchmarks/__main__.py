@@ -19,7 +19,7 @@ from benchmarks.trees import MIB
 
 
 def main() -> int:
-    """Run the cases, print the tables, write what was asked for."""
+    """Run the cases, print the tables, and write the files that the options ask for."""
     options = _options()
     if options.again is None:
         report = _measured(options)
@@ -30,7 +30,7 @@ def main() -> int:
     print(table(report))
     _write(report, options.json)
     if options.plot is not None:
-        # Only here: matplotlib is needed for nothing else.
+        # Imported here, since nothing else needs matplotlib.
         from benchmarks.plot import draw
 
         draw(report, options.plot)
@@ -60,7 +60,7 @@ def _measured(options: argparse.Namespace) -> dict[str, Any]:
             sys.exit(f"--sides: expected some of {', '.join(SIDES)}, got {name!r}")
     folder = tempfile.mkdtemp(prefix="safejax-benchmarks-", dir=options.folder)
     try:
-        # The load of the machine before the benchmark adds its own.
+        # Measured first, so that the load average does not include the benchmark.
         machine = measure.machine(folder)
         report: dict[str, Any] = {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -75,7 +75,7 @@ def _measured(options: argparse.Namespace) -> dict[str, Any]:
         for result in Bench(folder, size, options.repeats, tuple(options.sides)).run(cases):
             results.append(result)
             report["targets"] = targets(results)
-            # All takes an hour: what was measured stays if it is ended before.
+            # A full run takes an hour; if it is interrupted, its results so far are kept.
             _write(report, options.json)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -85,21 +85,29 @@ def _measured(options: argparse.Namespace) -> dict[str, Any]:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "--quick", action="store_true", help="64 MiB and 3 rounds, and no case above 256 MiB"
+        "--quick", action="store_true", help="64 MiB, 3 rounds, and no case above 256 MiB"
     )
-    parser.add_argument("--only", type=_names, default=[], help="cases or groups, by commas")
-    parser.add_argument("--sides", type=_names, default=[], help="only these, by commas")
-    parser.add_argument("--size", type=float, help="MiB of the tree; 1024 unless quick")
-    parser.add_argument("--repeats", type=int, help="rounds that are timed; 5 unless quick")
-    parser.add_argument("--json", help="write what was measured to this file")
-    parser.add_argument("--plot", help="draw the main cases to this PNG")
-    parser.add_argument("--folder", help="where the files go; the system's temporary folder")
-    parser.add_argument("--from", dest="again", help="measure nothing: show what --json wrote")
+    parser.add_argument(
+        "--only", type=_names, default=[], help="these cases or groups, separated by commas"
+    )
+    parser.add_argument("--sides", type=_names, default=[], help="these sides, separated by commas")
+    parser.add_argument(
+        "--size", type=float, help="size of the tree in MiB; 1024, or 64 with --quick"
+    )
+    parser.add_argument("--repeats", type=int, help="number of timed rounds; 5, or 3 with --quick")
+    parser.add_argument("--json", help="write the results to this file")
+    parser.add_argument("--plot", help="draw a chart of the main cases to this PNG")
+    parser.add_argument(
+        "--folder", help="folder for the files; by default the system's temporary folder"
+    )
+    parser.add_argument(
+        "--from", dest="again", help="measure nothing, and show a file that --json wrote"
+    )
     options = parser.parse_args()
     options.size = options.size or (64 if options.quick else 1024)
     options.repeats = options.repeats or (3 if options.quick else 5)
     if options.folder is not None and not os.path.isdir(options.folder):
-        parser.error(f"--folder: expected a folder that is there, got {options.folder!r}")
+        parser.error(f"--folder: expected an existing folder, got {options.folder!r}")
     return options
 
 

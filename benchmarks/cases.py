@@ -1,4 +1,4 @@
-"""The cases: what is done, by which sides, with how large a tree."""
+"""The cases: what is done, by which sides, and with a tree of which size."""
 
 from dataclasses import dataclass, replace
 from typing import Final, final
@@ -21,13 +21,12 @@ _MAIN: Final = ("safejax", "limit", "safetensors.flax", "Orbax")
 @final
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One row of the benchmark: a function that every side's module has.
+    """One benchmark: a function that the module of every side has.
 
-    `limits` names the function that stands for the limit, where it goes by another name.
-    `module` is where all sides of the case stand, if not each in its own. `scale` multiplies
-    the size that the user chose; `nbytes` takes its place; `count` is that of the tensors.
-    `copied` says how much of the tree cannot but be copied into private memory, `touched` how
-    much of it is used at all.
+    `limits` is the function of the limit, if it has another name. `module` is the module of all
+    sides of the case, if they do not use their own. `scale` multiplies the size that the user
+    chose; `nbytes` replaces it; `count` is the number of tensors. `copied` is the fraction of the
+    tree that has to be copied into private memory, `touched` the fraction that is used at all.
     """
 
     name: str
@@ -49,11 +48,11 @@ class Case:
 
     @property
     def file_is_read(self) -> bool:
-        """Whether there has to be a file that holds the tree."""
+        """Whether the case needs a file that holds the tree."""
         return self.function not in ("save", "save_cast", "import_module")
 
     def spec(self, size: int) -> Spec:
-        """The tree, where the user asked for `size` bytes."""
+        """The tree, if the user asked for `size` bytes."""
         return Spec(self.nbytes or max(int(size * self.scale), MIB // 4), self.count)
 
 
@@ -116,12 +115,12 @@ _CASES: Final = (
         ("safejax", "limit", "safetensors.flax"), scale=4.0,
     ),
     Case(
-        "set", "load 8 files of others onto 8 devices, by rows", "load", ("safejax",),
+        "set", "load 8 files of another writer onto 8 devices, by rows", "load", ("safejax",),
         group="sets", file=SET, scale=4.0, devices=8, layout="rows", copied=1.0,
     ),
     Case(
-        "set_convert", "convert 8 files of others to one of bfloat16", "convert", ("safejax",),
-        group="sets", file=SET, scale=4.0,
+        "set_convert", "convert 8 files of another writer to one of bfloat16", "convert",
+        ("safejax",), group="sets", file=SET, scale=4.0,
     ),
     *map(_opening, (1_000, 10_000, 100_000)),
     replace(
@@ -151,11 +150,11 @@ _CASES: Final = (
 CASES: Final = {case.name: case for case in _CASES}
 
 QUICK_NBYTES: Final = 256 * MIB
-"""The largest tree of `--quick`."""
+"""The size of the largest tree of `--quick`, in bytes."""
 
 
 def chosen(only: list[str], *, quick: bool, size: int) -> list[Case]:
-    """The cases of the names and groups in `only`, or all; `KeyError` for what is neither."""
+    """The cases and groups named in `only`, or all; `KeyError` for any other name."""
     groups = {case.group for case in _CASES}
     for name in only:
         if name not in CASES and name not in groups:

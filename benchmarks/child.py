@@ -1,6 +1,6 @@
-"""One side doing one case, in a process of its own: `python -m benchmarks.child REQUEST`.
+"""One side of one case, in a process of its own: `python -m benchmarks.child REQUEST`.
 
-The request is JSON on the command line; the answer is the last line that is printed, JSON too.
+The request is JSON on the command line; the answer is JSON on the last line of the output.
 """
 
 import contextlib
@@ -21,12 +21,12 @@ from benchmarks.trees import Spec
 @final
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the child is to do.
+    """The task of a child.
 
-    `mode` "write" makes the files; "time" only times; "check" looks at the rest: whether what
-    came out is right, bytes read, facts. `folder` holds the file; the same work is done with
-    the small tree first, so that what a process pays once is not counted. `memory` bytes are
-    touched and freed just before.
+    `mode` "write" makes the files; "time" only measures the time; "check" also checks the result
+    and measures the bytes read and the facts. `folder` holds the file. The same work is done with
+    the small tree first, so that the costs of the first call are not counted. `memory` bytes are
+    touched and freed just before the measurement.
     """
 
     mode: Literal["write", "time", "check"]
@@ -46,7 +46,7 @@ class Request:
     counts: str = "unknown"
 
     def job(self, *, small: bool = False) -> Job:
-        """The request as a side understands it."""
+        """The job that a side is given."""
         folder = self.small_folder if small else self.folder
         spec = Spec(*(self.small_spec if small else self.spec))
         return Job(
@@ -55,16 +55,16 @@ class Request:
         )  # fmt: skip
 
     def encoded(self) -> str:
-        """The request as it stands on a command line."""
+        """The request as JSON, for the command line."""
         return json.dumps(asdict(self))
 
 
 @final
 @dataclass(slots=True)
 class Answer:
-    """What was measured: of one call in seconds; `begin` and `end` by `time.monotonic`.
+    """What was measured: the seconds of one call; `begin` and `end` are of `time.monotonic`.
 
-    `cold` is the share of the file that stayed in the page cache, where it was to be dropped.
+    `cold` is the fraction of the file that stayed in the page cache although it was dropped.
     """
 
     seconds: float
@@ -78,7 +78,7 @@ class Answer:
 
 
 def answer(request: Request) -> Answer:
-    """Do what the request says, and measure it."""
+    """Do the task of the request, and measure it."""
     module = importlib.import_module(f"benchmarks.sides.{request.module}")
     prepare: Callable[[Job], Work] = getattr(module, request.function)
     if request.warm_up:
@@ -99,7 +99,7 @@ def answer(request: Request) -> Answer:
 
 def _settle(request: Request, path: str) -> float | None:
     stayed = None
-    # Or one side's flush would wait for what another left to be written.
+    # Otherwise one side's flush would wait for what another side left to be written.
     os.sync()
     if request.cold:
         stayed = measure.chill(path)
@@ -122,9 +122,9 @@ def _timed(work: Work) -> tuple[Any, Answer]:
 
 @contextlib.contextmanager
 def _counting(request: Request) -> Generator[Callable[[], int | None]]:
-    """Inside the block, count the bytes that are read; only in a check, which is not timed."""
+    """Count the bytes that are read in the block, but only in a check, which is not timed."""
     if request.mode == "check" and request.counts == "requests":
-        import safejax  # Here: it may be what is measured.
+        import safejax  # Imported here, since its import may be what is measured.
 
         with safejax.observe_reads() as log:
             yield lambda: log.nbytes
@@ -147,7 +147,7 @@ def main() -> None:
         print(json.dumps({}))
     else:
         print(json.dumps(asdict(answer(request))), flush=True)
-    # Some sides leave threads that take a while to end.
+    # Threads of some sides take a while to end.
     sys.stdout.flush()
     os._exit(0)
 

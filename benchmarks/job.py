@@ -1,4 +1,4 @@
-"""What a side is given, what it gives back, and what sides have in common."""
+"""The job of a side, the work that it returns, and functions that sides share."""
 
 import os
 import shutil
@@ -19,10 +19,10 @@ Facts: TypeAlias = dict[str, float]
 @final
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One thing to be done by one side: with which tree, and with what file.
+    """The tree and the files of one side in one case.
 
-    `path` is the file, or folder, in the side's format that holds the tree; `target` is one to
-    write to. `layout` names the way leaves lie on the devices; "" is one device.
+    `path` is the file or folder, in the format of the side, that holds the tree; `target` is one
+    to write to. `layout` names how leaves are distributed over the devices; "" is one device.
     """
 
     side: str
@@ -32,7 +32,7 @@ class Job:
     layout: str = ""
 
     def sharding(self, shape: tuple[int, ...]) -> Sharding:
-        """Where a leaf of this shape goes."""
+        """The sharding of a leaf of this shape."""
         devices = jax.devices()
         if not self.layout:
             return SingleDeviceSharding(devices[0])
@@ -45,11 +45,11 @@ class Job:
         return NamedSharding(mesh, PartitionSpec(*axes) if len(shape) == 2 else _EVERYWHERE)
 
     def shardings(self) -> dict[str, Sharding]:
-        """Where each leaf goes, by its name."""
+        """The sharding of each leaf by name."""
         return {name: self.sharding(shape) for name, shape in self.spec.shapes().items()}
 
     def abstract(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """The tree as it is to be after a load."""
+        """The tree after a load, as shapes, dtypes and shardings."""
         return {
             name: jax.ShapeDtypeStruct(shape, np.float32, sharding=self.sharding(shape))
             for name, shape in self.spec.shapes().items()
@@ -71,10 +71,10 @@ def _accept(result: Any) -> None:
 @final
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a side does: `run` is timed, `calls` times in a row.
+    """The work of a side: `run` is timed, `calls` times in a row.
 
-    `check` is given what it returned, and raises where that is wrong. `facts` are numbers
-    beside the time. Both are asked once, outside of the timing.
+    `check` is called with the result of `run`, and raises an error if it is wrong. `facts`
+    returns numbers other than times. Both are called once, and not timed.
     """
 
     run: Callable[[], Any]
@@ -87,7 +87,7 @@ class Work:
 
 
 def touched(tree: Any) -> Any:
-    """The tree, ready, after every value of it, on every device, was looked at."""
+    """The tree, ready, after every value on every device has been read."""
     for leaf in jax.tree.leaves(jax.block_until_ready(tree)):
         if len(leaf.sharding.device_set) == 1:
             touch(np.asarray(leaf))
@@ -98,7 +98,7 @@ def touched(tree: Any) -> Any:
 
 
 def touch(array: NDArray[Any]) -> None:
-    """Look at every value, as fast as memory allows."""
+    """Read every value, as fast as memory allows."""
     flat = array.reshape(-1).view(np.uint8)
     if flat.nbytes % 8 == 0 and flat.ctypes.data % 8 == 0:
         flat = flat.view(np.uint64)
@@ -106,12 +106,12 @@ def touch(array: NDArray[Any]) -> None:
 
 
 def loading(job: Job, load: Callable[[], Any], *, exact: bool = True) -> Work:
-    """The work of loading the job's tree and touching it; `exact` says: of float32 all along."""
+    """The work of loading and touching the job's tree; not `exact` if it was stored as bfloat16."""
     return Work(lambda: touched(load()), lambda tree: check_tree(job, tree, exact=exact))
 
 
 def check_tree(job: Job, tree: Any, *, exact: bool = True) -> None:
-    """Raise if the tree is not the job's, to the last bit, each leaf where it is to be."""
+    """Raise an error unless the tree is the job's, bit for bit, with the job's shardings."""
     found = named(tree)
     for name, leaf in job.spec.leaves():
         array = found.pop(name)
@@ -123,7 +123,7 @@ def check_tree(job: Job, tree: Any, *, exact: bool = True) -> None:
 
 
 def named(tree: Any) -> dict[str, Any]:
-    """Leaves by the keys on the way to them, joined by dots."""
+    """The leaves by name: the keys on the path to each, joined by dots."""
     found: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         found[".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)] = leaf
@@ -134,7 +134,7 @@ def named(tree: Any) -> dict[str, Any]:
 
 
 def saving(job: Job, save: Callable[[str], None], load: Callable[[str], Any]) -> Work:
-    """The work of saving the tree; `load` reads it back for the check, as arrays of any kind."""
+    """The work of saving the tree; for the check, `load` reads it back as arrays of any kind."""
 
     def check(result: object) -> None:
         del result
@@ -149,7 +149,7 @@ def saving(job: Job, save: Callable[[str], None], load: Callable[[str], Any]) ->
 
 
 def remove(path: str) -> None:
-    """Remove the file or folder, if there is one."""
+    """Remove the file or folder, if it exists."""
     if os.path.isdir(path):
         shutil.rmtree(path)
     elif os.path.exists(path):
@@ -157,7 +157,7 @@ def remove(path: str) -> None:
 
 
 def flush(path: str) -> None:
-    """Flush a file that was written to disk."""
+    """Flush a written file to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Measuring a process: time, private memory, page faults, bytes read; and what machine it is."""
+"""Measures a process (private memory, page faults, bytes read), and describes the machine."""
 
 import contextlib
 import ctypes
@@ -30,22 +30,22 @@ _DISTRIBUTIONS: Final = (
 @final
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What the process has used so far: page faults, and bytes that it read by system calls."""
+    """The page faults of the process so far, and the bytes that it read by system calls."""
 
     faults: int
     read: int
 
     @classmethod
     def now(cls) -> "Usage":
-        """The counts as they are."""
+        """The current counts."""
         usage = resource.getrusage(resource.RUSAGE_SELF)
         return cls(usage.ru_minflt + usage.ru_majflt, _field("/proc/self/io", "rchar") or 0)
 
 
 def private_bytes(process: int | str = "self") -> int | None:
-    """Private memory of a process, in bytes; None where the system does not tell.
+    """Private memory of a process, in bytes; None if the system does not report it.
 
-    Pages of mapped files are not counted: they are the page cache's.
+    Pages of mapped files are not counted, since they belong to the page cache.
     """
     kilobytes = _field(f"/proc/{process}/status", "RssAnon")
     return None if kilobytes is None else kilobytes * 1024
@@ -53,7 +53,7 @@ def private_bytes(process: int | str = "self") -> int | None:
 
 @final
 class MemorySampler:
-    """Samples a process's private memory from outside of it, and so without its locks."""
+    """Samples the private memory of a process from outside, without waiting for its locks."""
 
     def __init__(self, process: int) -> None:
         self._process = process
@@ -68,7 +68,7 @@ class MemorySampler:
         self._thread.join()
 
     def peak(self, begin: float, end: float) -> int | None:
-        """The most there was between two moments of `time.monotonic`, in bytes."""
+        """The maximum between two times of `time.monotonic`, in bytes; None without samples."""
         return max((used for at, used in self._samples if begin <= at <= end), default=None)
 
     def _run(self) -> None:
@@ -96,8 +96,8 @@ def _field(path: str, name: str) -> int | None:
 def touch_and_free(nbytes: int) -> None:
     """Write to `nbytes` of fresh memory and give it back, in small pages and then in huge ones.
 
-    On a virtual machine the first touch of a page that the host took back costs ten times
-    more: whoever came first would pay for all. Huge pages come from other memory.
+    On a virtual machine, the first access to a page that the host reclaimed takes ten times as
+    long, and the first side would pay for all. Huge pages come from different memory.
     """
     if nbytes <= 0:
         return
@@ -115,7 +115,7 @@ def touch_and_free(nbytes: int) -> None:
 
 
 def files_of(path: str) -> list[str]:
-    """The file at `path`, or all files below the folder."""
+    """The file at `path`, or all files in that folder and its subfolders."""
     if not os.path.isdir(path):
         return [path]
     return sorted(str(found) for found in Path(path).rglob("*") if found.is_file())
@@ -131,9 +131,9 @@ def warm(path: str) -> None:
 
 
 def chill(path: str) -> float | None:
-    """Drop the file or folder from the page cache; the share of it that stayed.
+    """Drop the file or folder from the page cache, and return the fraction that stayed.
 
-    None where the system has no way to drop it, or to tell.
+    None if the system cannot drop it, or cannot report what stayed.
     """
     if not hasattr(os, "posix_fadvise"):
         return None
@@ -151,7 +151,7 @@ def chill(path: str) -> float | None:
 
 
 def _resident_pages(descriptor: int) -> tuple[int, int] | None:
-    """How many of a file's pages are in memory, and how many it has."""
+    """The number of a file's pages that are in memory, and the number of all its pages."""
     size = os.fstat(descriptor).st_size
     if size == 0:
         return 0, 0
@@ -172,7 +172,7 @@ def _resident_pages(descriptor: int) -> tuple[int, int] | None:
 
 
 def machine(folder: str) -> dict[str, Any]:
-    """The machine that measures, and the file system of the folder that holds the files."""
+    """A description of the machine, and of the file system of the folder with the files."""
     memory = _field("/proc/meminfo", "MemTotal")
     return {
         "processor": _processor(),
@@ -185,7 +185,7 @@ def machine(folder: str) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of every package that is compared, where it is installed."""
+    """The versions of Python and of every installed package that is compared."""
     found = {"python": platform.python_version()}
     for name in _DISTRIBUTIONS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -224,7 +224,7 @@ def _is_below(path: str, folder: str) -> bool:
 
 
 def summary(seconds: list[float]) -> Iterator[tuple[str, float]]:
-    """Name and value of what is told of the rounds of one side; nothing if there were none."""
+    """The reported statistics of one side's rounds, by name; none if there were no rounds."""
     if not seconds:
         return
     ordered = sorted(seconds)

@@ -1,4 +1,4 @@
-"""The chart: for each main case a panel of bars, the fastest at the top."""
+"""The chart: a panel of bars for each main case, with the fastest at the top."""
 
 from typing import Any, Final
 
@@ -26,7 +26,7 @@ _LABELS: Final = {"limit": "limit of the machine"}
 
 
 def draw(report: dict[str, Any], path: str) -> None:
-    """Draw the report's main cases, by their medians, to a PNG at `path`."""
+    """Draw the medians of the report's main cases to a PNG at `path`."""
     cases = {case["name"]: case for case in report["cases"]}
     names = [name for name in _PANELS if name in cases and _bars(cases[name])]
     if not names:
@@ -49,7 +49,7 @@ def draw(report: dict[str, Any], path: str) -> None:
 
 
 def _bars(case: dict[str, Any]) -> list[tuple[str, float]]:
-    """Sides and their medians in seconds, the fastest first; the limit above all."""
+    """The sides and their medians in seconds: the limit, then the others, the fastest first."""
     times = [(name, side["median"]) for name, side in case["sides"].items() if side["seconds"]]
     return sorted(times, key=lambda bar: (bar[0] != "limit", bar[1]))
 
@@ -70,7 +70,7 @@ def _panel(axes: Axes, title: str, case: dict[str, Any], rows: float) -> None:
     for tick, (name, _) in zip(axes.get_yticklabels(), bars, strict=True):
         tick.set_color(_FAINT if name == "limit" else _INK)
         tick.set_fontweight("bold" if name == "safejax" else "normal")
-    # Panels in one row have bars of one thickness, however many there are.
+    # The bars of all panels in a row have the same thickness.
     axes.set_ylim(rows - 0.45, -0.55)
     axes.set_xlim(0, longest * 1.55)
     axes.set_xticks([])
@@ -86,7 +86,7 @@ def _panel(axes: Axes, title: str, case: dict[str, Any], rows: float) -> None:
 def _words(figure: Figure, report: dict[str, Any]) -> None:
     machine, versions = report["machine"], report["versions"]
     top = 1 - 0.3 / figure.get_figheight()
-    figure.text(0.012, top, "Loading and saving, how long it takes", fontsize=13, fontweight="bold")
+    figure.text(0.012, top, "Loading and saving: how long it takes", fontsize=13, fontweight="bold")
     figure.text(
         0.33, top, "shorter is better; × says how many times as long as safejax", color=_FAINT
     )

@@ -1,4 +1,4 @@
-"""The report as text: a table for each case, and one of the targets."""
+"""The report as text: one table for each case, and one for the targets."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -33,8 +33,8 @@ def _heading(report: dict[str, Any]) -> Iterator[str]:
     )
     yield ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     yield (
-        f"tree of {report['size_mib']:g} MiB unless said otherwise, {report['repeats']} rounds, "
-        "each side in a fresh process; private: peak of private memory beyond that before"
+        f"tree of {report['size_mib']:g} MiB unless stated otherwise, {report['repeats']} rounds, "
+        "each side in a fresh process; private: the increase of private memory at its peak"
     )
 
 
@@ -77,7 +77,7 @@ def _target(target: dict[str, Any]) -> Row:
 
 
 def time_text(seconds: float) -> str:
-    """A time with the unit that fits it."""
+    """A time in a suitable unit."""
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"
@@ -91,7 +91,7 @@ def _bytes_text(nbytes: int | None) -> str:
 
 
 def _aligned(head: Row, rows: list[Row]) -> Iterator[str]:
-    """Lines with the columns under each other: the first to the left, numbers to the right."""
+    """The lines of a table: text is aligned to the left, numbers to the right."""
     whole = [row for row in (head, *rows) if len(row) > 2]
     widths = [max(len(row[k]) for row in whole if k < len(row)) for k in range(len(head))]
     texts = 2 if head is _TARGET_HEAD else 1

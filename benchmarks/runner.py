@@ -1,4 +1,4 @@
-"""Running cases: sides in turn, round by round, each time in a fresh process."""
+"""Runs cases: in each round the sides take turns, each in a fresh process."""
 
 import contextlib
 import json
@@ -28,9 +28,9 @@ class SideError(Exception):
 @final
 @dataclass(slots=True)
 class Result:
-    """What one side did in one case; seconds of each round, bytes, and numbers beside them.
+    """The results of one side in one case: the seconds of each round, bytes, and other numbers.
 
-    `private` is the most private memory there was beyond that before the work began.
+    `private` is the peak of private memory minus that before the work began.
     """
 
     side: str
@@ -46,7 +46,7 @@ class Result:
 @final
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """How cases are run: where files go, how large trees are, how many rounds."""
+    """How cases are run: the folder of the files, the size of the tree, the number of rounds."""
 
     folder: str
     size: int
@@ -55,7 +55,7 @@ class Bench:
     say: Callable[[str], None] = print
 
     def run(self, cases: list[Case]) -> Iterator[dict[str, Any]]:
-        """The results of each case, as JSON has them; files go when no case needs them."""
+        """The results of each case, ready for JSON; files that no later case needs are removed."""
         for number, case in enumerate(cases):
             self.say(f"[{number + 1}/{len(cases)}] {case.name}: {case.title}")
             yield self._case(case)
@@ -74,7 +74,7 @@ class Bench:
                 self._check(requests[name], result)
         for turn in range(self.repeats):
             order = list(results)
-            # Who comes first changes, so that nobody always follows the same neighbour.
+            # The first side changes, so that a side does not always follow the same one.
             for name in order[turn % len(order) :] + order[: turn % len(order)]:
                 result = results[name]
                 if result.error is None:
@@ -102,7 +102,7 @@ class Bench:
         }
 
     def _check(self, request: Request, result: Result) -> None:
-        """The round that is not timed: is it right, and what does it need."""
+        """The round that is not timed: checks the result, and measures what the side uses."""
         answer = _ask(request, sampled=True)
         result.faults = answer["faults"]
         result.read = answer["read"]
@@ -140,7 +140,7 @@ class Bench:
         )
 
     def _provide(self, small: Spec, spec: Spec, file: str) -> None:
-        """Make the files that hold the two trees, unless they are there."""
+        """Make the files that hold the two trees, unless they exist."""
         folders = [self._folder(each) for each in (small, spec)]
         if all(os.path.exists(os.path.join(folder, file)) for folder in folders):
             return
@@ -157,7 +157,7 @@ class Bench:
 
 @contextlib.contextmanager
 def _kept_error(result: Result) -> Generator[None]:
-    """Inside the block, a side that fails leaves its error in its result, and all goes on."""
+    """Keep the error of a side that fails in the block in its result, and go on."""
     try:
         yield
     except SideError as error:
@@ -165,8 +165,8 @@ def _kept_error(result: Result) -> Generator[None]:
 
 
 def _ask(request: Request, *, sampled: bool = False) -> dict[str, Any]:
-    """The child's answer; with `sampled`, the peak of its private memory too."""
-    # Compiled code is kept, as pip leaves it for what it installs, whatever is set here.
+    """The answer of the child; with `sampled`, also the peak of its private memory."""
+    # Children use compiled code, as for packages installed by pip, whatever is set here.
     environment = {
         **{name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
         "JAX_PLATFORMS": "cpu",

@@ -1,4 +1,4 @@
-"""The targets of the project, each a row: what is compared, what it is to be, and what it is."""
+"""The targets of the project: what is compared, the target, and what was measured."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -7,16 +7,16 @@ from typing import Any, Final, TypeAlias, final
 from benchmarks.trees import MIB
 
 Results: TypeAlias = dict[str, dict[str, Any]]
-"""The results of each case by its name."""
+"""The results of each case by name."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A target and what was measured, of the fastest rounds and of the median ones.
+    """A target, and what was measured for the fastest rounds and for the medians.
 
-    `least` says that the numbers are to be `target` at least, and else at most. They are
-    ratios where `unit` is "×".
+    The measured numbers should be at least `target` if `least`, and at most `target` otherwise.
+    They are ratios if `unit` is "×".
     """
 
     case: str
@@ -29,7 +29,7 @@ class Outcome:
 
     @property
     def met(self) -> str:
-        """Whether it is met: "yes", "no", or only by the one of the two."""
+        """Whether the target is met: "yes", "no", "min only" or "median only"."""
         by = [self._holds(value) for value in (self.of_min, self.of_median)]
         if all(by):
             return "yes"
@@ -43,7 +43,7 @@ Target: TypeAlias = Callable[[Results], Iterator[Outcome]]
 
 
 def faster(case: str, than: str, target: float) -> Target:
-    """At least `target` times a side's speed is to be reached."""
+    """The speed should be at least `target` times that of another side."""
 
     def outcomes(results: Results) -> Iterator[Outcome]:
         ours, other = _side(results, case, "safejax"), _side(results, case, than)
@@ -55,7 +55,7 @@ def faster(case: str, than: str, target: float) -> Target:
 
 
 def within(case: str, of: str, target: float, what: str = "safejax") -> Target:
-    """A side, safejax unless said otherwise, is to take at most `target` times another's time."""
+    """A side, by default safejax, should take at most `target` times the time of another."""
 
     def outcomes(results: Results) -> Iterator[Outcome]:
         ours, other = _side(results, case, what), _side(results, case, of)
@@ -67,7 +67,7 @@ def within(case: str, of: str, target: float, what: str = "safejax") -> Target:
 
 
 def private(case: str, mib: float) -> Target:
-    """At most so much private memory is to be needed beyond what has to be copied."""
+    """Private memory should be at most `mib` MiB more than what has to be copied."""
 
     def outcomes(results: Results) -> Iterator[Outcome]:
         ours = _side(results, case, "safejax")
@@ -80,7 +80,7 @@ def private(case: str, mib: float) -> Target:
 
 
 def requested(case: str) -> Target:
-    """A file is to be asked for what is needed, each byte once."""
+    """Only the bytes that are needed should be requested, and each of them once."""
 
     def outcomes(results: Results) -> Iterator[Outcome]:
         ours = _side(results, case, "safejax")
@@ -93,7 +93,7 @@ def requested(case: str) -> Target:
 
 
 def seconds(case: str, target: float) -> Target:
-    """At most so many seconds are to be taken."""
+    """The case should take at most `target` seconds."""
 
     def outcomes(results: Results) -> Iterator[Outcome]:
         ours = _side(results, case, "safejax")
@@ -105,7 +105,7 @@ def seconds(case: str, target: float) -> Target:
 
 
 def header(case: str, target: float) -> Target:
-    """A header with our record is to be at most `target` times as long as one without."""
+    """A header with our record should be at most `target` times as long as one without."""
 
     def outcomes(results: Results) -> Iterator[Outcome]:
         ours = _side(results, case, "safejax")
@@ -117,7 +117,7 @@ def header(case: str, target: float) -> Target:
 
 
 def independent(case: str, of: str, target: float) -> Target:
-    """A case is to take as long as another one, but for noise."""
+    """A case should take at most `target` times as long as another, to allow for noise."""
 
     def outcomes(results: Results) -> Iterator[Outcome]:
         ours, other = _side(results, case, "safejax"), _side(results, of, "safejax")
@@ -163,7 +163,7 @@ TARGETS: Final[tuple[Target, ...]] = (
 
 
 def targets(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every target whose case was measured, as JSON has it."""
+    """Every target whose case was measured, ready for JSON."""
     results = {case["name"]: case for case in cases}
     return [
         {**asdict(outcome), "met": outcome.met} for target in TARGETS for outcome in target(results)
@@ -171,6 +171,6 @@ def targets(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _side(results: Results, case: str, side: str) -> dict[str, Any] | None:
-    """What a side did in a case; None if it was not measured, or failed."""
+    """The results of a side in a case; None if it was not measured, or failed."""
     found = results.get(case, {}).get("sides", {}).get(side)
     return found if found and found["error"] is None and found["seconds"] else None

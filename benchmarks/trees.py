@@ -1,7 +1,7 @@
-"""The trees that are saved and loaded: which leaves they have, and every bit of them.
+"""The trees that are saved and loaded: their leaves, and every bit of them.
 
-All sides handle the same flat dict of names to float32 arrays, made anew in each process from
-one block of random normal values, so that a process can tell whether what it loaded is right.
+All sides use the same flat dict from names to float32 arrays. Each process makes it again from
+one block of normally distributed random values, so that it can check what it loaded.
 """
 
 import json
@@ -25,9 +25,9 @@ _DTYPES: Final = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat
 @final
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """Which tree: about `nbytes` of float32, in `count` equal leaves, or as a model has them.
+    """A description of a tree: about `nbytes` of float32, in `count` equal leaves.
 
-    Without `count` it is a stack of layers, each with a kernel of at most 16 MiB and a bias.
+    Without `count`, it is a stack of layers, each with a kernel of at most 16 MiB and a bias.
     """
 
     nbytes: int
@@ -35,11 +35,11 @@ class Spec:
 
     @property
     def key(self) -> str:
-        """A name for a folder of files that hold this tree."""
+        """The name of a folder for files that hold this tree."""
         return f"{self.nbytes}-{self.count or 'layers'}"
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of each leaf by its name; all axes are multiples of 8."""
+        """The shape of each leaf by name; all sizes are multiples of 8."""
         if self.count is not None:
             columns = max(8, self.nbytes // self.count // 32 // 8 * 8)
             return {f"tensor.{number:06}": (8, columns) for number in range(self.count)}
@@ -58,15 +58,15 @@ class Spec:
         return sum(4 * int(np.prod(shape)) for shape in self.shapes().values())
 
     def leaves(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """Each leaf and its name, one made at a time."""
+        """Each leaf with its name, made one at a time."""
         for number, (name, shape) in enumerate(self.shapes().items()):
             size = int(np.prod(shape))
-            # Other values in each leaf, or a reader that mixed them up would pass.
+            # The values of each leaf are different, so that mixed-up leaves are detected.
             mask = np.uint32(number * 2_654_435_761 & _MANTISSA)
             yield name, (_block(size).view(np.uint32) ^ mask).view(np.float32).reshape(shape)
 
     def tree(self) -> dict[str, NDArray[np.float32]]:
-        """All leaves by their names."""
+        """All leaves by name."""
         return dict(self.leaves())
 
 
@@ -76,12 +76,12 @@ def _block(size: int) -> NDArray[np.float32]:
 
 
 def truncated(array: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The array with the bits cut off that bfloat16 has no room for, so that it is exact there."""
+    """The array with the bits cleared that bfloat16 cannot hold, so that it is exact there."""
     return (array.view(np.uint32) & np.uint32(0xFFFF_0000)).view(np.float32)
 
 
 def same_bits(one: NDArray[Any], other: NDArray[Any]) -> bool:
-    """Whether two arrays have one dtype, one shape, and the same bits."""
+    """Whether two arrays have the same dtype, shape and bits."""
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
     flat = [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in (one, other)]
@@ -89,7 +89,7 @@ def same_bits(one: NDArray[Any], other: NDArray[Any]) -> bool:
 
 
 def tensors_of(path: str) -> dict[str, tuple[int, Any, tuple[int, ...]]]:
-    """First byte, dtype and shape of each tensor in a safetensors file, in the file's order."""
+    """The first byte, dtype and shape of each tensor in a safetensors file, in file order."""
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))

@@ -1,4 +1,4 @@
-"""Equinox: a model's arrays to a file; its functions and static fields come from `like`."""
+"""Equinox: a model's arrays in a file; its functions and static fields come from `like`."""
 
 import tempfile
 from pathlib import Path
@@ -18,7 +18,7 @@ model = make(0)
 path = Path(tempfile.mkdtemp()) / "model.safetensors"
 serialize(model, filename=path)
 
-skeleton = eqx.filter_eval_shape(make, 1)  # no array is made
+skeleton = eqx.filter_eval_shape(make, 1)  # makes no arrays
 decoded = deserialize(path, like=skeleton)
 
 

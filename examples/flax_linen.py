@@ -1,4 +1,4 @@
-"""Flax linen: variables to a file and back, in the container that they were in."""
+"""Flax linen: variables to a file and back, in the same container."""
 
 import tempfile
 from pathlib import Path
@@ -11,7 +11,7 @@ from safejax.flax import deserialize, serialize
 
 
 class MLP(nn.Module):
-    """Two layers and a normalization between them."""
+    """Two layers with a normalization between them."""
 
     @nn.compact
     def __call__(self, x):

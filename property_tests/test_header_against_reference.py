@@ -60,9 +60,9 @@ AXES = ",".join("1" * 65)
 # Why we refuse it: the file (header, data), and how the message says so.
 STRICTER = {
     "one of the two would be dropped, and readers differ in which": (
-        '{"a":' + INFO + ',"a":' + INFO + "}", b"x", "stands twice"),
+        '{"a":' + INFO + ',"a":' + INFO + "}", b"x", "appears twice"),
     "the same, of metadata": (
-        '{"__metadata__":{"k":"1","k":"2"}}', b"", "stands twice"),
+        '{"__metadata__":{"k":"1","k":"2"}}', b"", "appears twice"),
     "the format says that a header begins with a brace; the reference skips spaces": (
         ' {"a":' + INFO + "}", b"x", "begin with '{'"),
     "a field that we do not know may change what the others mean": (

@@ -1,7 +1,7 @@
 """safejax: the parameters of JAX models in safetensors files, and back, lazily.
 
-`save(tree, path)` stores a pytree; `load(path, sharding=...)` gives it back with leaves that
-are read and placed on their devices when they are first needed.
+`save(tree, path)` stores a pytree; `load(path, sharding=...)` returns it with leaves that are
+read and placed on their devices when they are first needed.
 """
 
 import importlib
@@ -35,20 +35,15 @@ from safejax.tree import flatten, unflatten
 
 if typing.TYPE_CHECKING:
     from safejax.planning import Plan, plan
-    from safejax.transforms import (
-        cast,
-        concat,
-        drop,
-        elementwise,
-        prefix,
-        rename,
-        reshape,
-        select,
-        split,
-        stack,
-        transpose,
-        unstack,
-    )
+    from safejax.transforms.cast import cast
+    from safejax.transforms.elementwise import elementwise
+    from safejax.transforms.prefix import prefix
+    from safejax.transforms.rename import rename
+    from safejax.transforms.reshape import reshape
+    from safejax.transforms.select import drop, select
+    from safejax.transforms.split import concat, split
+    from safejax.transforms.stack import stack, unstack
+    from safejax.transforms.transpose import transpose
 
 __version__ = "1.0.0.dev0"
 
@@ -104,14 +99,23 @@ __all__ = [
     "unstack",
 ]
 
-# What not every program needs is imported when it is first asked for.
-_LATER = dict.fromkeys(("Plan", "plan"), "safejax.planning") | dict.fromkeys(
-    (
-        "cast", "concat", "drop", "elementwise", "prefix", "rename", "reshape", "select", "split",
-        "stack", "transpose", "unstack",
-    ),
-    "safejax.transforms",
-)  # fmt: skip
+# Not every program needs these; the module of each is imported when its name is first used.
+_LATER = {
+    "Plan": "safejax.planning",
+    "cast": "safejax.transforms.cast",
+    "concat": "safejax.transforms.split",
+    "drop": "safejax.transforms.select",
+    "elementwise": "safejax.transforms.elementwise",
+    "plan": "safejax.planning",
+    "prefix": "safejax.transforms.prefix",
+    "rename": "safejax.transforms.rename",
+    "reshape": "safejax.transforms.reshape",
+    "select": "safejax.transforms.select",
+    "split": "safejax.transforms.split",
+    "stack": "safejax.transforms.stack",
+    "transpose": "safejax.transforms.transpose",
+    "unstack": "safejax.transforms.stack",
+}
 
 
 def __getattr__(name: str) -> object:

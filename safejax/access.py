@@ -1,11 +1,11 @@
-"""Access: how the bytes of a local file are got at, decided in one place.
+"""Access: how the bytes of a local file are obtained, decided in one place.
 
-- `"map"`: mapped; what is aligned for a device on the CPU is used in place, and what is not is
-  copied once, by a call of the system where it lies in one run.
-- `"copy"`: mapped, and always copied: no array looks at the file once it is placed.
-- `"read"`: never mapped; every span is read into private memory.
-- `"auto"`: `"read"` for a file on a network, where a page that cannot be had any more ends the
-  process and each fault is a request; `"map"` for any other.
+- `"map"`: the file is mapped. Values that are aligned for a CPU device are used in place;
+  others are copied once, by a system call if they are contiguous.
+- `"copy"`: the file is mapped and always copied: no array uses the file once it is placed.
+- `"read"`: the file is never mapped; every span is read into private memory.
+- `"auto"`: `"read"` for a file on a network, where a page that is no longer available ends the
+  process and each page fault is a request; `"map"` for any other file.
 """
 
 import os
@@ -22,13 +22,13 @@ _NETWORK: Final = {
     "glusterfs", "gpfs", "lustre", "mmfs", "ncpfs", "nfs", "nfs4", "ocfs2", "orangefs", "panfs",
     "pvfs2", "smb2", "smb3", "smbfs", "vboxsf", "virtiofs", "wekafs",
 }  # fmt: skip
-"""File systems, by Linux's names, whose files another machine holds; and all of FUSE."""
+"""File systems, by Linux's names, that store files on another machine; all of FUSE counts too."""
 
 _MOUNTS: Final = "/proc/self/mountinfo"
 
 
 def open_source(path: str, access: Access = "auto") -> MappedSource | FileSource:
-    """The source of the file at `path`; `ValueError` for what is no way to get at one."""
+    """The source of the file at `path`; `ValueError` for an unknown or unsupported `access`."""
     if access not in get_args(Access):
         raise ValueError(
             f"access: expected one of {', '.join(map(repr, get_args(Access)))}, got {access!r}"
@@ -46,7 +46,7 @@ def open_source(path: str, access: Access = "auto") -> MappedSource | FileSource
 
 
 def is_on_network(path: str) -> bool:
-    """Whether another machine holds the file, as far as Linux tells the type of file system."""
+    """Whether another machine stores the file, as far as Linux reports the file system's type."""
     return _is_network(_type_of_device(os.stat(path).st_dev))
 
 
@@ -56,12 +56,12 @@ def _is_network(name: str) -> bool:
 
 @lru_cache(maxsize=64)
 def _type_of_device(device: int) -> str:
-    """The type of the file system with this device number; empty where it cannot be told."""
+    """The type of the file system with this device number; empty if it is unknown."""
     number = f"{os.major(device)}:{os.minor(device)}"
     try:
         with open(_MOUNTS, encoding="utf-8", errors="surrogateescape") as mounts:
             for line in mounts:
-                # Fields of proc(5): the third is the device, and the type follows the dash.
+                # See proc(5): the third field is the device, and the type follows the dash.
                 found = re.fullmatch(r"\d+ \d+ (\S+) .* - (\S+) .*\n?", line)
                 if found and found[1] == number:
                     return found[2]

@@ -1,15 +1,14 @@
-"""The main job: save and load, whole trees at a time."""
+"""Save and load: the main functions, for whole trees."""
 
 import os
 import threading
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar, Unpack, cast, overload
 
 import jax
 from numpy.typing import NDArray
 
-from safejax.access import Access
 from safejax.codec import IN_MEMORY, Buffer, decode
 from safejax.concretely import concretely_all, needs_x64
 from safejax.files import PathLike, checked_path, write_atomically
@@ -17,16 +16,17 @@ from safejax.layout import Layout, layout
 from safejax.lazy import LazyArray
 from safejax.leaves import Leaves, aval_of, checked_metadata, is_array
 from safejax.opening import Path, open_path, shown_path
+from safejax.options import LoadOptions, Paths, TreeOptions, parse_options, shows_options
 from safejax.readahead import read_ahead
-from safejax.remote import resolve_path, write_remotely
-from safejax.shardings import ShardingArgument
+from safejax.remote import FileSystem, resolve_path, write_remotely
 from safejax.shards import Folder, folder_of
 from safejax.steps import TransformArgument, apply
-from safejax.strict_json import collector_paused
-from safejax.tree import assemble, committed_sharding, flatten
+from safejax.tree import committed_sharding, flatten
 
 Progress: TypeAlias = Callable[[int, int], None]
-"""Called with the bytes done so far and the bytes there are in all."""
+"""Called with the number of bytes done so far and the total number of bytes."""
+
+_Tree = TypeVar("_Tree")
 
 
 def save(
@@ -38,25 +38,25 @@ def save(
     max_shard_bytes: int | None = None,
     checksum: bool = False,
     progress: Progress | None = None,
-    fs: Any = None,
+    fs: FileSystem = None,
 ) -> None:
-    """Store a pytree as a safetensors file at `path`: wholly, or not at all.
+    """Store a pytree as a safetensors file at `path`: completely, or not at all.
 
-    Leaves are arrays of JAX (lazy ones are streamed from their file) or NumPy, typed PRNG keys,
-    Python scalars, strings and None, in any pytree. `transform` is applied to the Leaves first.
-    `metadata` maps strings to strings. `checksum` records digests of the leaves' bytes, which
-    `load(..., verify=True)` checks (`pip install 'safejax[checksum]'`). `progress(done, total)`
-    counts bytes of the file. The tree is not changed, and the same tree always gives the same
-    bytes.
+    Leaves are JAX arrays (lazy ones are streamed from their file), NumPy arrays, typed PRNG
+    keys, Python scalars, strings and None, in any pytree. `transform` is applied to the Leaves
+    first. `metadata` maps strings to strings. `checksum` records digests of the leaves' bytes,
+    which `load(..., verify=True)` checks (`pip install 'safejax[checksum]'`).
+    `progress(done, total)` is called with bytes of the file. The tree is not changed, and the
+    same tree always gives the same bytes.
 
-    With `max_shard_bytes`, `path` is a folder: tensors go, by name, into files
-    `model-00001-of-0000N.safetensors` with at most so many bytes of data (a larger tensor has
-    one of its own), and `model.safetensors.index.json` says which is where, as Hugging Face's
-    libraries have it; all into `model.safetensors` if that is enough. The folder is replaced as
-    one, so that no reader sees half of it; other files in it stay.
+    With `max_shard_bytes`, `path` is a folder. Tensors are distributed, by name, over files
+    `model-00001-of-0000N.safetensors` with at most that many bytes of data each (a larger tensor
+    gets a file of its own), and `model.safetensors.index.json` records which file holds which
+    tensor, as Hugging Face's libraries do; if one file is enough, it is `model.safetensors`. The
+    folder is replaced as a whole, so that no reader sees half of it; other files in it are kept.
 
-    `path` may be a URL, or a path of the fsspec file system `fs`: the file is there when all of
-    it is, as far as that file system can promise.
+    `path` may be a URL, or a path of the fsspec file system `fs`. The file then appears only
+    when it is complete, as far as that file system guarantees it.
 
     >>> import jax.numpy as jnp, safejax, tempfile, os
     >>> path = os.path.join(tempfile.mkdtemp(), "params.safetensors")
@@ -64,8 +64,8 @@ def save(
     >>> safejax.load(path)["mlp"]["w"]
     LazyArray(float32[4,2], name='mlp.w', unread)
 
-    Raises `LeafError` for a leaf that no file can hold, `TransformError` where the transform
-    does not fit, `OSError` where the file cannot be written; the old file is then still there.
+    Raises `LeafError` for a leaf that no file can hold, `TransformError` if the transform cannot
+    be applied, and `OSError` if the file cannot be written; an existing file is then kept.
     """
     target = checked_path(path)
     leaves = _leaves(tree, transform, metadata)
@@ -86,14 +86,14 @@ def save(
     if isinstance(plan, Folder):
         if fs is not None:
             raise ValueError(
-                f"{target}: max_shard_bytes: expected a local folder, which can be replaced as "
-                f"one, got one of {type(fs).__name__}: save it locally and copy it, the index last"
+                f"{target}: max_shard_bytes: expected a local folder, which can be replaced as a "
+                f"whole, got one of {type(fs).__name__}: save locally and copy, the index last"
             )
         plan.write(target, wrote)
     elif fs is None:
         write_atomically(target, plan.chunks(), wrote, plan.late_head)
     else:
-        if checksum:  # What is sent cannot be changed: digests are made before.
+        if checksum:  # Bytes cannot be changed once they are sent, so digests are made first.
             for _ in plan.chunks():
                 pass
         write_remotely(fs, target, plan.chunks(), wrote)
@@ -108,6 +108,8 @@ def serialize(
 ) -> bytes:
     """The bytes of the safetensors file that `save` would write.
 
+    The arguments are those of `save`, and so are the errors.
+
     >>> import jax.numpy as jnp, safejax
     >>> safejax.deserialize(safejax.serialize({"w": jnp.arange(3)}))["w"].sum().item()
     3
@@ -115,44 +117,49 @@ def serialize(
     return layout(_leaves(tree, transform, metadata), IN_MEMORY, checksum=checksum).to_bytes()
 
 
+@overload
 def load(
-    path: Path,
-    *,
-    like: Any = None,
-    sharding: ShardingArgument = None,
-    transform: TransformArgument | None = None,
-    strict: bool = True,
-    verify: bool = False,
-    access: Access = "auto",
-    fs: Any = None,
+    path: Paths, *, like: None = None, fs: FileSystem = None, **options: Unpack[LoadOptions]
+) -> Any: ...
+@overload
+def load(
+    path: Paths, *, like: _Tree, fs: FileSystem = None, **options: Unpack[LoadOptions]
+) -> _Tree: ...
+@shows_options
+def load(
+    path: Paths, *, like: Any = None, fs: FileSystem = None, **options: Unpack[LoadOptions]
 ) -> Any:
     """The pytree at a path, with lazy leaves; only headers are read.
 
     `path` is a safetensors file, an index (`*.index.json`), a folder with one of these, or a
-    list of files. The index says which tensor is in which file, and all of it must be true.
+    list of files. An index says which tensor is in which file; one that disagrees with the files
+    is an error.
 
-    The order is: decode, `transform`, match `like`, choose the sharding; each leaf is read and
-    placed when its values are first needed, and a process reads only what its devices hold.
+    The order is: decode, `transform`, match `like`, choose the sharding. Each leaf is read and
+    placed on its devices when its values are first needed, and a process reads only the bytes
+    that its own devices hold.
 
-    `like` is a tree of arrays or `jax.ShapeDtypeStruct`s: its structure is rebuilt, leaves are
-    matched by name, and shapes and dtypes are checked. Without it, the structure that the file
-    records is built; node types that are not built in come back as dicts of their fields.
-    With `strict=False` leaves that are missing come from `like`, and unexpected ones are left
-    out, with a `PartialLoadWarning` that names them.
+    `like` is a tree of arrays or `jax.ShapeDtypeStruct`s. Its structure is rebuilt, leaves are
+    matched by name, and shapes and dtypes are checked; to a type checker the result has the type
+    of `like`. Without it, the structure that the file records is built; node types that are not
+    built in come back as dicts of their fields. With `strict=False`, missing leaves are taken
+    from `like` and unexpected ones are left out, with a `PartialLoadWarning` that names them.
 
-    `sharding` is one `Sharding` or `Device`, a prefix tree of them (None: the default), or a
-    function `(name, aval) -> Sharding | None`, as `sharding_rules` makes. Where it says nothing,
-    the sharding of `like`'s leaf counts if that is committed or abstract, else JAX's default
-    device, uncommitted.
+    `sharding` is one `Sharding` or `Device`, a prefix tree of them (None is the default), or a
+    function `(name, aval) -> Sharding | Device | None`, as `sharding_rules` makes. Where it
+    gives no sharding, that of the leaf in `like` is used if it is committed or abstract, and
+    otherwise JAX's default device, uncommitted.
 
-    `verify` checks what is read, when it is read, against the digests that
-    `save(..., checksum=True)` recorded, in blocks of 1 MiB or more: a slice is checked by the
-    blocks it touches.
+    `transform` is a transform, a chain of them, or any function from Leaves to Leaves.
 
-    `path` may be a URL, or a path of the fsspec file system `fs`: of such a file the ranges that
-    are needed are requested. `access` says how local files are got at: by default they are
-    mapped, and used in place where they are aligned (`"map"`), but on a network file system
-    they are read (`"read"`); with `"copy"` no array looks at the file once it is placed.
+    `verify` compares what is read, when it is read, with the digests that
+    `save(..., checksum=True)` recorded, in blocks of 1 MiB or more. A slice is verified by the
+    blocks that it overlaps.
+
+    `path` may be a URL, or a path of the fsspec file system `fs`; only the byte ranges that are
+    needed are requested. `access` says how local files are read. By default they are mapped, and
+    used in place where they are aligned (`"map"`), but on a network file system they are read
+    (`"read"`). With `"copy"`, no array refers to the file once it is placed.
 
     >>> import jax, jax.numpy as jnp, safejax, tempfile, os
     >>> path = os.path.join(tempfile.mkdtemp(), "params.safetensors")
@@ -163,35 +170,44 @@ def load(
     >>> tree["w"].shape, tree["w"].is_placed
     ((4, 2), False)
 
-    Raises `FileNotFoundError`; `InvalidFileError` for what is no safetensors file;
-    `MismatchError` with everything that does not match `like`; `ShardingError` with every leaf
-    that the sharding does not divide; `TransformError`; `ChecksumError` where `verify` finds no
-    digests, and, when a leaf is read, other bytes than were saved.
+    Raises `FileNotFoundError`; `InvalidFileError` for a file that is not a safetensors file;
+    `MismatchError`, which reports everything that does not match `like`; `ShardingError`, which
+    reports every leaf that the sharding does not divide; `TransformError`; `ChecksumError` where
+    `verify` finds no digests and, when a leaf is read, where its bytes are not those that were
+    saved.
     """
-    with collector_paused():
-        leaves = open_path(path, fs, verify=verify, access=access)
-        return _load(leaves, like, sharding, transform, strict, shown_path(path))
+    parsed = parse_options(load, options)
+    files = cast("Path", path)
+    leaves = open_path(files, fs, verify=parsed.verify, access=parsed.access)
+    return parsed.tree(leaves, shown_path(files), like)
 
 
-def deserialize(
-    data: Buffer,
-    *,
-    like: Any = None,
-    sharding: ShardingArgument = None,
-    transform: TransformArgument | None = None,
-    strict: bool = True,
-    verify: bool = False,
-) -> Any:
-    """The pytree in the bytes of a safetensors file, with lazy leaves, as `load` gives it."""
-    return _load(decode(data, verify=verify), like, sharding, transform, strict, IN_MEMORY)
+@overload
+def deserialize(data: Buffer, *, like: None = None, **options: Unpack[TreeOptions]) -> Any: ...
+@overload
+def deserialize(data: Buffer, *, like: _Tree, **options: Unpack[TreeOptions]) -> _Tree: ...
+@shows_options
+def deserialize(data: Buffer, *, like: Any = None, **options: Unpack[TreeOptions]) -> Any:
+    """The pytree in the bytes of a safetensors file, with lazy leaves that read `data` later.
+
+    The options are those of `load`, without the ones that say how a file is read; so are the
+    errors.
+
+    >>> import jax.numpy as jnp, safejax
+    >>> safejax.deserialize(safejax.serialize({"w": jnp.ones((4, 2))}))
+    {'w': LazyArray(float32[4,2], name='w', unread)}
+    """
+    parsed = parse_options(deserialize, options)
+    return parsed.tree(decode(data, verify=parsed.verify), IN_MEMORY, like)
 
 
-def materialize(tree: Any, *, progress: Progress | None = None) -> Any:
-    """The same tree with every lazy leaf a plain, placed `jax.Array`; read in parallel.
+def materialize(tree: _Tree, *, progress: Progress | None = None) -> _Tree:
+    """The same tree with every lazy leaf a plain, placed `jax.Array`; leaves are read in parallel.
 
-    Call it before a loop: dispatch then costs what it costs for any array. What is used in
-    place is brought into memory in the background, ahead of its first touch. Leaves that are no
-    lazy arrays stay as they are. `progress(done, total)` counts bytes of leaves.
+    Call it before a loop: dispatch then costs what it costs for any array. Leaves that are used
+    in place in a mapped file are brought into memory in the background, ahead of their first
+    access. Leaves that are not lazy are kept. `progress(done, total)` is called with bytes of
+    leaves.
 
     >>> import jax.numpy as jnp, safejax
     >>> tree = safejax.deserialize(safejax.serialize({"w": jnp.ones(3)}))
@@ -202,6 +218,7 @@ def materialize(tree: Any, *, progress: Progress | None = None) -> Any:
     for leaf in jax.tree_util.tree_leaves(tree):
         if isinstance(leaf, LazyArray):
             lazy[id(leaf)] = leaf
+            leaf.warn_if_narrowed()
     total = sum(leaf.nbytes for leaf in lazy.values())
     done = 0
     one_at_a_time = threading.Lock()
@@ -216,7 +233,7 @@ def materialize(tree: Any, *, progress: Progress | None = None) -> Any:
                     done += leaf.nbytes
                     progress(done, total)
 
-    # By themselves those that are worth it; all others are placed by one thread, in each mode.
+    # A leaf that is worth a thread gets a task; the others share one task for each x64 mode.
     groups: list[list[LazyArray]] = [[], []]
     for leaf in lazy.values():
         if leaf.is_worth_a_thread:
@@ -231,9 +248,9 @@ def materialize(tree: Any, *, progress: Progress | None = None) -> Any:
 
 
 def abstract(tree: Any) -> Any:
-    """The same tree with each array a `jax.ShapeDtypeStruct`, sharding included; reads nothing.
+    """The same tree with each array as a `jax.ShapeDtypeStruct`, sharding included; reads nothing.
 
-    The result serves as `like`. Leaves that are no arrays stay as they are.
+    The result can be passed as `like`. Leaves that are not arrays are kept.
 
     >>> import jax.numpy as jnp, safejax
     >>> safejax.abstract({"w": jnp.ones(3), "step": 1})["step"]
@@ -243,32 +260,32 @@ def abstract(tree: Any) -> Any:
     def of_leaf(leaf: Any) -> Any:
         if not is_array(leaf):
             return leaf
-        # An uncommitted array follows the others: a sharding in like would commit it.
+        # JAX may move an uncommitted array to others; a sharding in like would commit it.
         aval = aval_of(leaf)
         return jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=committed_sharding(leaf))
 
     return jax.tree.map(of_leaf, tree)
 
 
-def metadata(source: Path | Buffer, *, fs: Any = None) -> dict[str, str]:
-    """The user's metadata in a file, by its path or its bytes; only the header is read.
+def metadata(source: Paths | Buffer, *, fs: FileSystem = None) -> dict[str, str]:
+    """The user's metadata in a file, given its path or its bytes; only the header is read.
 
-    What `save(..., metadata=m)` stored comes back as it was; safejax's own record is not shown.
-    Of several files, it is what they do not contradict each other in.
+    The strings that `save(..., metadata=m)` stored come back unchanged; safejax's own record is
+    left out. For several files, entries on which they disagree are left out.
 
     >>> import jax.numpy as jnp, safejax
     >>> safejax.metadata(safejax.serialize({"w": jnp.ones(3)}, metadata={"step": "7"}))
     {'step': '7'}
     """
     if isinstance(source, bytes | bytearray | memoryview):
-        return dict(decode(source).metadata)
-    return dict(open_path(source, fs).metadata)
+        return dict(decode(cast("Buffer", source)).metadata)
+    return dict(open_path(cast("Path", source), fs).metadata)
 
 
 def _leaves(
     tree: Any, transform: TransformArgument | None, metadata: Mapping[str, str] | None
 ) -> Leaves:
-    """What is stored of a tree."""
+    """The Leaves of a tree as they are stored: transformed, and with the user's metadata."""
     leaves = tree if isinstance(tree, Leaves) else flatten(tree)
     leaves = apply(transform, leaves)
     if metadata is None:
@@ -280,16 +297,3 @@ def _checked_size(nbytes: object) -> int:
     if type(nbytes) is not int or nbytes < 1:
         raise ValueError(f"max_shard_bytes: expected a number of bytes, 1 or more, got {nbytes!r}")
     return nbytes
-
-
-def _load(
-    leaves: Leaves,
-    like: Any,
-    sharding: ShardingArgument,
-    transform: TransformArgument | None,
-    strict: bool,
-    file: str,
-) -> Any:
-    return assemble(
-        apply(transform, leaves), like=like, sharding=sharding, strict=strict, file=file
-    )

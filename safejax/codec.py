@@ -8,6 +8,7 @@ import numpy as np
 
 from safejax import dtypes
 from safejax.access import Access, open_source
+from safejax.collector import collector_paused, collector_resumed
 from safejax.contents import Content, Tensors, key_data_shape
 from safejax.errors import ChecksumError, InvalidFileError
 from safejax.header import Header, Tensor, read_header
@@ -20,7 +21,6 @@ from safejax.placing import default_placement
 from safejax.record import Record, read_record
 from safejax.sources import BufferSource, PackedSource, Source
 from safejax.steps import Step
-from safejax.strict_json import collector_paused
 from safejax.structure import name_in
 from safejax.views import Strided
 from safejax.windows import Window
@@ -28,20 +28,25 @@ from safejax.windows import Window
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 IN_MEMORY: Final = "<bytes>"
-"""What errors call a file that is only bytes in memory."""
+"""The name in errors of a file that is only bytes in memory."""
 
 
 @collector_paused()
 def open_leaves(
     source: Source, prefix: Callable[[int, int], bytes], size: int, *, verify: bool = False
 ) -> Leaves:
-    """The Leaves of a file of `size` bytes, every array unread and bound for JAX's default device.
+    """The Leaves of a file of `size` bytes, whose unread arrays are for JAX's default device.
 
-    `prefix(begin, end)` gives the bytes of the header; with `verify`, each array is checked when
+    `prefix(begin, end)` returns bytes of the header. With `verify`, each array is checked when
     it is read. Raises `InvalidFileError`.
     """
+
+    def fetch(begin: int, end: int) -> bytes:
+        with collector_resumed():  # The file may be on a file system of the user's.
+            return prefix(begin, end)
+
     file = source.name
-    header = read_header(prefix, size, file)
+    header = read_header(fetch, size, file)
     metadata, record = read_record(header.metadata, file)
     _check_of_tensors(header, record, file)
     check_structure(record, header.tensors.keys(), file)
@@ -49,7 +54,7 @@ def open_leaves(
     notice, placement = NarrowingNotice(), default_placement()
     special = record.dtypes.keys() | record.keys.keys()
     entries: dict[str, Any] = {}
-    # Of the many tensors of a file most are like another one.
+    # Most tensors of a file have the same dtype and shape as another one.
     models: dict[tuple[str, tuple[int, ...]], tuple[LazyArray, Tensors]] = {}
     for name, tensor in header.tensors.items():
         data = source
@@ -70,22 +75,22 @@ def open_leaves(
 
 
 def _check_of_tensors(header: Header, record: Record, file: str) -> None:
-    """What belongs to one tensor belongs to one that is there."""
+    """Raise `InvalidFileError` if a recorded dtype or key is that of a tensor not in the file."""
     tensors = header.tensors.keys()
     for what, names in (("dtypes", record.dtypes), ("keys", record.keys)):
         for name in names.keys() - tensors:
             raise InvalidFileError(
-                f"{file}: invalid record: expected {what} of tensors in the file, got one of "
+                f"{file}: invalid record: expected {what} of tensors in the file, got one for "
                 f"{name!r}, which is not there"
             )
 
 
 def check_structure(record: Record, tensors: Set[str], file: str) -> None:
-    """Raise `InvalidFileError` unless the record's names are those of tensors, or of its values."""
+    """Raise `InvalidFileError` unless the record's names are those of tensors or of its values."""
     for name in record.values.keys() & tensors:
         raise InvalidFileError(
-            f"{file}: invalid record: expected a value beside the tensors, got one of {name!r}, "
-            "which is a tensor"
+            f"{file}: invalid record: expected values with names that no tensor has, got one for "
+            f"{name!r}, which is a tensor"
         )
     for key, kind in record.structure.kinds.items():
         for alias, to in kind.aliases:
@@ -93,16 +98,16 @@ def check_structure(record: Record, tensors: Set[str], file: str) -> None:
                 name = name_in(key, segment)
                 if (name in tensors or name in record.values) != there:
                     raise InvalidFileError(
-                        f"{file}: invalid record: expected the alias {alias!r} of {to!r} to stand "
-                        f"for a leaf that is there, and not for itself, got {name!r}"
+                        f"{file}: invalid record: expected the alias {alias!r} to refer to a leaf "
+                        f"in the file, {to!r}, and not to be one itself, got {name!r}"
                     )
     for name, path in record.structure.paths.items():
         if name not in tensors and name not in record.values:
             raise InvalidFileError(
-                f"{file}: invalid record: expected paths of leaves in the file, got one of "
+                f"{file}: invalid record: expected paths of leaves in the file, got one for "
                 f"{name!r}, which is not there"
             )
-        # A suffix tells names apart that would be one; nothing else may come between.
+        # A suffix distinguishes names that would be equal; they may differ in nothing else.
         joined = join(path).encode(errors="backslashreplace").decode()
         if name != joined and not name.startswith(f"{joined}~"):
             raise InvalidFileError(
@@ -126,9 +131,9 @@ def _matching_digests(header: Header, record: Record, file: str) -> Digests:
         found = len(digests.of.get(name, b""))
         if found != expected or (tensor is None):
             raise ChecksumError(
-                f"{file}: leaf {name!r}: expected digests of {nbytes} bytes, {expected} bytes, "
-                f"got {found} bytes: another program changed the file since it was saved; load "
-                "it without verify"
+                f"{file}: leaf {name!r}: expected {expected} bytes of digests for {nbytes} bytes "
+                f"of data, got {found} bytes: another program changed the file since it was "
+                "saved; load it without verify"
             )
     return digests
 
@@ -177,10 +182,10 @@ def _check_key(name: str, content: Content, file: str) -> None:
 @final
 @dataclass(frozen=True, slots=True)
 class Encode(Step[Leaves, bytes]):
-    """Leaves to the bytes of a safetensors file, read by every safetensors reader.
+    """Encodes Leaves as the bytes of a safetensors file, which every safetensors reader reads.
 
-    The same Leaves always give the same bytes. `encode(checksum=True)` is a step that records
-    digests, too. The inverse is `decode`, with `verify` where there are digests.
+    The same Leaves always give the same bytes. `encode(checksum=True)` is a step that also
+    records digests. The inverse is `decode`, with `verify` if there are digests.
 
     Raises `LeafError` for a leaf that no file can hold.
     """
@@ -212,12 +217,12 @@ class Encode(Step[Leaves, bytes]):
 @final
 @dataclass(frozen=True, slots=True)
 class Decode(Step[bytes, Leaves]):
-    """The bytes of a safetensors file to Leaves, whose arrays are not read yet.
+    """Decodes the bytes of a safetensors file to Leaves, whose arrays are not read yet.
 
     `decode(verify=True)` is a step whose arrays are checked against the recorded digests when
     they are read. A buffer that may change is copied. The inverse is `encode`.
 
-    Raises `InvalidFileError` for bytes that are no safetensors file.
+    Raises `InvalidFileError` for bytes that are not a safetensors file.
     """
 
     verify: bool = False
@@ -253,7 +258,7 @@ class Decode(Step[bytes, Leaves]):
 
 
 def open_file(path: str, *, verify: bool = False, access: Access = "auto") -> Leaves:
-    """The Leaves of a safetensors file on disk, unread."""
+    """The unread Leaves of a safetensors file on disk."""
     source = open_source(path, access)
     return open_leaves(source, source.prefix, source.nbytes, verify=verify)
 

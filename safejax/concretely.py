@@ -1,4 +1,4 @@
-"""Tasks that run outside of any trace, whatever the caller is in the middle of."""
+"""Runs tasks outside of any trace, whatever trace the caller is in."""
 
 import contextlib
 import threading
@@ -17,11 +17,11 @@ _WIDE: Final = frozenset(map(np.dtype, ("int64", "uint64", "float64", "complex12
 
 
 def concretely(task: Callable[[], _T], dtype: Dtype | None = None) -> _T:
-    """What `task` gives when it runs outside of any trace and any of JAX's debug modes.
+    """The result of `task`, run outside of any trace and without JAX's debug modes.
 
-    It runs in a thread of its own: JAX's trace, its guards and its modes belong to the thread,
-    and nothing less than another one leaves them all behind. `dtype` is that of the arrays
-    that the task makes; 64-bit ones need x64 whatever the mode has become since.
+    The task runs in a thread of its own: JAX's traces, guards and modes belong to a thread, and
+    only another thread is free of all of them. `dtype` is that of the arrays that the task makes.
+    A 64-bit dtype needs x64 even if the caller has turned that mode off since.
     """
     outcome: list[_T] = []
     failure: list[BaseException] = []
@@ -30,7 +30,7 @@ def concretely(task: Callable[[], _T], dtype: Dtype | None = None) -> _T:
         try:
             with _plain_settings(wide=dtype is not None and needs_x64(dtype)):
                 outcome.append(task())
-        except BaseException as error:  # noqa: BLE001 - it is raised again where it belongs
+        except BaseException as error:  # noqa: BLE001 - raised again by the caller
             failure.append(error)
 
     thread = threading.Thread(target=run, name="safejax-place", daemon=True)
@@ -42,9 +42,10 @@ def concretely(task: Callable[[], _T], dtype: Dtype | None = None) -> _T:
 
 
 def concretely_all(tasks: Sequence[tuple[Callable[[], object], Dtype]], workers: int) -> None:
-    """Run each task as `concretely` does, `workers` at a time; the first failure is raised.
+    """Run each task as `concretely` does, `workers` at a time; raise the first failure.
 
-    In their order, but those that need x64 come last: to change the mode costs more than a task.
+    Tasks start in order, except that those that need x64 come last: changing the mode takes
+    longer than a task.
     """
     pending: dict[bool, deque[Callable[[], object]]] = {False: deque(), True: deque()}
     for task, dtype in tasks:
@@ -65,7 +66,7 @@ def concretely_all(tasks: Sequence[tuple[Callable[[], object], Dtype]], workers:
                 if left:
                     with _plain_settings(wide=wide):
                         work(left)
-        except BaseException as error:  # noqa: BLE001 - it is raised again where it belongs
+        except BaseException as error:  # noqa: BLE001 - raised again by the caller
             failures.append(error)
 
     threads = [
@@ -81,7 +82,7 @@ def concretely_all(tasks: Sequence[tuple[Callable[[], object], Dtype]], workers:
 
 
 def needs_x64(dtype: Dtype) -> bool:
-    """Whether JAX makes arrays of `dtype` in its x64 mode only."""
+    """Whether JAX makes arrays of `dtype` only in its x64 mode."""
     return dtype in _WIDE
 
 

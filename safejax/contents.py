@@ -1,4 +1,4 @@
-"""What a leaf holds, on the host's side, and what many leaves hold that are alike."""
+"""Contents: what a leaf holds on the host, and families of similar contents."""
 
 from abc import ABC, abstractmethod
 from functools import lru_cache
@@ -15,22 +15,22 @@ from safejax.windows import Window
 
 @lru_cache(maxsize=64)
 def key_dtype(key: str) -> Any:
-    """The dtype of key arrays of the implementation `key`."""
+    """The dtype of key arrays of the implementation named `key`."""
     return jax.eval_shape(lambda: jax.random.key(0, impl=key)).dtype
 
 
 @lru_cache(maxsize=64)
 def key_data_shape(key: str) -> tuple[int, ...]:
-    """The shape of the uint32 data of one key of the implementation `key`."""
+    """The shape of the uint32 data of one key of the implementation named `key`."""
     return jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0, impl=key))).shape
 
 
 @final
 class Content(NamedTuple):
-    """What a leaf holds.
+    """The content of a leaf.
 
-    For a typed key array `view` is the key data, uint32 with the key's own axes last, and
-    `key` names the implementation; for any other leaf `key` is None.
+    For a typed key array, `view` is its key data, uint32 with the axes of a single key last, and
+    `key` is the name of the implementation. For any other leaf, `key` is None.
     """
 
     view: View
@@ -38,36 +38,36 @@ class Content(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The leaf's shape, without the key's own axes."""
+        """The shape of the leaf, without the axes of a single key."""
         return self.view.shape[: len(self.view.shape) - self.key_axes]
 
     @property
     def key_axes(self) -> int:
-        """How many trailing axes of `view` belong to a single key."""
+        """The number of trailing axes of `view` that belong to a single key."""
         return 0 if self.key is None else len(key_data_shape(self.key))
 
 
 class Alike(ABC):
-    """What leaves hold that differ in one number: made when it is asked for.
+    """A family of contents that differ in one number, each made when it is needed.
 
-    A file may have 100,000 tensors, and a loop asks for every row of one. None of them is a
-    key array.
+    A file may have 100,000 tensors, and a loop may read every row of one. None of the contents
+    is a key array.
     """
 
     __slots__ = ()
 
     @abstractmethod
     def content(self, number: int) -> Content:
-        """What the leaf with this number holds."""
+        """The content of the leaf with this number."""
 
     def read(self, number: int) -> NDArray[Any]:
-        """The leaf's values, as `content(number).view.read()` gives them."""
+        """The values of that leaf, as `content(number).view.read()` returns them."""
         return self.content(number).view.read()
 
 
 @final
 class Tensors(Alike):
-    """Tensors of one dtype and window in one source; the number is the byte where one begins."""
+    """Tensors of the same dtype and window in one source; the number is that of the first byte."""
 
     __slots__ = ("_dtype", "_source", "_window")
 
@@ -77,7 +77,7 @@ class Tensors(Alike):
         self._window = window
 
     def of(self, source: Source) -> Self:
-        """The same of another source."""
+        """The same tensors of another source."""
         return self if source is self._source else type(self)(source, self._dtype, self._window)
 
     def content(self, number: int) -> Content:
@@ -86,17 +86,18 @@ class Tensors(Alike):
 
 @final
 class Rows(Alike):
-    """The rows of a leaf; the number is that of the row."""
+    """The rows of a leaf; the number is the index of the row."""
 
     __slots__ = ("_shown", "_view", "size")
 
     def __init__(self, view: Strided) -> None:
         self._view = view
         self.size = view.shape[0]
-        # Where they lie in memory or in a mapped file, a row of so many bytes is an index away.
+        # In memory or in a mapped file, a row is an index into one array. The last entry is the
+        # number of bytes in a row.
         self._shown: tuple[BufferSource, NDArray[Any], int] | None = None
         source = view.source
-        # A row of one axis is a scalar to NumPy, and bytes of bools may have to be mended.
+        # NumPy returns scalars for the rows of one axis, and the bytes of bools may be invalid.
         simple = len(view.shape) > 1 and view.dtype.kind != "b"
         if isinstance(source, BufferSource) and simple:
             nbytes = view.row(0).window.distinct * view.dtype.itemsize
@@ -104,7 +105,7 @@ class Rows(Alike):
 
     @classmethod
     def of(cls, content: Content) -> Self | None:
-        """The rows of what a leaf holds; None where they are not that simple, or none."""
+        """The rows of a content; None if it has none, or if they are not this simple."""
         view = content.view
         if content.key is not None or not isinstance(view, Strided):
             return None

@@ -1,7 +1,7 @@
-"""File dtype codes and NumPy dtypes: which stands for which, and how the rest is stored.
+"""File dtype codes and NumPy dtypes: which correspond, and how other dtypes are stored.
 
-The safetensors format names a fixed set of element types. JAX has more: those are stored
-under a code of the same width, and the record in the file's metadata tells what they are.
+The safetensors format names a fixed set of element types. JAX has more: these are stored
+under a code of the same width, and the record in the file's metadata names their dtype.
 Source of the codes: the safetensors format description and its reference reader.
 """
 
@@ -23,7 +23,7 @@ BITS: Final[Mapping[str, int]] = MappingProxyType(
         "C64": 64, "F64": 64, "I64": 64, "U64": 64,
     }
 )  # fmt: skip
-"""Bits an element takes, for every code that the reference reader knows."""
+"""Bits per element, for every code that the reference reader knows."""
 
 _OF_CODE: Final[dict[str, Dtype]] = {
     code: np.dtype(scalar)
@@ -64,10 +64,10 @@ _RECORDED_BY_NAME: Final[dict[str, Dtype]] = {dtype.name: dtype for dtype in _RE
 
 @final
 class Stored(NamedTuple):
-    """How a leaf stands in the file.
+    """How a leaf is stored in the file.
 
-    `code` and `shape` are the header's; `recorded` is the true dtype's name where the code
-    does not say it, else None; `nbytes` is the size of the data in bytes.
+    `code` and `shape` are the header's; `recorded` is the name of the true dtype if the code
+    does not imply it, else None; `nbytes` is the size of the data in bytes.
     """
 
     code: str
@@ -77,7 +77,7 @@ class Stored(NamedTuple):
 
 
 def stored_as(dtype: Dtype, shape: tuple[int, ...]) -> Stored | None:
-    """How an array of `dtype` and `shape` is stored; None where no file can hold it."""
+    """How an array of `dtype` and `shape` is stored; None if no file can hold it."""
     count = 1
     for size in shape:
         count *= size
@@ -93,16 +93,16 @@ def stored_as(dtype: Dtype, shape: tuple[int, ...]) -> Stored | None:
 
 
 def dtype_of_code(code: str) -> Dtype | None:
-    """The NumPy dtype of a file code; None for a code that NumPy has no dtype for."""
+    """The NumPy dtype of a file code; None if NumPy has no dtype for it."""
     return _OF_CODE.get(code)
 
 
 def restored(
     recorded: str, code: str, shape: tuple[int, ...]
 ) -> tuple[Dtype, tuple[int, ...]] | None:
-    """Dtype and shape of a leaf that stands in the file as `code` and `shape`.
+    """The dtype and shape of a leaf that is stored in the file as `code` and `shape`.
 
-    None where the record cannot be true: an unknown name, or one that is never stored so.
+    None if the record cannot be true: the dtype's name is unknown, or is never stored like that.
     """
     dtype = _RECORDED_BY_NAME.get(recorded)
     if dtype is None or _RECORDED[dtype] != code:
@@ -122,7 +122,7 @@ _HALF_BYTE: Final = np.uint8(4)
 
 
 def to_stored_bytes(block: NDArray[Any], stored: Stored) -> NDArray[np.uint8]:
-    """A block of a leaf as the bytes that stand in the file, flat, without a copy if it can.
+    """The bytes, as stored in the file, of a block of a leaf; flat, and not copied if possible.
 
     A block of a packed leaf must hold a whole number of bytes.
     """
@@ -130,13 +130,13 @@ def to_stored_bytes(block: NDArray[Any], stored: Stored) -> NDArray[np.uint8]:
         block = block.astype(dtype_of_code(stored.code))
     flat = np.ascontiguousarray(block).reshape(-1).view(np.uint8)
     if is_packed(stored.code):
-        # The first element of a pair takes the low half of the byte, as PyTorch packs it.
+        # The first element of a pair takes the low half of the byte, as in PyTorch.
         return (flat[0::2] & _LOW) | (flat[1::2] << _HALF_BYTE)
     return flat
 
 
 def unpack(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The elements of packed bytes, two a byte, low half first, each in a byte of its own."""
+    """The elements of packed bytes, two per byte, low half first, each in a byte of its own."""
     halves = np.empty(2 * packed.size, np.uint8)
     halves[0::2] = packed & _LOW
     halves[1::2] = packed >> _HALF_BYTE

@@ -1,4 +1,4 @@
-"""Equinox: models, whose arrays are stored and whose static parts come from `like`.
+"""Equinox: models, whose arrays are stored and whose static parts are taken from `like`.
 
     encoded = serialize(model)
     model = deserialize(encoded, like=model)
@@ -8,36 +8,52 @@ as with `equinox.tree_serialise_leaves`.
 """
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack, overload
 
 import jax
 
-from safejax.access import Access
-from safejax.adapter import Source, Stored, fetch, finish, missing, refuse_foreign, store
+from safejax.adapter import Source, Stored, explain_missing, fetch, refuse_foreign, store
 from safejax.files import PathLike
 from safejax.leaves import Leaves, is_array, is_scalar
+from safejax.options import LoadOptions, parse_options, shows_options
 from safejax.remote import FileSystem
-from safejax.shardings import ShardingArgument
-from safejax.steps import TransformArgument
 from safejax.tree import flatten
 
 try:
     import equinox
-except ImportError as error:
-    raise missing("equinox", "equinox", error) from error
+except ModuleNotFoundError as error:
+    explain_missing(error, "equinox", {"equinox": "equinox"})
+    raise
 
+__all__ = ["deserialize", "serialize"]
+
+_Path = TypeVar("_Path", bound=PathLike)
 _Model = TypeVar("_Model")
 
 
+@overload
+def serialize(
+    model: Any,
+    filename: None = None,
+    metadata: Mapping[str, str] | None = None,
+    fs: None = None,
+) -> bytes: ...
+@overload
+def serialize(
+    model: Any,
+    filename: _Path,
+    metadata: Mapping[str, str] | None = None,
+    fs: FileSystem = None,
+) -> _Path: ...
 def serialize(
     model: Any,
     filename: PathLike | None = None,
     metadata: Mapping[str, str] | None = None,
-    fs: FileSystem | None = None,
+    fs: FileSystem = None,
 ) -> Stored:
     """The bytes of a safetensors file with `model`; or, with `filename`, that path.
 
-    `model` is any pytree of Equinox modules, a tuple of a model and its `equinox.nn.State` say.
+    `model` is any pytree of Equinox modules, for example a model with its `equinox.nn.State`.
     `metadata` maps strings to strings; `fs` is the fsspec file system of `filename`.
 
     >>> import equinox as eqx, jax, safejax.equinox
@@ -46,8 +62,8 @@ def serialize(
     >>> safejax.equinox.deserialize(data, like=eqx.filter_eval_shape(make)).weight
     LazyArray(float32[3,2], name='weight', unread)
 
-    Raises `LeafError` for what no file can hold, and for another framework's container;
-    `OSError` where the file cannot be written.
+    Raises `LeafError` for a leaf that no file can hold and for a container of another framework,
+    and `OSError` if the file cannot be written.
     """
     refuse_foreign(model, "equinox")
     stored = flatten(_dynamic(model))
@@ -55,31 +71,22 @@ def serialize(
     return store(Leaves(present, stored.structure), filename, metadata, fs)
 
 
+@shows_options
 def deserialize(
-    path_or_bytes: Source,
-    fs: FileSystem | None = None,
-    *,
-    like: _Model,
-    sharding: ShardingArgument = None,
-    transform: TransformArgument | None = None,
-    strict: bool = True,
-    verify: bool = False,
-    access: Access = "auto",
+    path_or_bytes: Source, fs: FileSystem = None, *, like: _Model, **options: Unpack[LoadOptions]
 ) -> _Model:
-    """`like` with the arrays and scalars of the file in the place of its own; lazy.
+    """`like`, with its arrays and Python scalars replaced by those of the file; lazy.
 
-    Reads the header only. `like` is a model of the same structure: one that was just made, or
-    one of `jax.ShapeDtypeStruct`s from `equinox.filter_eval_shape`. Its static parts are taken
-    over. The other options are those of `safejax.load`.
+    Only the header is read. `like` is a model of the same structure: a newly made one, or one of
+    `jax.ShapeDtypeStruct`s from `equinox.filter_eval_shape`. Its static parts are kept. The other
+    options are those of `safejax.load`.
 
     Raises `MismatchError`, which reports every leaf that is missing, unexpected or of another
-    shape or dtype, and what else `safejax.load` raises.
+    shape or dtype, and whatever else `safejax.load` raises.
     """
-    leaves, file = fetch(path_or_bytes, fs, verify=verify, access=access)
-    dynamic = _dynamic(like)
-    loaded = finish(
-        leaves, file, like=dynamic, sharding=sharding, transform=transform, strict=strict
-    )
+    parsed = parse_options(deserialize, options)
+    leaves, file = fetch(path_or_bytes, fs, parsed)
+    loaded = parsed.tree(leaves, file, _dynamic(like))
     return equinox.combine(loaded, jax.tree.map(_static, like))
 
 

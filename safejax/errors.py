@@ -1,7 +1,7 @@
 """Every error and warning that safejax raises.
 
-A bad file and a bad call are different classes: `InvalidFileError` is the first, the others
-are the second. Each message says where (file, leaf), what was expected, what was found and
+A bad file and a bad call raise different classes: `InvalidFileError` reports a bad file, the
+others a bad call. Each message says where (file, leaf), what was expected, what was found and
 what to do about it.
 """
 
@@ -9,27 +9,27 @@ from safetensors import SafetensorError
 
 
 class SafejaxError(Exception):
-    """Base of every error that safejax raises on purpose."""
+    """The base class of all errors that safejax raises on purpose."""
 
 
 class InvalidFileError(SafejaxError, SafetensorError, ValueError):
     """The bytes are not a safetensors file, or hold a safejax record that cannot be true.
 
     It is also a `safetensors.SafetensorError`, so code that catches the reference reader's
-    error goes on working.
+    error keeps working.
     """
 
 
 class ChecksumError(InvalidFileError):
-    """The bytes of a leaf are not those that were saved, or there is no digest to tell it by."""
+    """The bytes of a leaf are not those that were saved, or there is no digest to check them."""
 
 
 class ReadError(SafejaxError, OSError):
-    """The file held the leaf when it was opened and no longer does (cut short, say)."""
+    """The file no longer holds a leaf that it held when opened, for example after truncation."""
 
 
 class MismatchError(SafejaxError, ValueError):
-    """What is stored is not what `like` asks for; the message reports every leaf at once."""
+    """What is stored does not match `like`; the message reports all such leaves at once."""
 
 
 class ShardingError(SafejaxError, ValueError):
@@ -37,19 +37,19 @@ class ShardingError(SafejaxError, ValueError):
 
 
 class LeafError(SafejaxError, TypeError):
-    """A leaf, or a key on the way to it, is of a kind that no safetensors file can hold."""
+    """A leaf, or a key on the path to it, is of a kind that no safetensors file can hold."""
 
 
 class TransformError(SafejaxError, ValueError):
-    """A transform is wrong in itself, or cannot be applied to these leaves."""
+    """A transform is invalid in itself, or cannot be applied to these leaves."""
 
 
 class NotInvertibleError(TransformError):
-    """The inverse of a step that has none was asked for."""
+    """The inverse was requested of a step that has none."""
 
 
 class PrecisionError(SafejaxError, OverflowError):
-    """A 64-bit integer leaf holds a value that JAX, with x64 off, would change."""
+    """A 64-bit integer leaf holds a value that JAX would change, since its x64 mode is off."""
 
 
 class PlacementError(SafejaxError, RuntimeError):
@@ -57,12 +57,12 @@ class PlacementError(SafejaxError, RuntimeError):
 
 
 class UnsupportedJaxError(SafejaxError, RuntimeError):
-    """JAX, in this version, lacks a hook of lazy leaves; `safejax.materialize` does without."""
+    """The installed JAX lacks a hook for lazy leaves; `safejax.materialize` does not need it."""
 
 
 class PartialLoadWarning(UserWarning):
-    """`strict=False` took leaves from `like`, or left stored leaves unread; it says which."""
+    """`strict=False` took leaves from `like`, or left stored leaves unread; it names them."""
 
 
 class PrecisionWarning(UserWarning):
-    """A 64-bit floating or complex leaf was narrowed, since JAX's x64 mode is off."""
+    """A 64-bit floating-point or complex leaf was narrowed, since JAX's x64 mode is off."""

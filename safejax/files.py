@@ -1,4 +1,4 @@
-"""Files: written whole or not at all."""
+"""Files: written completely, or not at all."""
 
 import contextlib
 import errno
@@ -23,11 +23,11 @@ _CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 
 
 def checked_path(path: PathLike) -> str:
-    """`path` as a string; `TypeError` for what is none."""
+    """`path` as a string; `TypeError` if it is not a path."""
     if not isinstance(path, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(
-            f"expected a path, a str or os.PathLike, got {type(path).__name__}: bytes of a file "
-            "go to safejax.deserialize"
+            f"expected a path (str or os.PathLike), got {type(path).__name__}: pass the bytes of "
+            "a file to safejax.deserialize"
         )
     return os.fspath(path)
 
@@ -40,11 +40,11 @@ def write_atomically(
 ) -> None:
     """Make the file at `path` hold `chunks`, or leave it as it was.
 
-    They go to a temporary file beside the target, which is flushed to disk and renamed over it;
-    then the folder is flushed. A target that is a symbolic link is written through; the mode
-    follows the umask. What saves of the same target left behind when they were killed is
-    removed. `wrote(n)` is called after every `n` bytes. With `head`, what it gives when all
-    chunks are written stands over the first bytes.
+    The chunks go to a temporary file next to the target, which is flushed to disk and renamed
+    over the target; then the folder is flushed. A target that is a symbolic link is written
+    through; the mode follows the umask. Temporary files that killed saves of the same target
+    left behind are removed. `wrote(n)` is called after every `n` bytes. With `head`, the bytes
+    that it returns once all chunks are written replace the first bytes of the file.
 
     Raises `OSError`: a missing or unwritable folder, a full disk, a target that is a folder.
     """
@@ -64,7 +64,7 @@ def write_chunks(
     wrote: Callable[[int], None],
     head: Callable[[], bytes] | None = None,
 ) -> None:
-    """Write `chunks`, and `head` over the first ones, and have all of it on disk."""
+    """Write `chunks`, then `head` over the first bytes, and flush all of it to disk."""
     writeback = Writeback(descriptor)
     with open(descriptor, "wb", closefd=False) as file:
         for chunk in chunks:
@@ -82,7 +82,7 @@ def _check_target(path: str, target: str, folder: str) -> None:
     try:
         os.stat(folder)
     except FileNotFoundError:
-        reason = "expected a path in a folder that is there; make the folder first"
+        reason = "expected a path in an existing folder; make the folder first"
         raise FileNotFoundError(errno.ENOENT, reason, path) from None
     try:
         mode = os.stat(target).st_mode
@@ -90,10 +90,10 @@ def _check_target(path: str, target: str, folder: str) -> None:
         return
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(
-            errno.EISDIR, "expected the path of a file to write, got a folder; add a name", path
+            errno.EISDIR, "expected the path of a file, got a folder; add a file name", path
         )
     if not stat.S_ISREG(mode):
-        # Renaming over a device would put a file in its place.
+        # Renaming over a device would replace it with a file.
         raise OSError(errno.EINVAL, "expected a regular file to write, got a device or pipe", path)
 
 
@@ -103,7 +103,7 @@ def _remove_if_abandoned(entry: Path) -> None:
         return
     descriptor = os.open(entry, os.O_RDWR | os.O_NOFOLLOW)
     try:
-        # Its writer holds the lock for as long as it lives.
+        # The writer holds the lock for as long as it lives.
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         entry.unlink()
     finally:
@@ -111,14 +111,14 @@ def _remove_if_abandoned(entry: Path) -> None:
 
 
 def remove_litter(target: str, remove: Callable[[Path], None] = _remove_if_abandoned) -> None:
-    """Have `remove` look at every temporary file or folder of saves to `target`.
+    """Call `remove` with every temporary file or folder of saves to `target`.
 
-    By default files go that no process is writing any more.
+    By default, this removes files that no process is writing any more.
     """
     if fcntl is None:
         return
     folder, prefix = os.path.dirname(target), _litter_prefix(target)
-    # Where the folder cannot be listed, its litter is not ours to remove.
+    # If the folder cannot be listed, its litter is not ours to remove.
     with contextlib.suppress(OSError):
         for entry in Path(folder).iterdir():
             if entry.name.startswith(prefix) and entry.name.endswith(_SUFFIX):
@@ -128,17 +128,17 @@ def remove_litter(target: str, remove: Callable[[Path], None] = _remove_if_aband
 
 @contextlib.contextmanager
 def _temporary_file(target: str) -> Generator[tuple[int, str], None, None]:
-    """A locked new file beside `target`, which is gone at the end unless it was renamed."""
+    """A new, locked file next to `target`, which is removed at the end unless it was renamed."""
     while True:
         temporary = temporary_name(target)
         descriptor = os.open(temporary, _CREATE, 0o666)
         try:
             if fcntl is not None:
-                # Where the file system has no locks, what a killed save leaves stays.
+                # On a file system without locks, the litter of killed saves stays.
                 with contextlib.suppress(OSError):
                     fcntl.flock(descriptor, fcntl.LOCK_EX)
                 if os.fstat(descriptor).st_nlink == 0:
-                    continue  # Another save took it for litter before it was locked.
+                    continue  # Another save removed it as litter before it was locked.
             try:
                 yield descriptor, temporary
             finally:
@@ -150,7 +150,7 @@ def _temporary_file(target: str) -> Generator[tuple[int, str], None, None]:
 
 
 def temporary_name(target: str) -> str:
-    """The path of a new temporary file or folder beside `target`."""
+    """The path of a new temporary file or folder next to `target`."""
     name = f"{_litter_prefix(target)}{secrets.token_hex(8)}{_SUFFIX}"
     return os.path.join(os.path.dirname(target), name)
 
@@ -162,13 +162,13 @@ def _litter_prefix(target: str) -> str:
 
 
 def flush_folder(folder: str) -> None:
-    """Have the names in a folder written to disk."""
+    """Flush the names in a folder to disk."""
     if os.name == "nt":
         return
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except PermissionError:
-        return  # It may be written and not read; the file is there, and whole.
+        return  # The folder is writable but not readable; the file is there, and complete.
     try:
         os.fsync(descriptor)
     finally:

@@ -1,4 +1,4 @@
-"""Folders: a set of files replaced as one, so that no reader sees half of it."""
+"""Folders: a set of files that is replaced as one, so that no reader sees half of it."""
 
 import contextlib
 import ctypes
@@ -20,20 +20,21 @@ def write_folder_atomically(
 ) -> None:
     """Make the folder at `path` hold the files that `fill(folder)` writes, or leave it as it was.
 
-    They are written to a new folder beside it, which then takes its place. Whatever else is in
-    the old folder is in the new one too, as hard links where it can, but for the files whose
-    names `replaces`. Files that are open, or mapped, keep their content. What saves of the same
-    folder left behind when they were killed is removed. A symbolic link is written through.
+    The files are written to a new folder next to the old one, which then takes its place.
+    Whatever else is in the old folder is kept in the new one, as hard links where possible,
+    except files for whose names `replaces` returns true. Files that are open or mapped keep
+    their content. Temporary folders that killed saves of the same folder left behind are
+    removed. A symbolic link is written through.
 
-    The two folders change places in one step where the operating system can (Linux); elsewhere
-    there is a moment in which there is no folder, and none in which there is half of one.
+    The two folders are exchanged in one step where the operating system can (Linux). Elsewhere
+    there is a moment in which no folder exists, but none in which half of one does.
 
-    Raises `OSError`: a missing or unwritable parent, a full disk, a target that is no folder.
+    Raises `OSError`: a missing or unwritable parent, a full disk, a target that is not a folder.
     """
     target = os.path.realpath(path)
     parent = os.path.dirname(target)
     if not os.path.isdir(parent):
-        reason = "expected a path in a folder that is there; make the folder first"
+        reason = "expected a path in an existing folder; make the folder first"
         raise FileNotFoundError(errno.ENOENT, reason, path)
     if os.path.exists(target) and not os.path.isdir(target):
         reason = "expected a folder for a set of files, got a file; give another name"
@@ -46,7 +47,7 @@ def write_folder_atomically(
             shutil.copymode(target, temporary)
             flush_folder(temporary)
             _exchange(temporary, target)
-            # What came into the old folder while the new one was made.
+            # Also keep what was added to the old folder while the new one was written.
             _link_others(temporary, target, replaces)
         else:
             flush_folder(temporary)
@@ -55,7 +56,7 @@ def write_folder_atomically(
 
 
 def _link_others(source: str, target: str, replaces: Callable[[str], bool]) -> None:
-    """Put into `target` what only `source` has, less what is replaced."""
+    """Add to `target` the entries that only `source` has, without those that are replaced."""
     for entry in os.scandir(source):
         destination = os.path.join(target, entry.name)
         if replaces(entry.name) or os.path.lexists(destination):
@@ -70,12 +71,12 @@ def _link(source: str, destination: str) -> None:
     try:
         os.link(source, destination, follow_symlinks=False)
     except OSError:
-        # Some file systems have no hard links, and none may be made to a file of another user.
+        # Some file systems have no hard links, and another user's file must not be linked.
         shutil.copy2(source, destination, follow_symlinks=False)
 
 
 def _exchange(one: str, other: str) -> None:
-    """Let two folders change their names."""
+    """Exchange the names of two folders."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 is not None:
         names = os.fsencode(one), os.fsencode(other)
@@ -96,7 +97,7 @@ def _exchange(one: str, other: str) -> None:
 
 @contextlib.contextmanager
 def _temporary_folder(target: str) -> Generator[str]:
-    """A locked new folder beside `target`; what has its name at the end is removed."""
+    """A new, locked folder next to `target`; whatever has its name at the end is removed."""
     temporary = temporary_name(target)
     os.mkdir(temporary)
     try:
@@ -122,7 +123,7 @@ def _locked(folder: str, *, wait: bool = True) -> Generator[None]:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         if wait:
-            # Where the file system has no locks, what a killed save leaves stays.
+            # On a file system without locks, the litter of killed saves stays.
             with contextlib.suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
         else:

@@ -4,29 +4,33 @@
     params = deserialize(encoded)
     both = deserialize(serialize({"params": params, "state": state}))
 
-Module names keep their `/` and `~`: only dots part the names in a file.
+Module names keep their `/` and `~`: names in a file are split at dots only.
 """
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeVar, Unpack, overload
 
 import jax
 
-from safejax.access import Access
-from safejax.adapter import Source, Stored, fetch, finish, missing, refuse_foreign, store
+from safejax.adapter import Source, Stored, explain_missing, fetch, refuse_foreign, store
 from safejax.files import PathLike
 from safejax.leaves import Leaves
 from safejax.names import split
+from safejax.options import LoadOptions, parse_options, shows_options
 from safejax.remote import FileSystem
-from safejax.shardings import ShardingArgument
-from safejax.steps import TransformArgument
 from safejax.structure import Kind, container_key, register_container, walk
 from safejax.tree import flatten
 
 try:
     from haiku.data_structures import to_haiku_dict, to_immutable_dict
-except ImportError as error:
-    raise missing("dm-haiku", "haiku", error) from error
+except ModuleNotFoundError as error:
+    explain_missing(error, "haiku", {"haiku": "dm-haiku"})
+    raise
+
+__all__ = ["deserialize", "serialize"]
+
+_Path = TypeVar("_Path", bound=PathLike)
+_Tree = TypeVar("_Tree")
 
 _IMMUTABLE: Final = type(to_immutable_dict({}))
 _IMMUTABLE_NAME: Final = f"{_IMMUTABLE.__module__}.{_IMMUTABLE.__qualname__}"
@@ -34,11 +38,25 @@ _IMMUTABLE_NAME: Final = f"{_IMMUTABLE.__module__}.{_IMMUTABLE.__qualname__}"
 register_container(_IMMUTABLE_NAME, lambda children: to_immutable_dict(to_haiku_dict(children)))
 
 
+@overload
+def serialize(
+    params: Any,
+    filename: None = None,
+    metadata: Mapping[str, str] | None = None,
+    fs: None = None,
+) -> bytes: ...
+@overload
+def serialize(
+    params: Any,
+    filename: _Path,
+    metadata: Mapping[str, str] | None = None,
+    fs: FileSystem = None,
+) -> _Path: ...
 def serialize(
     params: Any,
     filename: PathLike | None = None,
     metadata: Mapping[str, str] | None = None,
-    fs: FileSystem | None = None,
+    fs: FileSystem = None,
 ) -> Stored:
     """The bytes of a safetensors file with `params`; or, with `filename`, that path.
 
@@ -50,35 +68,41 @@ def serialize(
     >>> safejax.haiku.deserialize(safejax.haiku.serialize(params))
     {'mlp/~/linear_0': {'w': LazyArray(float32[3,2], name='mlp/~/linear_0.w', unread)}}
 
-    Raises `LeafError` for what no file can hold, and for another framework's container;
-    `OSError` where the file cannot be written.
+    Raises `LeafError` for a leaf that no file can hold and for a container of another framework,
+    and `OSError` if the file cannot be written.
     """
     refuse_foreign(params, "haiku")
     return store(_flatten(params), filename, metadata, fs)
 
 
+@overload
 def deserialize(
     path_or_bytes: Source,
-    fs: FileSystem | None = None,
+    fs: FileSystem = None,
+    *,
+    like: None = None,
+    **options: Unpack[LoadOptions],
+) -> Any: ...
+@overload
+def deserialize(
+    path_or_bytes: Source, fs: FileSystem = None, *, like: _Tree, **options: Unpack[LoadOptions]
+) -> _Tree: ...
+@shows_options
+def deserialize(
+    path_or_bytes: Source,
+    fs: FileSystem = None,
     *,
     like: Any = None,
-    sharding: ShardingArgument = None,
-    transform: TransformArgument | None = None,
-    strict: bool = True,
-    verify: bool = False,
-    access: Access = "auto",
+    **options: Unpack[LoadOptions],
 ) -> Any:
-    """The parameters, state or dict of both in a file, as `serialize` was given them; lazy.
+    """The parameters, the state or the dict of both that `serialize` was given; lazy.
 
-    Reads the header only. Files of safejax 0.5 are read as well. The options are those of
-    `safejax.load`.
-
-    Raises what `safejax.load` raises.
+    Only the header is read. Files of safejax 0.5 are read as well. The options are those of
+    `safejax.load`, and so are the errors.
     """
-    leaves, file = fetch(path_or_bytes, fs, verify=verify, access=access)
-    tree = finish(
-        leaves, file, like=_mutable(like), sharding=sharding, transform=transform, strict=strict
-    )
+    parsed = parse_options(deserialize, options)
+    leaves, file = fetch(path_or_bytes, fs, parsed)
+    tree = parsed.tree(leaves, file, _mutable(like))
     if like is None:
         return tree
     return jax.tree.map(
@@ -90,9 +114,9 @@ def deserialize(
 
 
 def _flatten(params: Any) -> Leaves:
-    """The Leaves of `params`, those of Haiku's immutable dicts by their keys.
+    """The Leaves of `params`, with the keys of Haiku's immutable dicts in their names.
 
-    JAX knows these dicts by the positions of their leaves alone.
+    JAX flattens these dicts by position, without their keys.
     """
     leaves = flatten(_mutable(params))
     walked = walk(params, _is_immutable)

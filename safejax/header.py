@@ -1,10 +1,10 @@
-"""The safetensors header: bytes to a table of tensors and back, with no I/O in it.
+"""The safetensors header: from bytes to a table of tensors and back, without I/O.
 
 A file is 8 bytes of header length (little-endian), that many bytes of JSON, padded with
 spaces, and the data. The JSON object maps each name to `dtype`, `shape` and `data_offsets`
-(half-open, counted from the end of the header), and `__metadata__` to strings. Rules by the
-safetensors format description and its reference reader; where this reader is stricter, the
-reason stands beside the rule.
+(half-open, counted from the end of the header), and `__metadata__` to a map of strings. The
+rules are those of the safetensors format description and its reference reader; where this
+reader is stricter, the reason is given next to the rule.
 """
 
 import reprlib
@@ -12,43 +12,44 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, cast, final
 
 from safejax import strict_json
+from safejax.collector import collector_paused
 from safejax.dtypes import BITS
 from safejax.errors import InvalidFileError, LeafError
 from safejax.windows import MAX_AXES
 
 LENGTH_BYTES: Final = 8
-"""Bytes of the length that a file begins with."""
+"""Bytes of the header length, which a file begins with."""
 
 MAX_HEADER_BYTES: Final = 100_000_000
-"""Longest header that the reference reader accepts, in bytes."""
+"""The longest header that the reference reader accepts, in bytes."""
 
 METADATA_NAME: Final = "__metadata__"
-"""The one key of the header that names no tensor."""
+"""The only key of the header that does not name a tensor."""
 
 SMALL_ALIGNMENT: Final = 64
-"""Bytes: XLA's CPU client takes a buffer that is so aligned in place, without a copy."""
+"""Bytes: XLA's CPU client uses a buffer with this alignment in place, without a copy."""
 
 PAGE_ALIGNMENT: Final = 4096
-"""Bytes: where the data of a large file begins, so that pages of data hold nothing else."""
+"""Bytes: the data of a large file begins on a page, so that its pages hold nothing else."""
 
 LARGE_DATA_BYTES: Final = 1 << 20
-"""Bytes of data from which on a file counts as large."""
+"""Bytes of data from which a file counts as large."""
 
 _TENSOR_FIELDS: Final = frozenset({"dtype", "shape", "data_offsets"})
 _MAX_COUNT: Final = 1 << 64
 _MAX_EXTENT: Final = 1 << 63
 _BITS: Final = dict(BITS)  # read 100,000 times; a MappingProxyType takes twice as long
 
-# Long names, and lists of a million sizes, are cut short in messages.
+# Messages truncate long names and lists of a million sizes.
 _SHORT: Final = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 _SHORT.maxlist = _SHORT.maxdict = 8
 _short: Final = _SHORT.repr
 
 
-# A named tuple and no dataclass: a file may hold 100,000, and a frozen one takes thrice as long.
+# A named tuple: a file may hold 100,000, and frozen dataclasses would take three times as long.
 class Tensor(NamedTuple):
-    """A tensor's entry: file dtype code, shape, and its bytes `[begin, end)` in the file."""
+    """A tensor's entry: its dtype code, its shape, and its bytes `[begin, end)` in the file."""
 
     code: str
     shape: tuple[int, ...]
@@ -58,33 +59,33 @@ class Tensor(NamedTuple):
 
 @final
 class Header(NamedTuple):
-    """A parsed header; `tensors` in the file's order, offsets counted from the file's begin."""
+    """A parsed header: `tensors` in the file's order, with offsets from the start of the file."""
 
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, str]
 
 
 def read_header(prefix: Callable[[int, int], bytes], size: int, file: str) -> Header:
-    """The header of a file of `size` bytes; `prefix(begin, end)` gives bytes of it.
+    """The header of a file of `size` bytes; `prefix(begin, end)` returns bytes of the file.
 
     Raises `InvalidFileError`, which names `file` and the tensor at fault.
     """
     if size < LENGTH_BYTES:
         raise InvalidFileError(
             f"{file}: expected the {LENGTH_BYTES} bytes of a header length, got {size} bytes: "
-            "this is no safetensors file, or was cut short"
+            "this is not a safetensors file, or it was cut short"
         )
     length = int.from_bytes(prefix(0, LENGTH_BYTES), "little")
     if length > MAX_HEADER_BYTES:
         raise InvalidFileError(
             f"{file}: expected a header of at most {MAX_HEADER_BYTES} bytes, got a length of "
-            f"{length}: this is no safetensors file"
+            f"{length}: this is not a safetensors file"
         )
     data_begin = LENGTH_BYTES + length
     if data_begin > size:
         raise InvalidFileError(
             f"{file}: expected a header of {length} bytes, got {size - LENGTH_BYTES}: "
-            "the file was cut short, or is no safetensors file"
+            "the file was cut short, or is not a safetensors file"
         )
     return parse_header(prefix(LENGTH_BYTES, data_begin), size - data_begin, file)
 
@@ -95,13 +96,13 @@ def parse_header(encoded: bytes, data_size: int, file: str) -> Header:
     def fault(sentence: str) -> InvalidFileError:
         return InvalidFileError(f"{file}: invalid header: {sentence}")
 
-    # The format says so; the reference reader skips white space in front of it.
+    # The format requires this; the reference reader skips white space in front of the brace.
     if encoded[:1] != b"{":
         raise fault(f"expected it to begin with '{{', got {encoded[:1]!r}")
-    with strict_json.collector_paused():
+    with collector_paused():
         try:
             table = strict_json.parse(encoded.decode())
-        except ValueError as error:  # UnicodeDecodeError is one.
+        except ValueError as error:  # UnicodeDecodeError is a subclass.
             raise fault(f"expected JSON in UTF-8; {error}") from None
         metadata = _metadata(table.pop(METADATA_NAME, None), fault)
         data_begin = LENGTH_BYTES + len(encoded)
@@ -131,8 +132,8 @@ def _metadata(entries: Any, fault: _Fault) -> dict[str, str]:
 
 
 def _tensor(name: str, info: Any, data_begin: int, fault: _Fault) -> Tensor:
-    # Fields that the format does not name are refused, which the reference reader skips:
-    # they could change what the others mean.
+    # The reference reader skips fields that the format does not name. They are refused here,
+    # since they could change what the others mean.
     if type(info) is not dict or info.keys() != _TENSOR_FIELDS:
         raise fault(
             f"tensor {_short(name)}: expected the fields dtype, shape and data_offsets, "
@@ -143,14 +144,19 @@ def _tensor(name: str, info: Any, data_begin: int, fault: _Fault) -> Tensor:
     if bits is None:
         raise fault(f"tensor {_short(name)}: expected a known dtype, got {_short(code)}")
     if type(shape) is not list:
-        raise fault(f"tensor {_short(name)}: expected a shape of sizes, got {_short(shape)}")
+        raise fault(
+            f"tensor {_short(name)}: expected the shape to be a list of sizes, got {_short(shape)}"
+        )
     if len(shape) > MAX_AXES:
         raise fault(f"tensor {_short(name)}: expected at most {MAX_AXES} axes, got {len(shape)}")
     count = 1
     for size in shape:
-        # A bool is an int to isinstance.
+        # isinstance would accept a bool as an int.
         if type(size) is not int or not 0 <= size < _MAX_COUNT:
-            raise fault(f"tensor {_short(name)}: expected a shape of sizes, got {_short(shape)}")
+            raise fault(
+                f"tensor {_short(name)}: expected the shape to be a list of sizes, got "
+                f"{_short(shape)}"
+            )
         count *= size
     if type(offsets) is not list or len(offsets) != 2:
         raise fault(f"tensor {_short(name)}: expected two offsets, got {_short(offsets)}")
@@ -176,8 +182,8 @@ def _bytes(bits: int) -> str:
 
 
 def _check_extent(name: str, code: str, shape: list[int], fault: _Fault) -> None:
-    # No data bounds the other sizes of an empty tensor. NumPy has no array of a shape whose
-    # strides, in bytes, pass 63 bits; the reference reader takes some of them.
+    # An empty tensor has no data that would bound its other sizes. NumPy has no arrays whose
+    # strides in bytes exceed 63 bits; the reference reader accepts some of these shapes.
     extent = max(_BITS[code] // 8, 1)
     for size in shape:
         extent *= max(size, 1)
@@ -189,7 +195,7 @@ def _check_layout(
     tensors: Mapping[str, Tensor], data_begin: int, data_end: int, fault: _Fault
 ) -> None:
     if _are_side_by_side(tensors.values(), data_begin, data_end):
-        return  # in the header's order already, as most files are
+        return  # The data is in the header's order, as in most files.
     reached = data_begin
     before = "the header"
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
@@ -227,11 +233,11 @@ class Entry(NamedTuple):
 
 
 def data_order(entries: Sequence[Entry]) -> list[Entry]:
-    """The entries in the order in which their data is laid out.
+    """The entries in the order in which their data is stored.
 
     Empty tensors come first; then those whose size is a multiple of 64 bytes, so that each
-    begins on one; then the rest by falling width of their elements, so that each is at least
-    aligned for its dtype; by name within each.
+    begins on such a multiple; then the rest by decreasing width of their elements, so that each
+    is at least aligned for its dtype. Entries that are equal in this are ordered by name.
     """
 
     def rank(entry: Entry) -> tuple[int, int, str]:
@@ -245,20 +251,20 @@ def data_order(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def write_header(entries: Sequence[Entry], metadata: Mapping[str, str], file: str) -> bytes:
-    """The length and the header of a file that holds the entries' data in their order.
+    """The bytes of the length and the header of a file with the entries' data in their order.
 
-    The entries' names are distinct. Raises `LeafError` for a name or metadata that no header
+    The entries' names must be distinct. Raises `LeafError` for a name or metadata that no header
     can hold, and `InvalidFileError` for a header so long that readers refuse it.
     """
     if any(entry.name == METADATA_NAME for entry in entries):
         raise LeafError(
-            f"{file}: expected a tensor's name, got {METADATA_NAME!r}, where the format keeps "
-            "its metadata: rename the leaf"
+            f"{file}: expected a tensor's name, got {METADATA_NAME!r}, which the format reserves "
+            "for metadata: rename the leaf"
         )
     table: dict[str, Any] = {METADATA_NAME: dict(sorted(metadata.items()))} if metadata else {}
     reached = 0
     try:
-        with strict_json.collector_paused():
+        with collector_paused():
             for entry in entries:
                 end = reached + entry.nbytes
                 table[entry.name] = {

@@ -1,9 +1,9 @@
 """Integrity: a digest for each block of a tensor's bytes, so that a part is checked by its blocks.
 
-`save(..., checksum=True)` records them, and `load(..., verify=True)` checks each block when it
-is read. The digest is XXH3 of 64 bits, which finds damage, and is no protection against
+`save(..., checksum=True)` records the digests, and `load(..., verify=True)` checks each block
+when it is read. The digest is 64-bit XXH3, which detects damage, but does not protect against
 somebody who changes the digest too. `xxhash` is an extra (`safejax[checksum]`), imported when
-a digest is first made.
+digests are first needed.
 """
 
 import importlib
@@ -27,14 +27,14 @@ _MIN_BLOCK_BYTES: Final = 1 << 20
 _MAX_BLOCKS: Final = 1 << 16
 
 _Hash: TypeAlias = Any
-"""A hash object of xxhash, as those of hashlib. Any: xxhash is an extra."""
+"""An xxhash hash object, which works like those of hashlib. `Any`, since xxhash is an extra."""
 
 
 @final
 class Digests(NamedTuple):
-    """The digests of a file: of every block of `block_bytes` of each tensor, in their order.
+    """The digests of a file: one for each block of `block_bytes` of each tensor, in order.
 
-    `of` maps the names of tensors to their digests side by side, `DIGEST_BYTES` each.
+    `of` maps the name of each tensor to its concatenated digests, `DIGEST_BYTES` each.
     """
 
     block_bytes: int
@@ -42,9 +42,9 @@ class Digests(NamedTuple):
 
 
 def chosen_block_bytes(total: int) -> int:
-    """Bytes of a block, for a file with `total` bytes of data: 1 MiB, more above 64 GiB.
+    """The block size for a file with `total` bytes of data: 1 MiB, or more above 64 GiB.
 
-    A header may have 100 MB: the number of blocks is bounded, and not their size.
+    A header is limited to 100 MB, so the number of blocks is bounded, and not their size.
     """
     block = _MIN_BLOCK_BYTES
     while total > block * _MAX_BLOCKS:
@@ -53,14 +53,14 @@ def chosen_block_bytes(total: int) -> int:
 
 
 def digests_size(nbytes: int, block_bytes: int) -> int:
-    """Bytes that the digests of a tensor of `nbytes` take together."""
+    """The total size in bytes of the digests of a tensor of `nbytes`."""
     return -(-nbytes // block_bytes) * DIGEST_BYTES
 
 
 def hasher() -> Callable[[], _Hash]:
-    """What makes a new hash object; `ImportError` where xxhash is not installed."""
+    """The function that makes a new hash object; `ImportError` if xxhash is not installed."""
     try:
-        # By name: only who asks for digests needs it.
+        # Imported by name: only callers that ask for digests need it.
         return importlib.import_module("xxhash").xxh3_64
     except ImportError as error:
         raise ImportError(
@@ -72,7 +72,7 @@ def hasher() -> Callable[[], _Hash]:
 
 @final
 class BlockHasher:
-    """The digests of a tensor whose bytes come in chunks of any size."""
+    """Computes the digests of a tensor whose bytes arrive in chunks of any size."""
 
     def __init__(self, new: Callable[[], _Hash], block_bytes: int) -> None:
         self._new = new
@@ -82,7 +82,7 @@ class BlockHasher:
         self._missing = block_bytes
 
     def update(self, chunk: memoryview) -> None:
-        """Take the next bytes of the tensor."""
+        """Add the next bytes of the tensor."""
         while chunk.nbytes:
             part = chunk[: self._missing]
             self._current.update(part)
@@ -92,7 +92,7 @@ class BlockHasher:
                 self._finish_block()
 
     def digests(self) -> bytes:
-        """The digests of all blocks, side by side; the last block may be a short one."""
+        """The digests of all blocks, concatenated; the last block may be shorter."""
         if self._missing < self._block_bytes:
             self._finish_block()
         return b"".join(self._done)
@@ -107,10 +107,10 @@ class BlockHasher:
 class VerifiedSource(Source):
     """One tensor of a file, whose blocks are checked when they are read.
 
-    A read requests the whole of every block that it touches. Blocks that are read in place are
-    checked once, those that are fetched each time.
+    A read requests every block that it touches, whole. Blocks that are read in place are
+    checked once; blocks that are fetched are checked each time.
 
-    Raises `ChecksumError` where a block has another digest than the recorded one.
+    Raises `ChecksumError` if the digest of a block is not the recorded one.
     """
 
     def __init__(self, file: Source, tensor: str, span: tuple[int, int], digests: Digests) -> None:
@@ -163,10 +163,10 @@ class VerifiedSource(Source):
     def _runs(
         self, begin: int, dtype: Dtype, window: Window
     ) -> tuple[NDArray[np.int64], int, list[tuple[int, int, int, int]]]:
-        """Where spans begin in the tensor, their bytes, and the runs of blocks that hold them.
+        """Where spans begin in the tensor, the bytes of each, and the runs of blocks they are in.
 
-        A run is the spans `[low, high)` and its first and last block: blocks that lie side by
-        side are read as one.
+        A run is the spans `[low, high)`, and the first and last of their blocks: adjacent blocks
+        are read as one.
         """
         spans = window.spans()
         starts = begin + spans.starts * dtype.itemsize
@@ -180,7 +180,7 @@ class VerifiedSource(Source):
         return starts, width, runs
 
     def _span(self, first: int, last: int) -> tuple[int, int]:
-        """The bytes of the tensor that are the blocks `first` to `last`."""
+        """The bytes `[begin, end)` of the tensor that are the blocks `first` to `last`."""
         return first * self._block_bytes, min((last + 1) * self._block_bytes, self._nbytes)
 
     def _blocks(self, first: int, last: int) -> NDArray[np.uint8]:

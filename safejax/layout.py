@@ -1,4 +1,4 @@
-"""The layout of a file to write: which bytes go where, before any leaf is read."""
+"""The layout of a file to write: which bytes go where, known before any leaf is read."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,6 +7,7 @@ from typing import Any, Final, final
 import jax
 
 from safejax import dtypes
+from safejax.collector import collector_paused
 from safejax.contents import Content
 from safejax.dtypes import Stored
 from safejax.errors import LeafError
@@ -16,12 +17,11 @@ from safejax.lazy import LazyArray
 from safejax.leaves import Leaves, check_leaf, content_at, is_array
 from safejax.record import Record, with_record
 from safejax.sources import AbstractSource
-from safejax.strict_json import collector_paused
 from safejax.structure import Structure, name_in
 from safejax.views import View
 
 BLOCK_BYTES: Final = 16 << 20
-"""Bytes of a leaf that are held at a time while it is written."""
+"""Bytes of a leaf that are held in memory at a time while it is written."""
 
 
 @final
@@ -29,8 +29,8 @@ BLOCK_BYTES: Final = 16 << 20
 class Layout:
     """A file that can be written: its first bytes, and the leaves in the order of their data.
 
-    Digests are known when the data was written: the `head` that goes first has room for them,
-    and has them once `chunks` was gone through.
+    Digests are known only after the data was written: `head` reserves room for them at first,
+    and holds them once `chunks` is exhausted.
     """
 
     leaves: Sequence[tuple[Entry, View, Stored]]
@@ -44,7 +44,7 @@ class Layout:
         if self.block_bytes is None:
             self.head = self._head(None)
             return
-        hasher()  # Or all would be written before it is found missing.
+        hasher()  # If xxhash is missing, fail now and not after all data was written.
         sizes = {
             entry.name: digests_size(entry.nbytes, self.block_bytes)
             for entry, _, _ in self.leaves
@@ -54,11 +54,11 @@ class Layout:
 
     @property
     def nbytes(self) -> int:
-        """Size of the file in bytes."""
+        """The size of the file in bytes."""
         return len(self.head) + sum(entry.nbytes for entry, _, _ in self.leaves)
 
     def chunks(self) -> Iterator[memoryview]:
-        """The file's bytes in order, with no more than about `BLOCK_BYTES` of them copied."""
+        """The file's bytes in order; at most about `BLOCK_BYTES` of them are copied at a time."""
         yield memoryview(self.head)
         digests: dict[str, bytes] = {}
         for entry, view, stored in self.leaves:
@@ -77,7 +77,7 @@ class Layout:
 
     @property
     def late_head(self) -> Callable[[], bytes] | None:
-        """What gives the head again, once it has digests; None where it is what it was."""
+        """The function that returns the head with its digests; None if the head stays the same."""
         return None if self.block_bytes is None else lambda: self.head
 
     def to_bytes(self) -> bytes:
@@ -93,16 +93,16 @@ class Layout:
 
 
 def _data(view: View, stored: Stored) -> Iterator[memoryview]:
-    """The bytes of a leaf that is not empty, as they stand in the file."""
+    """The bytes of a non-empty leaf, as they are stored in the file."""
     blocks = [view] if dtypes.is_packed(stored.code) else view.blocks(BLOCK_BYTES)
     return (dtypes.to_stored_bytes(block.read(), stored).data for block in blocks)
 
 
 @collector_paused()
 def layout(leaves: Leaves, file: str, *, checksum: bool = False) -> Layout:
-    """The layout of the file that holds `leaves`, which the bytes follow from alone.
+    """The layout of the file that holds `leaves`; the bytes of the file follow from it alone.
 
-    Raises `LeafError` for a leaf that no file can hold; reads nothing.
+    Reads nothing. Raises `LeafError` for a leaf that no file can hold.
     """
     views: dict[str, tuple[View, Stored]] = {}
     values: dict[str, Any] = {}
@@ -118,7 +118,7 @@ def layout(leaves: Leaves, file: str, *, checksum: bool = False) -> Layout:
         if stored is None:
             raise LeafError(
                 f"{file}: leaf {name!r}: expected a dtype that JAX has, got "
-                f"{content.view.dtype}: convert it first, by astype say"
+                f"{content.view.dtype}: convert it first, for example with astype"
             )
         if stored.recorded is not None:
             recorded[name] = stored.recorded
@@ -140,7 +140,7 @@ def layout(leaves: Leaves, file: str, *, checksum: bool = False) -> Layout:
 
 
 def _of_these(leaves: Leaves) -> Structure:
-    """The structure, less what it tells of names that a transform has taken away or changed."""
+    """The structure, without what it records for names that a transform removed or changed."""
     paths = {name: path for name, path in leaves.structure.paths.items() if name in leaves}
     kinds = dict(leaves.structure.kinds)
     for key, kind in kinds.items():
@@ -158,7 +158,7 @@ def _content(name: str, leaf: Any) -> Content:
     if not isinstance(leaf, LazyArray) and isinstance(leaf, jax.Array) and leaf.is_deleted():
         raise LeafError(
             f"leaf {name!r}: expected an array with values, got one that was deleted, or donated "
-            "to a jitted function: save what that gave back"
+            "to a jitted function: save what that function returned"
         )
     content = content_at(name, leaf)
     if any(isinstance(source, AbstractSource) for source in content.view.sources):

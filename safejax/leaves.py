@@ -1,4 +1,4 @@
-"""Leaves: names and leaves, with the structure of their tree and the user's metadata beside."""
+"""Leaves: a mapping from names to leaves, with the tree's structure and the user's metadata."""
 
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
 from functools import lru_cache
@@ -23,7 +23,7 @@ Leaf: TypeAlias = (
 )
 
 RECORD_KEY: Final = "safejax"
-"""The key of a file's metadata under which our record stands."""
+"""The key in a file's metadata under which safejax stores its record."""
 
 _SCALARS: Final = (bool, int, float, complex, str)
 _ARRAYS: Final = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)
@@ -31,15 +31,15 @@ _ARRAYS: Final = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)
 
 @final
 class Leaves(Mapping[str, Any]):
-    """An immutable mapping of names to leaves, the value that transforms take and give.
+    """An immutable mapping from names to leaves, which transforms take and return.
 
-    A leaf is an array (JAX's, lazy or not, or NumPy's), a `jax.ShapeDtypeStruct`, a Python
-    scalar or string, None, or `EMPTY` for a container without children. Nothing in it has to
-    have been read. `structure` is that of the tree that the leaves came from, `metadata` the
+    A leaf is a JAX array (lazy or not), a NumPy array, a `jax.ShapeDtypeStruct`, a Python scalar
+    or string, None, or `EMPTY` for a container without children. Lazy leaves need not have been
+    read. `structure` is that of the tree that the leaves come from, and `metadata` holds the
     user's own strings.
 
-    Raises `TransformError` for a name that no file can hold, `LeafError` for metadata that is
-    no mapping of strings to strings.
+    Raises `TransformError` for a name that no file can hold, and `LeafError` for metadata that
+    does not map strings to strings.
     """
 
     __slots__ = ("_entries", "metadata", "structure")
@@ -76,7 +76,7 @@ class Leaves(Mapping[str, Any]):
     def __contains__(self, name: object) -> bool:
         return name in self._entries
 
-    # Those of Mapping ask for each leaf by its name.
+    # The methods of Mapping would look up each leaf by its name.
 
     def keys(self) -> KeysView[str]:
         return self._entries.keys()
@@ -97,7 +97,7 @@ class Leaves(Mapping[str, Any]):
         entries: Mapping[str, Leaf] | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> "Leaves":
-        """These leaves with other entries, or other metadata, and the same structure."""
+        """The Leaves with other entries or other metadata, and the same structure."""
         return Leaves(
             dict(self) if entries is None else entries,
             self.structure,
@@ -105,9 +105,9 @@ class Leaves(Mapping[str, Any]):
         )
 
     def map(self, function: Callable[[str, Any], Leaf]) -> "Leaves":
-        """These leaves with each array `leaf` replaced by `function(name, leaf)`.
+        """The Leaves with each array `leaf` replaced by `function(name, leaf)`.
 
-        Scalars, strings, None and empty containers stay.
+        Scalars, strings, None and empty containers are kept.
         """
         return self.replace(
             {name: function(name, leaf) if is_array(leaf) else leaf for name, leaf in self.items()}
@@ -115,17 +115,17 @@ class Leaves(Mapping[str, Any]):
 
 
 def is_array(leaf: object) -> bool:
-    """Whether a leaf is an array, lazy or not, NumPy's or JAX's, or an abstract one."""
+    """Whether a leaf is a JAX array (lazy or not), a NumPy array or an abstract array."""
     return isinstance(leaf, _ARRAYS)
 
 
 def is_scalar(leaf: object) -> bool:
-    """Whether a leaf is a Python scalar or a string, and no subclass of one."""
+    """Whether a leaf is a Python scalar or a string, and not of a subclass."""
     return type(leaf) in _SCALARS
 
 
 def check_leaf(name: str, leaf: object) -> None:
-    """Raise `LeafError` if `leaf` is of no kind that Leaves hold."""
+    """Raise `LeafError` if Leaves cannot hold `leaf`."""
     if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
         if isinstance(leaf, Tracer):
             raise LeafError(
@@ -138,7 +138,7 @@ def check_leaf(name: str, leaf: object) -> None:
             raise LeafError(
                 f"leaf {name!r}: expected an array of a dtype that JAX has, got "
                 f"{type(leaf).__module__}.{type(leaf).__qualname__} of {dtype}: convert it "
-                "first, by astype say"
+                "first, for example with astype"
             )
     elif not (is_scalar(leaf) or leaf is None or leaf is EMPTY):
         raise LeafError(
@@ -154,7 +154,7 @@ def _is_storable(dtype: np.dtype[Any]) -> bool:
 
 
 def content_at(name: str, leaf: Any) -> Content:
-    """What an array leaf holds, unread; `LeafError`, with its name, if it cannot be had."""
+    """The unread content of an array leaf; `LeafError`, with its name, if it has none."""
     try:
         content = content_of(leaf)
     except LeafError as error:
@@ -164,7 +164,7 @@ def content_at(name: str, leaf: Any) -> Content:
 
 
 def aval_of(leaf: Any) -> jax.ShapeDtypeStruct:
-    """Shape and dtype of an array leaf, as it will be when it is placed; reads nothing."""
+    """The shape and dtype that an array leaf will have once it is placed; reads nothing."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
     if isinstance(leaf, jax.Array):
@@ -177,7 +177,7 @@ def aval_of(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def describe(leaf: Any) -> str:
-    """A leaf in a word or two, for messages: `float32[4,3]`, `int 3`, `None`."""
+    """A short description of a leaf for messages: `float32[4,3]`, `int 3`, `None`."""
     if is_array(leaf):
         name = getattr(leaf.dtype, "name", str(leaf.dtype))
         return f"{name}[{','.join(map(str, leaf.shape))}]"
@@ -189,11 +189,11 @@ def describe(leaf: Any) -> str:
 
 
 def check_name(name: object) -> None:
-    """Raise `TransformError` if `name` cannot stand in a file's header."""
+    """Raise `TransformError` if `name` cannot be stored in the header of a file."""
     if not isinstance(name, str):
         raise TransformError(f"expected names to be strings, got {type(name).__name__} {name!r}")
     if name == METADATA_NAME:
-        raise TransformError(f"expected a name other than {name!r}, which the format keeps")
+        raise TransformError(f"expected a name other than {name!r}, which the format reserves")
     if not name.isascii():
         try:
             name.encode()
@@ -204,7 +204,7 @@ def check_name(name: object) -> None:
 
 
 def checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
-    """A copy of the user's metadata; `LeafError` if it is not strings to strings."""
+    """A copy of the user's metadata; `LeafError` unless it maps strings to strings."""
     if not isinstance(metadata, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise LeafError(
             f"metadata: expected a mapping of strings to strings, got {type(metadata).__name__}"
@@ -213,10 +213,10 @@ def checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
         if not isinstance(key, str) or not isinstance(value, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise LeafError(
                 f"metadata {key!r}: expected strings to strings, got {type(value).__name__} "
-                f"{value!r}: turn it into a string, by json.dumps say"
+                f"{value!r}: convert it to a string, for example with json.dumps"
             )
         if key == RECORD_KEY:
             raise LeafError(
-                f"metadata {key!r}: expected another key, that one holds safejax's own record"
+                f"metadata {key!r}: expected another key, since safejax stores its record there"
             )
     return dict(metadata)

@@ -1,8 +1,9 @@
-"""Memory for values that have to be copied: aligned so that a device on the CPU takes it as it is.
+"""Memory for values that must be copied, aligned so that a CPU device can use it in place.
 
-XLA's CPU client uses a buffer in place if it begins on 64 bytes; NumPy's large arrays begin 16
-bytes after that, and would be copied once more. Large blocks are in huge pages, where the
-system has them: touching memory for the first time costs more than filling it, page by page.
+XLA's CPU client uses a buffer in place if it begins on a multiple of 64 bytes. NumPy's large
+arrays begin 16 bytes after one, and would be copied once more. Large blocks use huge pages
+where the system has them: touching memory for the first time, page by page, costs more than
+filling it.
 """
 
 import math
@@ -13,23 +14,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 ALIGNMENT: Final = 64
-"""Bytes that XLA's CPU client wants a buffer to begin on."""
+"""Bytes: XLA's CPU client uses a buffer in place if it begins on a multiple of this."""
 
 _HUGE: Final = 2 << 20
 _ADVICE: Final[int | None] = getattr(mmap, "MADV_HUGEPAGE", None)
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """A C-ordered array of undefined values that begins on `ALIGNMENT` bytes.
+    """A C-ordered array of undefined values that begins on a multiple of `ALIGNMENT` bytes.
 
-    Its memory is freed with the last array that looks at it, and with no other one's.
+    Its memory is its own, and is freed with the last array that uses it.
     """
     nbytes = math.prod(shape) * dtype.itemsize
     if nbytes < _HUGE or _ADVICE is None:
         raw = np.empty(nbytes + ALIGNMENT, np.uint8)
         begin = -address(raw) % ALIGNMENT
     else:
-        # What is not touched takes no memory: one page more than needed, to begin on a page.
+        # One page more than needed, so as to begin on a page: untouched pages take no memory.
         memory = mmap.mmap(-1, nbytes + _HUGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         memory.madvise(_ADVICE)
         raw = np.frombuffer(memory, np.uint8)
@@ -39,9 +40,9 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
 
 @final
 class Arena:
-    """Memory for arrays that are let go together, in one piece; taken when it is first needed.
+    """One piece of memory for arrays that are freed together, allocated when first needed.
 
-    `count` arrays of `nbytes` each fit into it.
+    It has room for `count` arrays of `nbytes` each.
     """
 
     def __init__(self, count: int, nbytes: int) -> None:
@@ -51,7 +52,7 @@ class Arena:
         self._taken = 0
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """As `aligned_empty`, out of the arena; what does not fit has memory of its own."""
+        """Like `aligned_empty`, but in the arena; an array that does not fit has its own memory."""
         nbytes = math.prod(shape) * dtype.itemsize
         if self._taken == self._count or nbytes > self._room:
             return aligned_empty(shape, dtype)
@@ -63,10 +64,10 @@ class Arena:
 
 
 def address(array: NDArray[Any]) -> int:
-    """Where the array's first element lies."""
+    """The address of the array's first element."""
     return array.__array_interface__["data"][0]
 
 
 def is_aligned(array: NDArray[Any], alignment: int = ALIGNMENT) -> bool:
-    """Whether the array is C-ordered and begins on `alignment` bytes."""
+    """Whether the array is C-ordered and begins on a multiple of `alignment` bytes."""
     return array.flags.c_contiguous and address(array) % alignment == 0

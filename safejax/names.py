@@ -1,9 +1,9 @@
-"""Names: tensors' names, and the patterns and templates that speak of them.
+"""Names of tensors, and the patterns and templates that match them.
 
-A pattern is matched on whole names, case-sensitively. In it `*` stands for any run of
-characters, dots included, and `{i}` for one segment: a non-empty run without dots. A
-placeholder that stands twice stands for the same text twice. `{{` and `}}` are braces. Where a
-name can be matched in more than one way, each takes as little as it can, the first one first.
+A pattern is matched against whole names, case-sensitively. `*` matches any run of characters,
+including dots, and `{i}` matches one segment: a non-empty run without dots. A placeholder that
+appears twice matches the same text twice. `{{` and `}}` are braces. If a name can be matched in
+more than one way, each placeholder matches as little as possible, the first one first.
 """
 
 import re
@@ -14,7 +14,7 @@ from typing import Final, NamedTuple, TypeAlias, final
 from safejax.errors import TransformError
 
 Where: TypeAlias = str | Callable[[str], bool]
-"""Which names are meant: a pattern, or a function of the name."""
+"""A choice of names: a pattern, or a function that says whether a name is chosen."""
 
 SEPARATOR: Final = "."
 
@@ -22,21 +22,21 @@ _TOKEN: Final = re.compile(r"\{\{|\}\}|\{(?P<placeholder>[^{}]*)\}|(?P<star>\*)|
 
 
 def join(segments: Iterable[str]) -> str:
-    """The name that a path of segments has: joined by dots, nothing escaped."""
+    """The name of a path of segments: joined by dots, without escapes."""
     return SEPARATOR.join(segments)
 
 
 def split(name: str) -> tuple[str, ...]:
-    """The segments of a name that no record tells otherwise of: split at every dot."""
+    """The segments of a name for which no other path is recorded: split at every dot."""
     return tuple(name.split(SEPARATOR))
 
 
 @final
 class Template(NamedTuple):
-    """A parsed pattern: literal text and placeholders in turn.
+    """A parsed pattern: alternating literal text and placeholders.
 
-    `parts` holds the text before, between and after the placeholders, `placeholders` what
-    stands between: a name in braces, or `*0`, `*1`, … for the stars in order.
+    `parts` holds the text before, between and after the placeholders. `placeholders` holds their
+    names: that in the braces, or `*0`, `*1`, … for the stars in order.
     """
 
     text: str
@@ -45,7 +45,7 @@ class Template(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Template":
-        """The template that `text` says; `TransformError` where it says none."""
+        """The template that `text` describes; `TransformError` if it is not a valid pattern."""
         parts: list[str] = []
         placeholders: list[str] = []
         literal, reached, stars = "", 0, 0
@@ -77,7 +77,7 @@ class Template(NamedTuple):
         return cls(text, tuple(parts), tuple(placeholders))
 
     def matcher(self) -> Callable[[str], dict[str, str] | None]:
-        """A function that gives what the placeholders stand for in a name, None if no match."""
+        """A function from a name to the text of each placeholder, or None if it does not match."""
         groups = {placeholder: f"g{n}" for n, placeholder in enumerate(self._distinct())}
         compiled = re.compile(self._regex(groups))
 
@@ -93,11 +93,11 @@ class Template(NamedTuple):
         return tuple(dict.fromkeys(self.placeholders))
 
     def _regex(self, groups: Mapping[str, str]) -> str:
-        # Tried in every combination, the lengths of thirty stars would take for ever. Mostly
-        # the first choice is as good as any: what a placeholder and the text behind it leave
-        # over, the next placeholder can take in. Such a choice is final, an atomic group. It is
-        # not where the next one must repeat a text, nor where a star comes before a segment,
-        # which can take in no dots: so all from one star to the next is one choice.
+        # Trying all combinations of the lengths of thirty stars would not finish. Usually the
+        # first match is as good as any, since the next placeholder can match what a placeholder
+        # and the text after it leave over. Such a match is final: an atomic group. It is not
+        # final if the next placeholder must repeat a text, or if a star precedes a segment, which
+        # cannot match dots; therefore everything from one star to the next is one group.
         count = Counter(self.placeholders)
         free = [count[placeholder] == 1 for placeholder in self.placeholders]
         runs = [re.escape(self.parts[0])]  # up to the first star, from it to the next, …
@@ -127,7 +127,7 @@ class Template(NamedTuple):
         )
 
     def fill(self, values: dict[str, str]) -> str:
-        """The name that the template gives with these values in the placeholders."""
+        """The name that results from replacing the placeholders by these values."""
         filled = self.parts[0]
         for placeholder, literal in zip(self.placeholders, self.parts[1:], strict=True):
             filled += values[placeholder] + literal
@@ -135,7 +135,7 @@ class Template(NamedTuple):
 
 
 def predicate(where: Where) -> Callable[[str], bool]:
-    """The function of a name that `where` says."""
+    """The function that says whether `where` chooses a name."""
     if callable(where):
         return where
     match = Template.parse(where).matcher()

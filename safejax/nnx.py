@@ -1,58 +1,62 @@
 """NNX: modules, optimizers and states to nested dicts of their variables' values, and back.
 
-`safejax.flax` hands NNX over to this module; `load_into` is public there.
+`safejax.flax` uses this module for NNX; `load_into` is public there too.
 """
 
-from typing import Any, Final, TypeVar
+from dataclasses import replace
+from typing import Any, Final, TypeVar, Unpack
 
 import jax
-from flax import nnx
 
-from safejax.access import Access
-from safejax.adapter import Source, fetch, finish
+from safejax.adapter import Source, explain_missing, fetch
 from safejax.jax_registration import current_mesh
 from safejax.leaves import Leaves, is_array
+from safejax.options import LoadOptions, Options, parse_options, shows_options
 from safejax.remote import FileSystem
-from safejax.shardings import ShardingArgument
-from safejax.steps import TransformArgument, apply
+from safejax.steps import apply
 from safejax.tree import flatten
+
+try:
+    from flax import nnx
+except ModuleNotFoundError as error:
+    explain_missing(error, "flax", {"flax": "flax"})
+    raise
+
+__all__ = ["load_into"]
 
 _Graph = TypeVar("_Graph")
 
-# Where a variable's axes are named: in Flax 0.12, and before.
+# The metadata that names a variable's axes: in Flax 0.12, and before.
 _AXES: Final = ("out_sharding", "sharding_names", "sharding")
 
 
 def is_nnx(tree: Any) -> bool:
-    """Whether `tree` is, or has in it, what NNX has variables in."""
+    """Whether `tree` is, or contains, an object that holds variables of NNX."""
     return any(map(_is_graph, jax.tree_util.tree_leaves(tree, is_leaf=_is_graph)))
 
 
 def values_of(graph: Any) -> dict[Any, Any]:
-    """The values of the variables of a module or state, in nested dicts by their paths."""
+    """The values of the variables of a module or state, as nested dicts that follow their paths."""
     return nnx.to_pure_dict(_state(graph), _value)
 
 
+@shows_options
 def load_into(
     model: Any,
     path_or_bytes: Source,
-    fs: FileSystem | None = None,
+    fs: FileSystem = None,
     *,
     only: Any = ...,
-    sharding: ShardingArgument = None,
-    transform: TransformArgument | None = None,
-    strict: bool = True,
-    verify: bool = False,
-    access: Access = "auto",
+    **options: Unpack[LoadOptions],
 ) -> None:
-    """Give the variables of an NNX module the values in a file, lazily.
+    """Assign the values in a file to the variables of an NNX module, lazily.
 
     `model` is what `serialize` takes: a module, an optimizer, or a dict or tuple of these. It
-    may be abstract (from `nnx.eval_shape`): its parameters then never exist twice. `only` is an
-    NNX filter (`nnx.Param`, say): other variables are left alone, and what the file has for
-    them is not looked at. Variables with named shardings are placed by them, on their mesh or
-    on that of the context, unless `sharding` says otherwise. The other options are those of
-    `safejax.load`.
+    may be abstract (from `nnx.eval_shape`), so that its parameters never exist twice. `only` is
+    an NNX filter, for example `nnx.Param`: other variables are left alone, and what the file
+    holds for them is ignored. Variables with named shardings are placed by them, on their mesh
+    or on that of the context, unless `sharding` gives another one. The other options are those
+    of `safejax.load`.
 
     >>> import safejax.flax
     >>> from flax import nnx
@@ -62,37 +66,27 @@ def load_into(
     >>> model(jax.numpy.ones((1, 2))).shape
     (1, 3)
 
-    Raises `MismatchError` with everything that does not match; the module is then unchanged.
+    Raises `MismatchError`, which reports everything that does not match, and whatever else
+    `safejax.load` raises; the module is then unchanged.
     """
-    leaves, file = fetch(path_or_bytes, fs, verify=verify, access=access)
+    parsed = parse_options(load_into, options)
+    leaves, file = fetch(path_or_bytes, fs, parsed)
     state = nnx.state(model, only)
     if only is not ...:
-        leaves, transform = apply(transform, leaves), None
+        leaves = apply(parsed.transform, leaves)
+        parsed = replace(parsed, transform=None)
         others = flatten(values_of(model)).keys() - flatten(values_of(state)).keys()
         leaves = leaves.replace({name: leaves[name] for name in leaves if name not in others})
-    loaded = deserialize_like(
-        leaves, file, state, sharding=sharding, transform=transform, strict=strict
-    )
-    nnx.update(model, loaded)
+    nnx.update(model, deserialize_like(leaves, file, state, parsed))
 
 
-def deserialize_like(
-    leaves: Leaves,
-    file: str,
-    like: _Graph,
-    *,
-    sharding: ShardingArgument,
-    transform: TransformArgument | None,
-    strict: bool,
-) -> _Graph:
+def deserialize_like(leaves: Leaves, file: str, like: _Graph, options: Options) -> _Graph:
     """A state or module like `like`, whose variables have the values of `leaves`."""
     state = _state(like)
     expected = nnx.to_pure_dict(state, _expected)
-    if is_nnx(sharding):  # As nnx.get_named_sharding gives them.
-        sharding = values_of(sharding)
-    values = finish(
-        leaves, file, like=expected, sharding=sharding, transform=transform, strict=strict
-    )
+    if is_nnx(options.sharding):  # As nnx.get_named_sharding gives them.
+        options = replace(options, sharding=values_of(options.sharding))
+    values = options.tree(leaves, file, expected)
     filled: Any = nnx.from_flat_state(
         (path, _with_value(variable, _at(values, path)))
         for path, variable in nnx.to_flat_state(state)
@@ -112,7 +106,7 @@ def _state(graph: Any) -> Any:
 
 
 def _value(variable: Any) -> Any:
-    """The value as the variable holds it, before any hook; arrays also stand by themselves."""
+    """The value as the variable holds it, before any hook; a plain array is its own value."""
     if not isinstance(variable, nnx.Variable):
         return variable
     if hasattr(nnx.Variable, "get_raw_value"):
@@ -131,7 +125,7 @@ def _at(values: Any, path: tuple[Any, ...]) -> Any:
 
 
 def _expected(variable: Any) -> Any:
-    """The value, abstract and on its mesh if a sharding is named on the variable."""
+    """The value; abstract, and with its sharding on its mesh, if the variable names one."""
     value = _value(variable)
     if not isinstance(variable, nnx.Variable) or not is_array(value):
         return value

@@ -4,46 +4,66 @@
     variables = deserialize(encoded)                                  # a VarCollection
     deserialize_with_assignment("params.safetensors", model_vars=model.vars())
 
-A variable stands in the file under its name and kind, `(Linear).w::TrainVar`, as safejax 0.5
-wrote it. A variable with two names is stored under the first; the others are told as aliases.
+A variable is stored under its name and kind, `(Linear).w::TrainVar`, as safejax 0.5 did. A
+variable with several names is stored under the first; the others are recorded as its aliases.
 """
 
 from collections.abc import Hashable, Mapping
-from typing import Any, Final
+from dataclasses import replace
+from typing import Any, Final, TypeVar, Unpack, overload
 
 import numpy as np
 
-from safejax.access import Access
-from safejax.adapter import Source, Stored, fetch, finish, missing, store
+from safejax.adapter import Source, Stored, explain_missing, fetch, store
 from safejax.errors import LeafError, MismatchError
 from safejax.files import PathLike
 from safejax.lazy import LazyArray
 from safejax.leaves import Leaves, is_array
+from safejax.options import LoadOptions, Options, parse_options, shows_options
 from safejax.remote import FileSystem
-from safejax.shardings import ShardingArgument
-from safejax.steps import TransformArgument, apply
+from safejax.steps import apply
 from safejax.structure import Kind, Structure, register_container
 
 try:
     from objax import RandomState, StateVar, TrainRef, TrainVar, VarCollection
     from objax.variable import BaseVar
-except ImportError as error:
-    raise missing("objax", "objax", error) from error
+except ModuleNotFoundError as error:
+    # objax does not declare that it needs six; our extra does.
+    explain_missing(error, "objax", {"objax": "objax", "six": "six"})
+    raise
+
+__all__ = ["deserialize", "deserialize_with_assignment", "serialize"]
+
+_Path = TypeVar("_Path", bound=PathLike)
 
 _COLLECTION: Final = f"{VarCollection.__module__}.{VarCollection.__qualname__}"
 _SUFFIX: Final = "::"
 _KINDS: Final = {cls.__name__: cls for cls in (TrainVar, StateVar, RandomState, TrainRef)}
 
 
+@overload
+def serialize(
+    params: VarCollection,
+    filename: None = None,
+    metadata: Mapping[str, str] | None = None,
+    fs: None = None,
+) -> bytes: ...
+@overload
+def serialize(
+    params: VarCollection,
+    filename: _Path,
+    metadata: Mapping[str, str] | None = None,
+    fs: FileSystem = None,
+) -> _Path: ...
 def serialize(
     params: VarCollection,
     filename: PathLike | None = None,
     metadata: Mapping[str, str] | None = None,
-    fs: FileSystem | None = None,
+    fs: FileSystem = None,
 ) -> Stored:
     """The bytes of a safetensors file with the variables; or, with `filename`, that path.
 
-    A variable with several names is stored once, and so is what a `TrainRef` refers to.
+    A variable with several names is stored once, and so is one that a `TrainRef` refers to.
     `metadata` maps strings to strings; `fs` is the fsspec file system of `filename`.
 
     >>> import jax.numpy as jnp, objax, safejax.objax
@@ -51,8 +71,8 @@ def serialize(
     >>> safejax.objax.deserialize(safejax.objax.serialize(variables))["w"].value
     LazyArray(float32[3,2], name='w::TrainVar', unread)
 
-    Raises `LeafError` for what is no `VarCollection`, and for a variable of a kind of its own;
-    `OSError` where the file cannot be written.
+    Raises `LeafError` for anything that is not a `VarCollection` and for a variable of a class
+    that objax does not define, and `OSError` if the file cannot be written.
     """
     shared = _shared(params)
     entries = {name: params[_bare(name)].value for name, first in shared.items() if first == name}
@@ -61,66 +81,60 @@ def serialize(
     return store(Leaves(entries, Structure({"": kind})), filename, metadata, fs)
 
 
+@shows_options
 def deserialize(
     path_or_bytes: Source,
-    fs: FileSystem | None = None,
+    fs: FileSystem = None,
     *,
     like: VarCollection | None = None,
-    sharding: ShardingArgument = None,
-    transform: TransformArgument | None = None,
-    strict: bool = True,
-    verify: bool = False,
-    access: Access = "auto",
+    **options: Unpack[LoadOptions],
 ) -> VarCollection:
-    """The variables in a file, a `VarCollection` with the kinds that they had; values are lazy.
+    """The variables in a file, as a `VarCollection` with the kinds they had; values are lazy.
 
-    Reads the header only. Shared variables are shared again, and a `TrainRef` refers to its
+    Only the header is read. Shared variables are shared again, and a `TrainRef` refers to its
     variable; with `like`, kinds and sharing are those of `like`. Files of safejax 0.5 are read
-    as well. The options are those of `safejax.load`; transforms and sharding functions see
-    names with their kind, `(Linear).w::TrainVar`, those of a shared variable all.
+    as well. The options are those of `safejax.load`. Transforms and sharding functions are given
+    names with their kind, `(Linear).w::TrainVar`, and every name of a shared variable.
 
-    Raises `LeafError` for a file that names no kinds (another framework wrote it) without
-    `like`, and what `safejax.load` raises.
+    Raises `LeafError` for a file that records no kinds (written by another framework) if there
+    is no `like`, and whatever `safejax.load` raises.
     """
-    return _collection(
-        *_values(path_or_bytes, fs, like, sharding, transform, strict, verify, access)
-    )
+    parsed = parse_options(deserialize, options)
+    return _collection(*_values(path_or_bytes, fs, like, parsed))
 
 
+@shows_options
 def deserialize_with_assignment(
     filename: Source,
     model_vars: VarCollection,
-    fs: FileSystem | None = None,
-    *,
-    sharding: ShardingArgument = None,
-    transform: TransformArgument | None = None,
-    strict: bool = True,
-    verify: bool = False,
-    access: Access = "auto",
+    fs: FileSystem = None,
+    **options: Unpack[LoadOptions],
 ) -> None:
     """Assign the values in a file to a model's variables, lazily.
 
     `filename` is a path, or the bytes of a file; names in it may lack the kind. The options are
     those of `safejax.load`.
 
-    Raises `MismatchError` with every variable that is missing, unexpected, or of another kind,
-    shape or dtype; nothing is then assigned.
+    Raises `MismatchError`, which reports every variable that is missing, unexpected, or of
+    another kind, shape or dtype, and whatever else `safejax.load` raises; nothing is then
+    assigned.
     """
-    values, _ = _values(filename, fs, model_vars, sharding, transform, strict, verify, access)
+    parsed = parse_options(deserialize_with_assignment, options)
+    values, _ = _values(filename, fs, model_vars, parsed)
     for name, variable in model_vars.items():
-        # objax's own check needs a part of JAX that 0.10 removed; ours is done.
+        # objax's own check needs a part of JAX that 0.10 removed; ours has been made.
         _target(variable).assign(values[_stored_name(name, variable)], check=False)
 
 
 def _shared(variables: VarCollection) -> dict[str, str]:
-    """The stored name of each variable, in order, to the one that it is stored under."""
+    """The name, with its kind, of each variable, mapped to the name it is stored under."""
     if not isinstance(variables, VarCollection):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise LeafError(
-            "safejax.objax: expected an objax.VarCollection, model.vars() say, got "
+            "safejax.objax: expected an objax.VarCollection, for example model.vars(), got "
             f"{type(variables).__module__}.{type(variables).__qualname__}"
         )
     firsts: dict[int, str] = {}
-    # What is referred to goes first, so that a TrainRef is the alias and not the variable.
+    # A TrainRef comes after the variable it refers to, so that it becomes the alias.
     for name, variable in sorted(variables.items(), key=lambda item: isinstance(item[1], TrainRef)):
         if type(variable) not in _KINDS.values():
             raise LeafError(
@@ -150,22 +164,15 @@ def _bare(stored_name: str) -> str:
 
 
 def _values(
-    source: Source,
-    fs: FileSystem | None,
-    like: VarCollection | None,
-    sharding: ShardingArgument,
-    transform: TransformArgument | None,
-    strict: bool,
-    verify: bool,
-    access: Access,
+    source: Source, fs: FileSystem, like: VarCollection | None, options: Options
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The values in a file by stored name, and each name to the first one of its variable."""
-    leaves, file = fetch(source, fs, verify=verify, access=access)
+    """The values in a file by stored name, and each name with the first one of its variable."""
+    leaves, file = fetch(source, fs, options)
     kind = leaves.structure.kinds.get("", Kind())
     aliased = {alias: leaves[to] for alias, to in kind.aliases}
-    # Names are never split: they hold dots, brackets and parentheses.
+    # These names are never split: they contain dots, brackets and parentheses.
     flat = Leaves({**leaves, **aliased}, Structure({"": Kind(flat=True)}), leaves.metadata)
-    flat = apply(transform, flat)
+    flat = apply(options.transform, flat)
     expected = None
     if like is None:
         shared = _same(flat, dict(kind.aliases))
@@ -173,7 +180,7 @@ def _values(
         shared = _shared(like)
         expected = {name: like[_bare(name)].value for name in shared}
         flat = _as_named(flat, shared)
-    values = finish(flat, file, like=expected, sharding=sharding, transform=None, strict=strict)
+    values = replace(options, transform=None).tree(flat, file, expected)
     if like is not None:
         _check_shared(values, shared, file)
     order = dict.fromkeys((*(kind.order or ()), *values) if like is None else shared)
@@ -181,7 +188,7 @@ def _values(
 
 
 def _same(leaves: Leaves, aliases: Mapping[str, str]) -> dict[str, str]:
-    """Each name to the first one of the same leaf, or of the same part of a file."""
+    """Each name with the first name of the same leaf, or of the same part of a file."""
     firsts: dict[Hashable, str] = {}
     shared: dict[str, str] = {}
     for name, leaf in leaves.items():
@@ -193,7 +200,7 @@ def _same(leaves: Leaves, aliases: Mapping[str, str]) -> dict[str, str]:
 
 
 def _as_named(leaves: Leaves, shared: Mapping[str, str]) -> Leaves:
-    """The leaves under the names of a model: each with its kind, and each name of a variable."""
+    """The leaves under a model's names: with their kinds, and under every name of a variable."""
     kinds = {_bare(name): name for name in shared}
     named = {
         name if _has_kind(name) else kinds.get(name, name): leaf for name, leaf in leaves.items()
@@ -212,13 +219,13 @@ def _check_shared(values: Mapping[str, Any], shared: Mapping[str, str], file: st
     ]
     if contradictions:
         raise MismatchError(
-            f"{file}: expected one value for variables that are one in the model, got two, of "
-            f"{'; '.join(contradictions)}: make them two in the model, or leave one name out"
+            f"{file}: expected one value for names that share a variable in the model, got two, "
+            f"for {'; '.join(contradictions)}: do not share it in the model, or leave out one name"
         )
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Whether two values are one, or have the same bits; reads them only if they are two."""
+    """Whether two values have the same bits; they are read only if they are not the same object."""
     if isinstance(one, LazyArray) and isinstance(other, LazyArray):
         views = one.content.view, other.content.view
         return views[0] == views[1] or np.array_equal(*(_bits(view.read()) for view in views))
@@ -236,9 +243,9 @@ def _has_kind(stored_name: str) -> bool:
 def _collection(
     values: Mapping[str, Any], shared: Mapping[str, str] | None = None
 ) -> VarCollection:
-    """The variables of these values; names of one variable are told by `shared`.
+    """The variables of these values; `shared` maps each name to the first one of its variable.
 
-    Without it, those of one array are.
+    Without `shared`, the names of one array share a variable.
     """
     variables: dict[Hashable, Any] = {}
     named: dict[str, BaseVar] = {}
@@ -246,13 +253,13 @@ def _collection(
         name, _, kind = stored_name.rpartition(_SUFFIX)
         if not _has_kind(stored_name):
             raise LeafError(
-                f"safejax.objax: leaf {stored_name!r}: expected a name that ends in its kind, "
-                f"::TrainVar say, got none of {', '.join(_KINDS)}: pass like=model.vars(), or "
+                f"safejax.objax: leaf {stored_name!r}: expected a name that ends in a kind, as in "
+                f"'w::TrainVar', got none of {', '.join(_KINDS)}: pass like=model.vars(), or "
                 "load it with safejax.load"
             )
         if name in named:
             raise LeafError(
-                f"safejax.objax: leaf {stored_name!r}: expected one variable of a name, got "
+                f"safejax.objax: leaf {stored_name!r}: expected one variable for a name, got "
                 f"{name!r} as another kind too: rename one with transform=rename(...)"
             )
         if shared is not None:
@@ -270,7 +277,7 @@ def _collection(
 def _variable(kind: str, value: Any) -> BaseVar:
     if kind != "RandomState":
         return _KINDS[kind](value)
-    # Its constructor takes a seed.
+    # Its constructor takes a seed, not a state.
     state = RandomState.__new__(RandomState)
     StateVar.__init__(state, value, None)
     return state

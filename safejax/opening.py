@@ -1,4 +1,4 @@
-"""Opening: what a path stands for (a file, a folder, an index, several files) as Leaves, unread."""
+"""Opening: the unread Leaves that a path stands for: a file, a folder, an index, several files."""
 
 import os
 from collections.abc import Callable
@@ -13,15 +13,15 @@ from safejax.remote import FileSystem, RemoteSource, resolve_path
 from safejax.shards import INDEX_SUFFIX, Index, read_index, union
 
 Path: TypeAlias = PathLike | list[PathLike] | tuple[PathLike, ...]
-"""A file, a folder, an index, a URL; or several files."""
+"""A file, a folder, an index or a URL; or several files."""
 
 _ATTEMPTS: Final = 100
-"""How often a folder is opened again that was replaced in the meantime."""
+"""How many times a folder is opened if it is replaced meanwhile each time."""
 
 
 @final
 class _How(NamedTuple):
-    """How files are opened: with their digests checked, and by which access."""
+    """How files are opened: whether their digests are checked, and with which access."""
 
     verify: bool
     access: Access
@@ -30,11 +30,11 @@ class _How(NamedTuple):
 def open_path(
     path: Path, fs: FileSystem = None, *, verify: bool = False, access: Access = "auto"
 ) -> Leaves:
-    """The Leaves at a path, a URL, or a path of the fsspec file system `fs`; unread.
+    """The unread Leaves at a path, a URL, or a path on the fsspec file system `fs`.
 
-    `access` says how local files are got at. A folder holds an index
-    (`*.safetensors.index.json`), or one safetensors file. An index is JSON, and its name ends
-    in `.index.json`. Of several files no two may have a name in common.
+    `access` says how the bytes of local files are obtained. A folder must hold one index
+    (`*.safetensors.index.json`) or else one safetensors file. An index is a JSON file whose name
+    ends in `.index.json`. No two of several files may have a name in common.
     """
     how = _How(verify, access)
     if isinstance(path, list | tuple):
@@ -49,18 +49,18 @@ def open_path(
 
 
 def shown_path(path: Path) -> str:
-    """What errors call the path."""
+    """The path as errors show it."""
     if isinstance(path, list | tuple):
         return ", ".join(map(checked_path, path))
     return checked_path(path)
 
 
 def _settled(folder: str, fs: FileSystem, open_files: Callable[[], Leaves]) -> Leaves:
-    """What `open_files` gives of a local folder that was not replaced in the meantime."""
+    """What `open_files` returns for a local folder that was not replaced meanwhile."""
     if fs is not None or not hasattr(os, "O_DIRECTORY"):
         return open_files()
     for _ in range(_ATTEMPTS):
-        # As long as it is open, no other folder can have its number.
+        # While the folder is open, no other folder can have its inode number.
         descriptor = os.open(folder or ".", os.O_RDONLY | os.O_DIRECTORY)
         try:
             before = os.fstat(descriptor)
@@ -75,7 +75,7 @@ def _settled(folder: str, fs: FileSystem, open_files: Callable[[], Leaves]) -> L
         finally:
             os.close(descriptor)
     raise ReadError(
-        f"{folder}: expected a folder that is left alone while its files are opened, it was "
+        f"{folder}: expected a folder that stays the same while its files are opened, but it was "
         f"replaced {_ATTEMPTS} times: load it when nobody saves to it"
     )
 
@@ -121,7 +121,7 @@ def _open_files(
         raise InvalidFileError("expected one file or more, got an empty list")
     parts: list[tuple[str, Leaves]] = []
     for file in files:
-        # A list may name URLs, each on a file system of its own.
+        # A list may contain URLs, each on a file system of its own.
         at, resolved = (fs, file) if index is not None else resolve_path(file, fs)
         parts.append((resolved, _open_file(resolved, at, how)))
     leaves = union(parts, index, name)

@@ -1,29 +1,29 @@
-"""The dry run: what a load would read, place and copy, and what would go wrong; reads nothing."""
+"""The dry run: what a load would read, place and copy, and which errors it would raise."""
 
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Final, cast, final
+from dataclasses import dataclass, replace
+from typing import Any, Final, Unpack, cast, final
 
-from safejax.access import Access
 from safejax.errors import MismatchError, ShardingError, TransformError
 from safejax.lazy import LazyArray
 from safejax.leaves import Leaves
 from safejax.opening import Path, open_path, shown_path
+from safejax.options import LoadOptions, Options, parse_options, shows_options
 from safejax.placing import alignment_for
-from safejax.shardings import ShardingArgument
+from safejax.remote import FileSystem
 from safejax.sources import ComputedSource
-from safejax.steps import TransformArgument, apply
+from safejax.steps import apply
 from safejax.structure import walk
-from safejax.tree import assemble, flatten
+from safejax.tree import flatten
 from safejax.views import Concatenation, Pointwise, Strided, View
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What is asked of sources: bytes, and the spans that they lie in."""
+    """What is requested from sources: bytes, and the contiguous spans that they form."""
 
     nbytes: int
     spans: int
@@ -35,10 +35,10 @@ class Cost:
 @final
 @dataclass(frozen=True, slots=True)
 class BlockPlan:
-    """One block of a leaf: the devices that hold it, what it costs to read, and where it goes.
+    """One block of a leaf: the devices that hold it, and what it costs to read and to place.
 
-    `nbytes` is its size on a device. `in_place` says that the devices look at the file;
-    `whole` that a reshape needs all of the leaf for any part of it.
+    `nbytes` is its size on a device. `in_place` says that the devices use the mapped file itself;
+    `whole` says that a reshape reads all of the leaf for any part of it.
     """
 
     devices: tuple[Any, ...]
@@ -51,7 +51,7 @@ class BlockPlan:
 @final
 @dataclass(frozen=True, slots=True)
 class LeafPlan:
-    """A leaf: shape and dtype as it will be placed, sharding, and its distinct blocks."""
+    """A leaf: its shape and dtype once it is placed, its sharding, and its distinct blocks."""
 
     name: str
     shape: tuple[int, ...]
@@ -61,14 +61,14 @@ class LeafPlan:
 
     @property
     def in_place(self) -> bool:
-        """Whether no byte of it is copied on the host."""
+        """Whether none of its bytes is copied on the host."""
         return all(block.in_place for block in self.blocks)
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class DevicePlan:
-    """What a device gets: bytes read for it (replicas share a read), and bytes placed on it."""
+    """The bytes read for a device (replicas share a read), and the bytes placed on it."""
 
     reads: Cost
     places: int
@@ -77,9 +77,9 @@ class DevicePlan:
 @final
 @dataclass(frozen=True, slots=True)
 class ProcessPlan:
-    """What a process does: bytes it reads, each once; those it copies; its peak host memory.
+    """The bytes that a process reads, each once, those that it copies, and its peak host memory.
 
-    Memory that arrays on the CPU take themselves is counted, a mapped file is not.
+    The memory of arrays on the CPU is counted; that of mapped files is not.
     """
 
     reads: Cost
@@ -90,9 +90,9 @@ class ProcessPlan:
 @final
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a load would do, and what of it would fail; printed as a table.
+    """What a load would read, place and copy, and the errors it would raise; printed as a table.
 
-    `problems` are the messages of the errors that it would raise, and what it would warn of.
+    `problems` has the messages of the errors that it would raise, and of its warnings.
     """
 
     source: str
@@ -101,17 +101,17 @@ class Plan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all leaves, each once, as they will be placed."""
+        """The bytes of all leaves, each counted once, in the dtypes in which they are placed."""
         return sum(_size(leaf) for leaf in self.leaves)
 
     @property
     def reads(self) -> Cost:
-        """What all processes together ask of files."""
+        """What all processes together request from files."""
         return sum((process.reads for process in self.processes.values()), Cost(0, 0))
 
     @property
     def devices(self) -> Mapping[Any, DevicePlan]:
-        """What each device gets."""
+        """What is read for each device and placed on it, in the order of device ids."""
         found: dict[Any, DevicePlan] = {}
         for _, block in self._blocks():
             for device in block.devices:
@@ -121,13 +121,13 @@ class Plan:
 
     @property
     def processes(self) -> Mapping[int, ProcessPlan]:
-        """What each process does, by its index."""
+        """What each process reads and copies, by its index."""
         found: dict[int, ProcessPlan] = {}
         for leaf, block in self._blocks():
             for number in {device.process_index for device in block.devices}:
                 seen = found.get(number, ProcessPlan(Cost(0, 0), 0, 0))
                 copied = 0 if block.in_place else block.nbytes
-                # On the CPU the copy is the array; elsewhere it is there until it was sent.
+                # On the CPU the copy is the array; elsewhere it is freed once it was transferred.
                 lasts = any(
                     device.platform == "cpu" and device.process_index == number
                     for device in block.devices
@@ -171,33 +171,26 @@ class Plan:
         ]
         in_place = sum(leaf.in_place for leaf in self.leaves)
         whole = [leaf.name for leaf in self.leaves if any(block.whole for block in leaf.blocks)]
-        told = [
+        notes = [
             f"{self.source}: {len(self.leaves)} leaves, {_n(self.nbytes)} bytes",
             f"{in_place} used in place, {len(self.leaves) - in_place} copied",
         ]
         if whole:
-            told.append(f"read whole for any part of them: {_some(whole)}")
-        told.extend(f"problem: {problem}" for problem in self.problems)
-        return "\n".join([told[0], *table, *told[1:]])
+            notes.append(f"read whole for any part of them: {_some(whole)}")
+        notes.extend(f"problem: {problem}" for problem in self.problems)
+        return "\n".join([notes[0], *table, *notes[1:]])
 
 
+@shows_options
 def plan(
-    tree_or_path: Any,
-    *,
-    like: Any = None,
-    sharding: ShardingArgument = None,
-    transform: TransformArgument | None = None,
-    strict: bool = True,
-    verify: bool = False,
-    access: Access = "auto",
-    fs: Any = None,
+    tree_or_path: Any, *, like: Any = None, fs: FileSystem = None, **options: Unpack[LoadOptions]
 ) -> Plan:
     """What `load` with the same arguments would read, place and copy; only headers are read.
 
-    `tree_or_path` is what `load` takes, or a tree of lazy leaves, which `materialize` would
-    place. Errors that a load would raise after it has opened the file, a mismatch with `like`
-    or a sharding that does not divide, are told in `problems`, and the rest is planned without
-    what they are about.
+    `tree_or_path` is a path, as `load` takes it, or a tree of lazy leaves that `materialize`
+    would place. Errors that a load would raise after opening the file, for example a mismatch
+    with `like` or a sharding that does not divide a leaf, are reported in `problems`; the plan
+    then leaves out what they concern.
 
     >>> import jax.numpy as jnp, safejax, tempfile, os
     >>> path = os.path.join(tempfile.mkdtemp(), "params.safetensors")
@@ -208,13 +201,15 @@ def plan(
 
     Raises what `load` raises for a file that cannot be opened.
     """
+    parsed = parse_options(plan, options)
     if _is_path(tree_or_path):
         source = shown_path(cast("Path", tree_or_path))
-        leaves = open_path(cast("Path", tree_or_path), fs, verify=verify, access=access)
+        path = cast("Path", tree_or_path)
+        leaves = open_path(path, fs, verify=parsed.verify, access=parsed.access)
     else:
         source, leaves = "tree", flatten(tree_or_path)
     problems: list[str] = []
-    tree = _planned_tree(leaves, like, sharding, transform, strict, source, problems)
+    tree = _planned_tree(leaves, like, parsed, source, problems)
     lazy = {name: leaf for name, leaf in walk(tree).entries.items() if isinstance(leaf, LazyArray)}
     problems.extend(_precision(list(lazy.values())))
     planned = tuple(_leaf_plan(name, leaf) for name, leaf in lazy.items())
@@ -222,32 +217,27 @@ def plan(
 
 
 def _planned_tree(
-    leaves: Leaves,
-    like: Any,
-    sharding: ShardingArgument,
-    transform: TransformArgument | None,
-    strict: bool,
-    source: str,
-    problems: list[str],
+    leaves: Leaves, like: Any, options: Options, source: str, problems: list[str]
 ) -> Any:
-    """The tree as far as it can be made; what cannot be is a problem."""
+    """The tree, without what cannot be made of it, which is added to `problems`."""
     try:
-        leaves = apply(transform, leaves)
+        leaves = apply(options.transform, leaves)
     except TransformError as error:
         problems.append(str(error))
         return {}
+    options = replace(options, transform=None)
     while True:
         try:
-            return assemble(leaves, like=like, sharding=sharding, strict=strict, file=source)
+            return options.tree(leaves, source, like)
         except MismatchError as error:
             problems.append(str(error))
             like = None
         except ShardingError as error:
             problems.append(str(error))
-            if sharding is None:
+            if options.sharding is None:
                 return {}
-            sharding = None
-        except TransformError as error:  # Names that make no tree.
+            options = replace(options, sharding=None)
+        except TransformError as error:  # The names do not form a tree.
             problems.append(str(error))
             return {}
 
@@ -279,7 +269,7 @@ def _leaf_plan(name: str, leaf: LazyArray) -> LeafPlan:
 
 
 def _cost(view: View) -> Cost:
-    """What reading the view asks of files."""
+    """What reading the view requests from files."""
     if isinstance(view, Pointwise):
         return _cost(view.operand)
     if isinstance(view, Concatenation):
@@ -295,7 +285,7 @@ def _is_in_place(view: View, devices: list[Any]) -> bool:
         return True
     if not isinstance(view, Strided):
         return False
-    # The strictest device of those that share the block.
+    # Of the devices that share the block, the one that needs the most.
     alignment = max(alignment_for(device, view.dtype) for device in devices)
     return view.peek(alignment) is not None
 
@@ -305,7 +295,7 @@ def _is_whole(view: View) -> bool:
 
 
 def _precision(leaves: list[LazyArray]) -> Iterator[str]:
-    """What a load would warn of, or refuse when it meets the values."""
+    """What a load would warn of, and what it might refuse once it reads the values."""
     kinds: dict[str, list[str]] = {"floats": [], "integers": []}
     for leaf in leaves:
         stored = leaf.content.view.dtype

@@ -1,8 +1,8 @@
-"""Pages of mapped files, brought in before their arrays are touched.
+"""Read-ahead: the pages of mapped files are brought in before their arrays are touched.
 
-An array that is used in place has not been read: every page of it is had at its first touch,
-one after the other. Asked for in large runs by a thread of its own, they are there before,
-whether they come from the disk or only from the page cache.
+An array that is used in place has not been read: its pages are faulted in one after another,
+each at its first touch. A separate thread that requests them in large runs makes them available
+earlier, whether they come from the disk or only from the page cache.
 """
 
 import contextlib
@@ -21,25 +21,26 @@ from numpy.typing import NDArray
 from safejax.memory import address
 
 _POPULATE_READ: Final = 22
-"""`MADV_POPULATE_READ` of madvise(2), Linux 5.14: what cannot be read is an error, no SIGBUS."""
+"""`MADV_POPULATE_READ` of madvise(2), Linux 5.14: an unreadable page is an error, not a SIGBUS."""
 
 _WILL_NEED: Final[int | None] = getattr(mmap, "MADV_WILLNEED", None)
-"""What other systems have: it reads from the disk, and leaves the faults to the touch."""
+"""What other systems have: it reads from the disk, but each first touch still faults."""
 
 _CONTAINER_LIMITS: Final = (
-    "/sys/fs/cgroup/memory.max",  # as a container sees its own, of version 2
-    "/sys/fs/cgroup/memory/memory.limit_in_bytes",  # and of version 1
+    "/sys/fs/cgroup/memory.max",  # cgroup version 2, as a container sees its own limit
+    "/sys/fs/cgroup/memory/memory.limit_in_bytes",  # cgroup version 1
 )
 
 _MOST_AT_A_TIME: Final = 32 << 20
-"""Bytes of one call, while which the process can map nothing else."""
+"""Bytes per call; during a call the process can map nothing else."""
 
 
 def read_ahead(blocks: Iterable[NDArray[Any]]) -> threading.Thread | None:
-    """Have the pages brought in that the arrays `blocks` look at; comes back at once.
+    """Start to bring in the pages that the arrays `blocks` use, and return at once.
 
-    The thread that does it keeps the arrays for as long. None where there is nothing to do, or
-    no way to do it, or where so much would only push out of memory what comes first.
+    The thread that does so keeps the arrays alive meanwhile. Returns None if there is nothing
+    to bring in, if the system has no way to do so, or if it is so much that the last pages
+    would evict the first ones from memory.
     """
     held = list(blocks)
     runs = _page_runs((address(block), block.nbytes) for block in held)
@@ -62,23 +63,23 @@ def _bring_in(runs: list[tuple[int, int]], held: list[NDArray[Any]]) -> None:
             if failed == errno.EINVAL and advice == _POPULATE_READ:
                 advice = _WILL_NEED
                 failed = advise(at, nbytes, advice)
-            if failed:  # The file was cut short, perhaps; others may be whole.
+            if failed:  # The file may have been truncated; others may be complete.
                 break
-    held.clear()  # Until here the memory was to stay mapped.
+    held.clear()  # The memory had to stay mapped until here.
 
 
 def _most() -> int:
     """Half of the memory that the process may use, in bytes."""
     limits = [os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE]
     for path in _CONTAINER_LIMITS:
-        # Where there is no limit, there is no file or no number.
+        # Without a limit, the file does not exist or holds no number.
         with contextlib.suppress(OSError, ValueError):
             limits.append(int(Path(path).read_text()))
     return min(limits) // 2
 
 
 def _page_runs(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The pages of spans of memory (address, bytes) as `[begin, end)`, joined where they meet."""
+    """The pages of memory spans `(address, nbytes)` as `[begin, end)`, joined where they meet."""
     page = mmap.PAGESIZE
     runs: list[tuple[int, int]] = []
     for at, nbytes in sorted(spans):
@@ -91,7 +92,7 @@ def _page_runs(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _madvise() -> Callable[[int, int, int | None], int]:
-    """madvise(2), giving errno; unlike `mmap.madvise` it lets other threads run meanwhile."""
+    """madvise(2) that returns errno; unlike `mmap.madvise` it lets other threads run meanwhile."""
     call = ctypes.CDLL(None, use_errno=True).madvise
     call.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 

@@ -1,9 +1,9 @@
-"""The record: what a header cannot say, as one JSON string in the file's metadata.
+"""The record: what a header cannot express, as one JSON string in the file's metadata.
 
-It tells of the tree (`kinds`, `paths`), of leaves that are no arrays (`values`), and of what
-belongs to one tensor (`dtypes`, `keys`, `digests`). Nothing in it names code to run or to import: a
-class's name is looked up among the containers that an adapter has registered, and is a dict
-where it is not there.
+It describes the tree (`kinds`, `paths`), leaves that are not arrays (`values`), and properties
+of single tensors (`dtypes`, `keys`, `digests`). Nothing in it names code to run or import: a
+class's name is looked up among the containers that an adapter has registered, and a container
+whose class is not among them becomes a dict.
 """
 
 import base64
@@ -22,7 +22,7 @@ from safejax.structure import EMPTY, MAX_DEPTH, Empty, Kind, Structure, containe
 VERSION: Final = 1
 
 DEFAULT_FORMAT: Final = "pt"
-"""`format` in the metadata: transformers and huggingface_hub refuse files that name none."""
+"""The default `format` in the metadata: transformers and huggingface_hub refuse files without."""
 
 _FIELDS: Final = frozenset(
     {"version", "format", "kinds", "paths", "values", "dtypes", "keys", "digests"}
@@ -35,11 +35,11 @@ _T = TypeVar("_T")
 
 @final
 class Record(NamedTuple):
-    """A file's record. `values` holds scalars, strings, None and `EMPTY`, by name.
+    """A file's record. `values` maps names to scalars, strings, None and `EMPTY`.
 
-    `dtypes` names the true dtype of tensors that are stored under another code, `keys` the
-    implementation of typed key arrays; `digests` are what their bytes are checked by.
-    `adds_format` says that the user's metadata has no `format`, and the file's is ours.
+    `dtypes` gives the true dtype of tensors that are stored under another code, `keys` the
+    implementation of typed key arrays; the bytes of tensors are checked against `digests`.
+    `adds_format` is true if the user's metadata has no `format`, and the file's is ours.
     """
 
     structure: Structure = Structure()
@@ -51,7 +51,7 @@ class Record(NamedTuple):
 
 
 def with_record(metadata: Mapping[str, str], record: Record) -> dict[str, str]:
-    """The metadata of a file: the user's, and the record if there is anything to tell."""
+    """The metadata of a file: the user's, and the record if there is anything to record."""
     table = _table(record)
     if not metadata and len(table) == 1:
         return {}
@@ -64,12 +64,12 @@ def with_record(metadata: Mapping[str, str], record: Record) -> dict[str, str]:
 
 
 def record_text(record: Record) -> str:
-    """The record as it stands in an index, which has a metadata of its own."""
+    """The record as it is stored in an index, which has metadata of its own."""
     return _written(_table(record))
 
 
 def _written(table: Mapping[str, Any]) -> str:
-    # ASCII, since a key may hold half a surrogate pair, which UTF-8 cannot.
+    # ASCII, since a key may hold half a surrogate pair, which UTF-8 cannot encode.
     return strict_json.write(table, ascii_only=True)
 
 
@@ -95,9 +95,9 @@ def _table(record: Record) -> dict[str, Any]:
 
 
 def read_record(stored: Mapping[str, str], file: str) -> tuple[dict[str, str], Record]:
-    """The user's metadata, and the record, of a file's metadata.
+    """The user's metadata and the record that a file's metadata holds.
 
-    Raises `InvalidFileError` for a record that no `with_record` writes.
+    Raises `InvalidFileError` for a record that `with_record` never writes.
     """
     metadata = dict(stored)
     text = metadata.pop(RECORD_KEY, None)
@@ -109,7 +109,7 @@ def read_record(stored: Mapping[str, str], file: str) -> tuple[dict[str, str], R
     except (ValueError, RecursionError) as error:
         raise InvalidFileError(
             f"{file}: invalid {RECORD_KEY!r} record in the metadata: {error}; load it with "
-            "safetensors, which ignores the record, if the arrays alone will do"
+            "safetensors, which ignores the record, if the arrays alone are enough"
         ) from None
     if record.adds_format:
         metadata.pop("format", None)
@@ -163,7 +163,7 @@ def _digests(item: Any) -> Digests:
     for name, digests in of.items():
         if len(digests) % DIGEST_BYTES:
             raise ValueError(
-                f"expected {DIGEST_BYTES} bytes a digest, got {len(digests)} of {name!r:.80}"
+                f"expected {DIGEST_BYTES} bytes per digest, got {len(digests)} for {name!r:.80}"
             )
     return Digests(block_bytes, of)
 
@@ -209,7 +209,7 @@ def _kind(item: Any) -> Kind:
     flat = table.get("flat", False)
     aliases = _dict(table.get("aliases", {}), "aliases")
     if not isinstance(flat, bool):
-        raise ValueError(f"expected a truth value for flat, got {flat!r}")
+        raise ValueError(f"expected flat to be true or false, got {flat!r}")
     return Kind(
         _str(table.get("type")),
         "int" if keys == "int" else _keys(keys),
@@ -251,10 +251,10 @@ def _value_to_json(value: Any) -> Any:
     if isinstance(value, bool) or value is None or isinstance(value, str):
         return value
     if isinstance(value, int):
-        # Beyond 64 bits other readers of JSON lose digits, and Python limits decimal ones.
+        # Beyond 64 bits, other readers of JSON lose digits, and Python limits decimal digits.
         return value if -(2**63) <= value < 2**63 else {"int": hex(value)}
     if isinstance(value, float):
-        # repr() of a finite float is exact; others differ by their bits.
+        # The repr of a finite float is exact; infinities and NaNs are stored by their bits.
         return value if math.isfinite(value) else {"float": struct.pack(">d", value).hex()}
     assert isinstance(value, complex)
     return {"complex": [_value_to_json(value.real), _value_to_json(value.imag)]}

@@ -1,7 +1,8 @@
-"""Remote files: ranges of a file on any fsspec file system.
+"""Remote files: byte ranges of a file on any fsspec file system.
 
-Only what a leaf needs is requested, span by span. fsspec is an extra (`safejax[remote]`), and
-is imported by nobody but its users: a file system object brings it along, and a URL needs it.
+Only what a leaf needs is requested, span by span. fsspec is an extra (`safejax[remote]`) that
+is imported only where it is used: callers that pass a file system have imported it, and a URL
+needs it.
 """
 
 import importlib
@@ -21,7 +22,7 @@ from safejax.sources import Source, show
 from safejax.windows import Window
 
 FileSystem: TypeAlias = Any
-"""An `fsspec.AbstractFileSystem`. Any: fsspec is an extra, and has no types."""
+"""An `fsspec.AbstractFileSystem`. `Any`, since fsspec is an extra and has no types."""
 
 _LOCAL: Final = frozenset({"file", "local"})
 
@@ -30,7 +31,7 @@ _LOCAL: Final = frozenset({"file", "local"})
 class RemoteSource(Source):
     """A file that answers ranged requests.
 
-    Raises `FileNotFoundError` for none, `ReadError` for one whose size cannot be known.
+    Raises `FileNotFoundError` if there is no such file, `ReadError` if its size is unknown.
     """
 
     stable = True
@@ -42,8 +43,8 @@ class RemoteSource(Source):
         size = fs.info(path)["size"]
         if not isinstance(size, int):
             raise ReadError(
-                f"{path}: expected a file system that tells the size of the file, "
-                f"{type(fs).__name__} tells none: download the file first"
+                f"{path}: expected a file system that reports the size of the file, "
+                f"{type(fs).__name__} reports none: download the file first"
             )
         self.nbytes = size
 
@@ -51,7 +52,7 @@ class RemoteSource(Source):
         return f"RemoteSource({self.name!r})"
 
     def prefix(self, begin: int, end: int) -> bytes:
-        """The bytes `[begin, end)`, as the header's reader asks for them."""
+        """The bytes `[begin, end)`, for the header's reader."""
         (data,) = self._ranges([(begin, end)])
         return bytes(data)
 
@@ -72,12 +73,12 @@ class RemoteSource(Source):
         return show(dense, 0, dtype, window.compact())
 
     def _ranges(self, spans: list[tuple[int, int]]) -> list[Any]:
-        """The bytes of each span `[begin, end)`; all requested before the first is given."""
+        """The bytes of each span `[begin, end)`; all are requested before any is returned."""
         begins, ends = [begin for begin, _ in spans], [end for _, end in spans]
         pieces: list[Any]
         try:
             pieces = self._fs.cat_ranges([self._path] * len(spans), begins, ends)
-        except Exception as error:  # noqa: BLE001 - a file system raises what it likes
+        except Exception as error:  # noqa: BLE001 - a file system may raise anything
             pieces = [error] * len(spans)
         for (begin, end), piece in zip(spans, pieces, strict=True):
             if isinstance(piece, Exception):
@@ -95,17 +96,17 @@ class RemoteSource(Source):
 
 
 def resolve_path(path: str, fs: FileSystem) -> tuple[FileSystem, str]:
-    """The file system and the path in it; None for a local file, which is mapped.
+    """The file system, or None for a local file, which can be mapped; and the path on it.
 
-    `fs` is an fsspec file system, or None; `path` may then be a URL, for which fsspec finds one.
-    Raises `ImportError` for a URL where fsspec is not installed, `TypeError` for what is no file
-    system.
+    `fs` is an fsspec file system or None. If it is None, `path` may be a URL, for which fsspec
+    finds the file system. Raises `ImportError` for a URL if fsspec is not installed, `TypeError`
+    if `fs` is not a file system.
     """
     if fs is None:
         if "://" not in path:
             return None, path
         try:
-            # By name: fsspec is an extra that only URLs need.
+            # Imported by name: fsspec is an extra that only URLs need.
             fsspec = importlib.import_module("fsspec")
         except ImportError as error:
             raise ImportError(
@@ -116,7 +117,8 @@ def resolve_path(path: str, fs: FileSystem) -> tuple[FileSystem, str]:
         fs, path = fsspec.url_to_fs(path)
     elif not hasattr(fs, "cat_ranges") or isinstance(fs, type):
         raise TypeError(
-            f"fs: expected a file system of fsspec, fsspec.filesystem('s3') say, got {fs!r:.80}"
+            "fs: expected a file system of fsspec, for example fsspec.filesystem('s3'), got "
+            f"{fs!r:.80}"
         )
     while fs.protocol == "dir":  # A folder of another file system.
         fs, path = fs.fs, fs._join(path)  # noqa: SLF001
@@ -130,14 +132,14 @@ def resolve_path(path: str, fs: FileSystem) -> tuple[FileSystem, str]:
 def write_remotely(
     fs: FileSystem, path: str, chunks: Iterator[memoryview], wrote: Callable[[int], None]
 ) -> None:
-    """Write `chunks` to a file that is there when all of it is; `wrote(n)` after `n` bytes.
+    """Write `chunks` to a file that appears when it is complete; `wrote(n)` after `n` bytes.
 
-    It is written within a transaction of the file system, and promises what that promises. In
-    a transaction of the caller's, the file is there when that ends.
+    It is written in a transaction of the file system, and is as atomic as that transaction. If
+    the caller has begun one, the file appears when the caller's ends.
     """
     with _transaction(fs), fs.open(path, "wb") as file:
         if not hasattr(file, "commit"):
-            # A member of a zip archive, say: it is written at once, or not at all.
+            # For example, a member of a zip archive: it is written now, or not at all.
             fs.transaction.files.remove(file)
         for chunk in chunks:
             file.write(chunk)
@@ -150,10 +152,10 @@ _locks_lock: Final = threading.Lock()
 
 @contextmanager
 def _transaction(fs: FileSystem) -> Generator[None]:
-    """A transaction of the file system, or the caller's if there is one."""
+    """A new transaction of the file system, or the caller's if there is one."""
     with _locks_lock:
         lock = _locks.setdefault(fs, threading.RLock())
-    # A file system has one at a time: another thread's would take our files for its own.
+    # A file system has one transaction at a time: another thread's would include our files.
     with lock:
         if fs._intrans:  # noqa: SLF001
             yield

@@ -1,9 +1,9 @@
-"""Shardings: what `sharding=` says, made into one sharding a leaf."""
+"""Shardings: the argument `sharding=`, resolved to one sharding for each leaf."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, TypeAlias, cast, final
+from typing import Any, ClassVar, Final, Protocol, TypeAlias, cast, final
 
 import jax
 from jax.sharding import (
@@ -21,21 +21,46 @@ from safejax.leaves import Leaves, aval_of, describe, is_array
 from safejax.names import Template, Where, join, predicate
 from safejax.structure import EMPTY, Segments, paths_of, walk
 
-ShardingFunction: TypeAlias = Callable[[str, jax.ShapeDtypeStruct], "Sharding | None"]
 
-ShardingArgument: TypeAlias = Any
-"""A `Sharding`, a `Device`, a function `(name, aval) -> Sharding | None`, or a prefix tree of
-shardings, devices and None. Any: a tree of them has no narrower type."""
+class Device(Protocol):
+    """A `jax.Device`, for type checkers: JAX's own class has no types."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def platform(self) -> str: ...
+    @property
+    def process_index(self) -> int: ...
+
+
+class DataclassNode(Protocol):
+    """A pytree node that is a dataclass, as Equinox's modules and Flax's structs are."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+ShardingFunction: TypeAlias = Callable[[str, jax.ShapeDtypeStruct], Sharding | Device | None]
+"""Gives the sharding of a leaf by its name, and its shape and dtype; None is the default."""
+
+ShardingTree: TypeAlias = (
+    Sharding | Device | Mapping[Any, Any] | Sequence[Any] | DataclassNode | None
+)
+"""A prefix tree of shardings, devices and None. What the nodes hold is `Any`: type checkers
+infer no narrower type for a dict that mixes shardings and dicts. Pytree nodes of other classes
+are accepted as well, but cannot be described."""
+
+ShardingArgument: TypeAlias = ShardingTree | ShardingFunction
+"""One `Sharding` or `Device`, a prefix tree of them and None, or a sharding function."""
 
 _ATOMS: Final[tuple[type[Any], ...]] = (Sharding, jax.Device)
 
-_predicate: Final = lru_cache(maxsize=1024)(predicate)  # A rule is asked of every name.
+_predicate: Final = lru_cache(maxsize=1024)(predicate)  # Each rule is tried on every name.
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class ShardingRules:
-    """Patterns and their partition specs over a mesh, as a sharding function."""
+    """Patterns with their partition specs over a mesh, as a sharding function."""
 
     mesh: Mesh
     rules: tuple[tuple[Where, PartitionSpec], ...]
@@ -56,12 +81,12 @@ def sharding_rules(
     *,
     must_match: bool = True,
 ) -> ShardingRules:
-    """A function for `sharding=` that chooses by name: `sharding_rules(mesh, [(pattern, spec)])`.
+    """A sharding function that chooses by name: `sharding_rules(mesh, [(pattern, spec), ...])`.
 
-    A pattern is matched on whole names (`*` any run of characters, `{i}` one segment); the
-    first that matches wins, and a leaf that none matches is replicated over the mesh. `None`
-    stands for `PartitionSpec()`. `load` makes it an error if a pattern matches no array, unless
-    `must_match` is false.
+    A pattern is matched on whole names: `*` is any run of characters, `{i}` one segment. The
+    first pattern that matches wins, and a leaf that none matches is replicated over the mesh. A
+    spec of None is `PartitionSpec()`. With `must_match`, `load` raises an error if a pattern
+    matches no array.
 
     >>> import jax
     >>> from jax.sharding import PartitionSpec as P
@@ -70,8 +95,8 @@ def sharding_rules(
     >>> rules("mlp.kernel", jax.ShapeDtypeStruct((4, 2), "float32")).spec == P(None, "x")
     True
 
-    Raises `ShardingError` for what is no mesh, no spec, or names an axis that the mesh lacks;
-    `TransformError` for a pattern that is wrong.
+    Raises `ShardingError` for anything that is not a mesh or a spec and for a spec with an axis
+    that the mesh does not have, and `TransformError` for an invalid pattern.
     """
     if not isinstance(mesh, Mesh):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ShardingError(f"sharding_rules: expected a jax.sharding.Mesh, got {mesh!r}")
@@ -104,9 +129,9 @@ def resolve(
 ) -> dict[str, Sharding]:
     """The sharding of each array that has one; the others go to JAX's default device.
 
-    It is what `argument` says, else that of `defaults`, by name. Raises one `ShardingError`
-    that names every leaf whose shape its sharding does not divide, or that a prefix tree leaves
-    out.
+    It is the one that `argument` gives, otherwise the one in `defaults`, by name. Raises one
+    `ShardingError` that names every leaf whose shape is not divided by its sharding, or for
+    which a prefix tree has no sharding.
     """
     arrays = {name: leaf for name, leaf in leaves.items() if is_array(leaf)}
     given = _choose(argument, leaves, arrays, file)
@@ -135,12 +160,11 @@ def _choose(
         return dict.fromkeys(arrays, _atom(argument))
     if isinstance(argument, ShardingRules):
         _check_rules(argument, arrays, file)
-    # A mesh can be called, as a decorator: it is told apart as a tree that holds no sharding.
-    # A tree of Equinox or NNX modules can be called too, and is a tree nevertheless.
+    # A mesh can be called, as a decorator, but is no sharding function. Trees of Equinox or NNX
+    # modules can be called as well.
     is_leaf = jax.tree_util.all_leaves([argument])
-    if callable(argument) and is_leaf and not isinstance(argument, Mesh):
-        function = cast("ShardingFunction", argument)
-        return {name: _given(function, name, leaf, file) for name, leaf in arrays.items()}
+    if callable(argument) and is_leaf and not isinstance(cast("Any", argument), Mesh):
+        return {name: _given(argument, name, leaf, file) for name, leaf in arrays.items()}
     return _by_prefix(argument, leaves, file)
 
 
@@ -152,8 +176,8 @@ def _given(function: ShardingFunction, name: str, leaf: Any, file: str) -> Shard
     given = function(name, aval_of(leaf))
     if given is not None and not isinstance(given, _ATOMS):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ShardingError(
-            f"{file}: leaf {name!r}: expected the sharding function to give a Sharding, a Device "
-            f"or None, got {given!r}{_hint(given)}"
+            f"{file}: leaf {name!r}: expected the sharding function to return a Sharding, a "
+            f"Device or None, got {given!r}{_hint(given)}"
         )
     return _atom(given)
 
@@ -170,7 +194,7 @@ def _check_rules(rules: ShardingRules, names: Iterable[str], file: str) -> None:
 
 
 def _by_prefix(prefix: Any, leaves: Leaves, file: str) -> dict[str, Sharding | None]:
-    """Shardings of a prefix tree: each speaks of all leaves below its place, or of its name."""
+    """Shardings of a prefix tree: each is that of the leaf of its name, or of all below it."""
     walked = walk(prefix, lambda node: node is None or isinstance(node, _ATOMS))
     of_path = paths_of(walked.entries, walked.structure, "sharding")
     given = {
@@ -192,8 +216,8 @@ def _by_prefix(prefix: Any, leaves: Leaves, file: str) -> dict[str, Sharding | N
         item = EMPTY if above is None else given.get(above, EMPTY)
         if item is EMPTY:
             faults.append(
-                f"leaf {name!r}: expected the sharding tree to be a prefix of the loaded one, "
-                "got none for it: add one, or None for JAX's default device"
+                f"leaf {name!r}: expected the sharding tree to be a prefix of the loaded tree, "
+                "got no sharding for it: add one, or None for JAX's default device"
             )
         elif item is not None and not isinstance(item, _ATOMS):
             faults.append(
@@ -203,7 +227,7 @@ def _by_prefix(prefix: Any, leaves: Leaves, file: str) -> dict[str, Sharding | N
         else:
             chosen[name] = _atom(item)
     faults += [
-        f"sharding {join(path)!r}: expected a leaf of that name or below it, there is none among "
+        f"sharding {join(path)!r}: expected a leaf of that name or below it, got none among "
         f"{_some(leaves)}: remove it"
         for path, item in given.items()
         if path not in used and item is not None
@@ -214,7 +238,7 @@ def _by_prefix(prefix: Any, leaves: Leaves, file: str) -> dict[str, Sharding | N
 
 
 def _nearest(path: Segments, given: Mapping[Segments, Any]) -> Segments | None:
-    """The path itself, or the nearest one above it, that is given."""
+    """The nearest path in `given`: this one, or one above it."""
     for depth in range(len(path), -1, -1):
         if path[:depth] in given:
             return path[:depth]
@@ -228,9 +252,9 @@ def _some(names: Iterable[str]) -> str:
 
 
 def on_devices(sharding: Sharding) -> Sharding | None:
-    """The sharding, over the mesh of the context if it has only an abstract one.
+    """The sharding; if its mesh is abstract, the same one over the mesh of the context.
 
-    Tracing and `jax.eval_shape` give abstract meshes. None where the context has no mesh of the
+    Tracing and `jax.eval_shape` give abstract meshes. None if the context has no mesh with the
     same axes.
     """
     if not isinstance(sharding, NamedSharding) or not isinstance(sharding.mesh, AbstractMesh):
@@ -242,7 +266,7 @@ def on_devices(sharding: Sharding) -> Sharding | None:
 
 
 def _checked(sharding: Sharding, leaf: Any) -> tuple[Sharding | None, str]:
-    """The sharding on its devices, or None and why the leaf cannot have it."""
+    """The sharding on its devices; or None, and the reason why the leaf cannot have it."""
     placed = on_devices(sharding)
     if placed is None:
         return None, (
@@ -251,7 +275,7 @@ def _checked(sharding: Sharding, leaf: Any) -> tuple[Sharding | None, str]:
         )
     reason = None
     if isinstance(placed, NamedSharding) and len(placed.spec) > len(leaf.shape):
-        reason = f"it speaks of {len(placed.spec)} axes"
+        reason = f"its spec is for {len(placed.spec)} axes"
     else:
         try:
             placed.shard_shape(leaf.shape)

@@ -1,7 +1,7 @@
-"""Shards: the files of one checkpoint, and the index that says which tensor is in which.
+"""Shards: the files of one checkpoint, and the index that says which tensor is in which file.
 
-The index is the authority, as for Hugging Face's libraries: JSON with a `weight_map` of names
-to files, and a `metadata` in which our record of the tree stands.
+The index is authoritative, as in Hugging Face's libraries. It is JSON with a `weight_map` from
+names to files, and `metadata` that contains our record of the tree.
 """
 
 import os
@@ -33,18 +33,18 @@ _OURS: Final = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors(\.index\.json
 @final
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """A set of files that can be written: each by name, and the index; none for a single file."""
+    """The files of a folder to write, by name, and their index, which is None for a single file."""
 
     files: Mapping[str, Layout]
     index: bytes | None
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all files, the index not counted."""
+        """The total size of all files in bytes, without the index."""
         return sum(plan.nbytes for plan in self.files.values())
 
     def write(self, path: str, wrote: Callable[[int], None]) -> None:
-        """Make the folder at `path` hold these files: all of them, or none."""
+        """Make the folder at `path` hold all of these files, or leave it as it was."""
 
         def fill(folder: str) -> None:
             for name, plan in self.files.items():
@@ -60,8 +60,8 @@ class Folder:
 def folder_of(leaves: Leaves, file: str, max_shard_bytes: int, *, checksum: bool) -> Folder:
     """The files that hold `leaves`, each with at most `max_shard_bytes` of data.
 
-    Tensors are taken by name; one that is larger has a file of its own. What all fit into is
-    one file and no index. Reads nothing.
+    Tensors are assigned to files in the order of their names; a tensor that is larger gets a
+    file of its own. If one file can hold them all, there is no index. Reads nothing.
     """
     whole = layout(leaves, file, checksum=checksum)
     sizes = {entry.name: entry.nbytes for entry, _, _ in whole.leaves}
@@ -75,7 +75,7 @@ def folder_of(leaves: Leaves, file: str, max_shard_bytes: int, *, checksum: bool
         part = Leaves({each: leaves[each] for each in names}, Structure(), leaves.metadata)
         files[name] = layout(part, os.path.join(file, name), checksum=checksum)
         weight_map.update(dict.fromkeys(names, name))
-    # What belongs to one tensor stands in its own file.
+    # What belongs to one tensor is recorded in the file that holds it.
     record = Record(whole.record.structure, whole.record.values)
     metadata: dict[str, Any] = {"total_size": sum(sizes.values())}
     if record != Record():
@@ -101,19 +101,19 @@ def _assigned(sizes: Mapping[str, int], max_bytes: int) -> list[list[str]]:
 
 @final
 class Index(NamedTuple):
-    """Which tensor is in which file, and what the record tells of the tree."""
+    """Which tensor is in which file, and what the record says about the tree."""
 
     weight_map: Mapping[str, str]
     record: Record | None = None
 
     @property
     def files(self) -> list[str]:
-        """The files, in the order in which they are first named."""
+        """The files, in the order in which the index first names them."""
         return list(dict.fromkeys(self.weight_map.values()))
 
 
 def read_index(data: bytes, file: str) -> Index:
-    """The index that `data` holds; `InvalidFileError` for none, or one that leaves its folder."""
+    """The index in `data`; `InvalidFileError` if it is invalid or names files in other folders."""
 
     def fault(sentence: str) -> InvalidFileError:
         return InvalidFileError(f"{file}: invalid index: {sentence}")
@@ -121,10 +121,10 @@ def read_index(data: bytes, file: str) -> Index:
     try:
         table = strict_json.parse(data.decode())
     except ValueError as error:
-        raise fault(f"expected JSON, {error}") from None
+        raise fault(f"expected JSON: {error}") from None
     weight_map = _object(table).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise fault("expected a 'weight_map' of names to files, got none")
+        raise fault("expected a 'weight_map' from names to files, got none")
     for name, shard in cast("dict[str, object]", weight_map).items():
         if not isinstance(shard, str) or not _is_inside(shard):
             raise fault(
@@ -150,9 +150,10 @@ def _is_inside(shard: str) -> bool:
 
 
 def union(parts: Sequence[tuple[str, Leaves]], index: Index | None, file: str) -> Leaves:
-    """The leaves of several files as one; those of an index are just those that it names.
+    """The leaves of several files as one; an index must name exactly the tensors of its files.
 
-    Raises `InvalidFileError` for a name that is in two files, or not where the index has it.
+    Raises `InvalidFileError` for a name that is in two files, or not in the file that the index
+    gives for it.
     """
     owner: dict[str, str] = {}
     entries: dict[str, Any] = {}
@@ -185,13 +186,13 @@ def _check_places(
         if is_array(entries[name]):
             raise InvalidFileError(
                 f"{file}: tensor {name!r} of {owner[name]}: expected the index to name every "
-                "tensor of its files, it does not name this one: load the files as a list, or "
+                "tensor of its files, but it omits this one: load the files as a list, or "
                 "complete the index"
             )
 
 
 def _common(tables: Iterable[Mapping[str, str]]) -> dict[str, str]:
-    """What the tables say together, less what they do not agree on."""
+    """The entries of all tables, without those on which the tables disagree."""
     merged: dict[str, str] = {}
     disputed: set[str] = set()
     for table in tables:
@@ -202,7 +203,7 @@ def _common(tables: Iterable[Mapping[str, str]]) -> dict[str, str]:
 
 
 def _common_structure(structures: list[Structure]) -> Structure:
-    """Paths of all, and kinds that they do not contradict each other in."""
+    """The paths of all structures, and the kinds in which they do not contradict each other."""
     if len(structures) == 1:
         return structures[0]
     kinds: dict[str, list[Kind]] = {}
@@ -216,7 +217,7 @@ def _common_structure(structures: list[Structure]) -> Structure:
 
 
 def _kind_of_all(kinds: list[Kind]) -> Kind | None:
-    """What a container is of whose children each file tells its own; None if they disagree."""
+    """The kind of a container whose children are in several files; None if they disagree."""
     if len({kind._replace(order=None, aliases=()) for kind in kinds}) > 1:
         return None
     orders = [kind.order for kind in kinds if kind.order is not None]

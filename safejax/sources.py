@@ -1,9 +1,9 @@
-"""Sources: where a leaf's values come from, and the count of what was asked of them.
+"""Sources: where a leaf's values come from, and a log of the bytes requested from them.
 
-A source is a flat run of bytes. It answers `read(begin, dtype, window)` with the elements
-that the window shows of a tensor that begins at byte `begin`. "Bytes read" always means bytes
-requested here: of a mapped file the operating system faults in whole pages, when the values
-are first touched.
+A source is a flat run of bytes. `read(begin, dtype, window)` returns the elements that the
+window shows of a tensor that begins at byte `begin`. "Bytes read" always means bytes requested
+here: of a mapped file, the operating system faults in whole pages when the values are first
+touched.
 """
 
 import mmap
@@ -29,7 +29,7 @@ from safejax.windows import Spans, Window
 
 @final
 class Read(NamedTuple):
-    """One request: how many bytes were asked of which source."""
+    """One request: the name of a source, and the number of bytes requested from it."""
 
     source: str
     nbytes: int
@@ -38,17 +38,17 @@ class Read(NamedTuple):
 @final
 @dataclass(slots=True)
 class ReadLog:
-    """The requests that were made while the log was open, in order."""
+    """The requests made while the log was open, in order."""
 
     reads: list[Read] = field(default_factory=list[Read])
 
     @property
     def nbytes(self) -> int:
-        """Bytes requested so far, in all."""
+        """Total bytes requested so far."""
         return sum(read.nbytes for read in self.reads)
 
     def clear(self) -> None:
-        """Forget what was read so far."""
+        """Discard the requests recorded so far."""
         self.reads.clear()
 
 
@@ -58,7 +58,7 @@ _open_logs_lock: Final = threading.Lock()
 
 @contextmanager
 def observe_reads() -> Generator[ReadLog]:
-    """Log every request for leaf data in this process, of whatever thread, inside the block.
+    """Log every request for leaf data that any thread of this process makes inside the block.
 
     >>> import safejax, jax.numpy as jnp
     >>> tree = safejax.deserialize(safejax.serialize({"w": jnp.ones((4, 2))}))
@@ -75,15 +75,15 @@ def observe_reads() -> Generator[ReadLog]:
         yield log
     finally:
         with _open_logs_lock:
-            # By identity: two open logs may be equal.
+            # Compare by identity: two open logs may be equal.
             _open_logs[:] = [other for other in _open_logs if other is not log]
 
 
 class Source(ABC):
     """A flat run of bytes that leaves show windows of.
 
-    `name` is what errors and `repr` call it. `stable` says that nobody changes the bytes, so
-    that an array may keep looking at them in place.
+    `name` identifies the source in errors and in `repr`. `stable` is true if nobody changes the
+    bytes, so that an array may go on using them in place.
     """
 
     name: str
@@ -93,13 +93,14 @@ class Source(ABC):
     def read(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
         """The elements that `window` shows of the `dtype` tensor that begins at byte `begin`.
 
-        Read-only where the array looks at the source's own memory.
+        The array is read-only where it shares the source's own memory.
         """
 
     def look(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> NDArray[Any] | None:
-        """What `read` gives, if it need not be copied to be used; else None, and nothing is read.
+        """What `read` returns if it is usable without a copy; else None, and nothing is read.
 
-        That is: it lies in memory as a C-ordered array, on `alignment` bytes, for good.
+        That requires a C-ordered array in memory that begins on a multiple of `alignment` bytes
+        and never changes.
         """
         array = self.peek(begin, dtype, window, alignment)
         if array is not None:
@@ -107,16 +108,16 @@ class Source(ABC):
         return array
 
     def peek(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> NDArray[Any] | None:
-        """What `look` gives, for who does not read it, or tells of what it reads itself."""
+        """What `look` returns, but not logged: for callers that log their reads or read nothing."""
         del begin, dtype, window, alignment
         return None
 
     def read_into(self, begin: int, dtype: Dtype, window: Window, out: NDArray[Any]) -> None:
-        """Put what `read` gives into `out`, an array of the same shape and dtype."""
+        """Copy what `read` returns into `out`, an array of the same shape and dtype."""
         np.copyto(out, self.read(begin, dtype, window))
 
     def cost(self, dtype: Dtype, window: Window) -> tuple[int, int]:
-        """The bytes of files that a read of `window` requests, and how many runs they are in."""
+        """The bytes of files that a read of `window` requests, and the number of their runs."""
         if window.size == 0:
             return 0, 0
         firsts, _ = window.runs()
@@ -130,7 +131,7 @@ class Source(ABC):
 
 
 class BufferSource(Source):
-    """Bytes in memory, read in place."""
+    """Bytes in memory that are read in place."""
 
     stable = True
 
@@ -138,7 +139,7 @@ class BufferSource(Source):
         self.name = name
         if isinstance(buffer, np.ndarray):
             buffer = _read_only(buffer.view())
-        # Read-only, and so is what looks at it.
+        # The buffer is read-only, and so are the arrays that share its memory.
         self._buffer = buffer
         self._address = address(np.frombuffer(buffer, np.uint8)) if len(buffer) else 0
 
@@ -154,11 +155,11 @@ class BufferSource(Source):
         return self.show(begin, dtype, window)
 
     def show(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
-        """The array that `read` gives, for who says what is `asked` of it, when it is."""
+        """The array that `read` returns, not logged: callers log each use of it with `asked`."""
         return show(self._buffer, begin, dtype, window)
 
     def asked(self, nbytes: int) -> None:
-        """Count a read of so many bytes, which an array of `show` is about to be used for."""
+        """Log a read of `nbytes` bytes that a caller is about to take from an array of `show`."""
         self._check()
         self._log(nbytes)
 
@@ -174,40 +175,40 @@ class BufferSource(Source):
         return array if array.flags.c_contiguous else None
 
     def _check(self) -> None:
-        """Raise `ReadError` if the bytes are not there any more."""
+        """Raise `ReadError` if the bytes are no longer there."""
 
 
 @final
 class MappedSource(BufferSource):
-    """A file mapped into memory, read in place, or, unless `in_place`, copied from there.
+    """A file mapped into memory, and read in place or, unless `in_place`, copied from there.
 
-    The mapping lives as long as a leaf, or an array placed without a copy, looks at it. A
-    file that was cut short since is told by its size before each read, and is a `ReadError`;
-    one that is cut short afterwards, while an array looks at it in place, ends the process
-    with SIGBUS when the lost part is touched. `save` never does that: it writes a new file.
+    The mapping lives as long as a leaf, or an array placed without a copy, uses it. Each read
+    first checks the file's size and raises `ReadError` if the file was truncated since it was
+    opened. If it is truncated later, while an array uses it in place, touching the lost part
+    ends the process with SIGBUS. `save` never truncates a file: it writes a new one.
     """
 
     def __init__(self, path: str, *, in_place: bool = True) -> None:
         with open(path, "rb") as file:
             self._status = os.fstat(file.fileno())
             self.nbytes = self._status.st_size
-            # What is empty cannot be mapped; the header's reader says what it lacks.
+            # An empty file cannot be mapped; the header's reader reports what is missing.
             mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.nbytes else None
         super().__init__(b"" if mapping is None else mapping, path)
         self._mapping = mapping
-        # Without, it is read in place for a moment only, and copied.
+        # Unless `in_place`, arrays use the mapping only until they are copied.
         self.stable = in_place
 
     def prefix(self, begin: int, end: int) -> bytes:
-        """The bytes `[begin, end)`, as the header's reader asks for them."""
+        """The bytes `[begin, end)`, for the header's reader."""
         return b"" if self._mapping is None else self._mapping[begin:end]
 
     def read_into(self, begin: int, dtype: Dtype, window: Window, out: NDArray[Any]) -> None:
         if out.nbytes < _WORTH_A_CALL or not CAN_READ or not _is_one_run(window, out):
             super().read_into(begin, dtype, window, out)
             return
-        # A copy by the system does not fault the mapping in, page by page. The path may be that
-        # of another file by now, and no descriptor is kept for the time until this one.
+        # A system call copies without faulting in the mapping page by page. No descriptor is kept
+        # open for it, so the path may be that of another file by now.
         try:
             descriptor = os.open(self.name, os.O_RDONLY)
         except OSError:
@@ -230,7 +231,7 @@ class MappedSource(BufferSource):
 
 @final
 class FileSource(Source):
-    """A file that is read and never mapped: one on a network, whose loss would be a SIGBUS."""
+    """A file that is read and never mapped: if a network file is lost, a mapping raises SIGBUS."""
 
     stable = True
 
@@ -247,7 +248,7 @@ class FileSource(Source):
         return f"FileSource({self.name!r})"
 
     def prefix(self, begin: int, end: int) -> bytes:
-        """The bytes `[begin, end)`, as the header's reader asks for them."""
+        """The bytes `[begin, end)`, for the header's reader."""
         data = np.empty(end - begin, np.uint8)
         _read_run(self._descriptor, begin, data, self)
         return data.tobytes()
@@ -273,10 +274,10 @@ class FileSource(Source):
 
 @final
 class ArraySource(Source):
-    """An array in memory, NumPy's or JAX's, seen as flat and C-ordered.
+    """A NumPy or JAX array in memory, as flat bytes in C order.
 
-    Nothing is fetched from a device before the first read. A NumPy array may change under us,
-    so it is not stable.
+    Nothing is fetched from a device before the first read. A NumPy array may be changed by its
+    owner, so it is not stable.
     """
 
     name = "array in memory"
@@ -319,7 +320,7 @@ class ArraySource(Source):
 
 @final
 class PackedSource(Source):
-    """A tensor of 4-bit elements, two a byte, seen as one element a byte."""
+    """A tensor of 4-bit elements, stored two per byte, shown as one element per byte."""
 
     def __init__(self, packed: Source, begin: int) -> None:
         self.name = packed.name
@@ -354,17 +355,17 @@ class PackedSource(Source):
         return sum(nbytes for nbytes, _ in costs), sum(runs for _, runs in costs)
 
     def _even(self, firsts: Window, length: int) -> NDArray[np.uint8]:
-        """The elements of runs that all begin in the same half of a byte, in one read."""
+        """The elements of runs that all begin in the same half of a byte, from one read."""
         odd = firsts.offset % 2
         rows = _packed_rows(firsts, length)
         packed = np.ascontiguousarray(self._bytes(rows)).reshape(-1)
         return unpack(packed).reshape(-1, 2 * rows.shape[-1])[:, odd : odd + length].reshape(-1)
 
     def _scattered(self, spans: Spans) -> NDArray[np.uint8]:
-        """The elements of any runs; runs whose bytes touch are read as one."""
+        """The elements of arbitrary runs; runs whose bytes touch are read as one."""
         runs, begins, leads = _packed_runs(spans)
         rows = [self._bytes(run) for run in runs]
-        # How far the elements of each read have moved up, where the reads lie side by side.
+        # How many bytes each read moves towards the front when the reads are concatenated.
         sizes = [row.size for row in rows]
         moved = begins - np.concatenate([[0], np.cumsum(sizes)[:-1]])
         starts = spans.starts - 2 * moved[np.cumsum(leads) - 1]
@@ -381,7 +382,7 @@ def _all_even(firsts: Window) -> bool:
 
 
 def _packed_rows(firsts: Window, length: int) -> Window:
-    """The bytes of such runs, one row each."""
+    """The bytes of runs that all begin in the same half of a byte, one row per run."""
     width = (firsts.offset % 2 + length + 1) // 2
     strides = tuple(stride // 2 for stride in firsts.strides)
     return Window(firsts.offset // 2, (*firsts.shape, width), (*strides, 1))
@@ -390,7 +391,7 @@ def _packed_rows(firsts: Window, length: int) -> Window:
 def _packed_runs(
     spans: Spans,
 ) -> tuple[list[Window], NDArray[np.int64], NDArray[np.bool_]]:
-    """The bytes of any runs, those that touch as one; where each begins; which runs lead one."""
+    """The bytes of any runs, merged where they touch; where each begins; which runs start one."""
     begins, ends = spans.starts // 2, (spans.starts + spans.length + 1) // 2
     leads = np.concatenate([[True], begins[1:] > ends[:-1]])
     begins, ends = begins[leads], ends[np.roll(leads, -1)]
@@ -403,10 +404,10 @@ def _packed_runs(
 
 @final
 class ComputedSource(Source):
-    """What a function gives when it is called, seen as flat: the far side of a barrier.
+    """The flat result of a function that is called when it is read: the far side of a barrier.
 
-    Any read of it makes the whole, unless it was made before and is `kept`. `operand` is the
-    view that the function reads, for who wants to know what that costs.
+    Any read computes the whole result, unless an earlier one is `kept`. `operand` is the view
+    that the function reads, for callers that want to know its cost.
     """
 
     def __init__(
@@ -435,7 +436,7 @@ class ComputedSource(Source):
 
     @contextmanager
     def kept(self) -> Generator[None]:
-        """Inside the block, what the function gave first is kept for the reads that follow."""
+        """Inside the block, the function's first result is kept for the reads that follow."""
         with self._lock:
             self._keepers += 1
         try:
@@ -460,7 +461,7 @@ class ComputedSource(Source):
 
 @final
 class AbstractSource(Source):
-    """No values at all: the source of a leaf that is a shape and a dtype only."""
+    """A source without values, for a leaf that is only a shape and a dtype."""
 
     name = "abstract leaf"
     stable = True
@@ -495,7 +496,7 @@ def usable_in_place(array: NDArray[Any], alignment: int) -> NDArray[Any] | None:
 
 
 def _is_one_run(window: Window, out: NDArray[Any]) -> bool:
-    """Whether the elements lie side by side, in the order that `out` has them."""
+    """Whether the elements are contiguous in the source, in the order of `out`."""
     return (
         out.size > 0
         and out.flags.c_contiguous
@@ -509,19 +510,19 @@ def _is_one_run(window: Window, out: NDArray[Any]) -> bool:
 
 
 CAN_READ: Final = hasattr(os, "preadv")
-"""Whether the system reads at a place into memory that is there: Windows does not."""
+"""Whether the system can read at an offset into existing memory; Windows cannot."""
 
 _WORTH_A_CALL: Final = 1 << 16
-"""Bytes that are read by a call of the system, where less is copied from the mapping."""
+"""Bytes from which a read is worth a system call; less is copied from the mapping."""
 
 _MOST_AT_A_TIME: Final = 1 << 30
-"""Bytes of one call: the system takes no more than 2 GiB."""
+"""Most bytes per system call; the system accepts no more than 2 GiB."""
 
 
 def _read_run(
     descriptor: int, begin: int, out: NDArray[Any], source: "MappedSource | FileSource"
 ) -> None:
-    """Fill `out` with the bytes of the file from `begin` on."""
+    """Fill `out` with the bytes of the file that start at `begin`."""
     flat = out.reshape(-1).view(np.uint8)
     done = 0
     while done < flat.nbytes:

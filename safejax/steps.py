@@ -1,14 +1,14 @@
-"""Steps: pure functions, most with an inverse, that compose into one value.
+"""Steps: pure functions, most of them with an inverse, that compose into one value.
 
     to_bytes = chain(flatten, cast("bfloat16", source="float32"), encode)
 
-`chain(a, b)` applies `a`, then `b`; its inverse applies the inverses the other way round.
+`chain(a, b)` applies `a`, then `b`; its inverse applies their inverses in reverse order.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeAlias, TypeVar, final
+from typing import Any, Generic, NoReturn, TypeAlias, TypeVar, final, overload
 
 import numpy as np
 
@@ -21,24 +21,27 @@ _Out = TypeVar("_Out")
 
 
 TransformArgument: TypeAlias = Callable[[Leaves], Leaves]
-"""What stands for a transform: one, or any function from Leaves to Leaves."""
+"""A transform, or any function from Leaves to Leaves."""
 
 
 class Step(ABC, Generic[_In, _Out]):
-    """A pure function of one value that may have an inverse.
+    """A pure function of one value, which may have an inverse.
 
-    Building, chaining and printing a step reads nothing.
+    Building, chaining and printing a step read nothing.
     """
 
     __slots__ = ()
 
     @abstractmethod
     def __call__(self, value: _In, /) -> _Out:
-        """The step applied to `value`, which is left as it is."""
+        """The result of the step for `value`, which is not changed."""
 
     @property
     def inverse(self) -> "Step[_Out, _In]":
-        """The step that goes back; `NotInvertibleError` where there is none."""
+        """The step that reverses this one; `NotInvertibleError` if there is none."""
+        self._refuse_inverse()
+
+    def _refuse_inverse(self) -> NoReturn:
         raise NotInvertibleError(
             f"{self!r}: expected a step with an inverse, this one has none: "
             "pair it with one by step(forward, inverse)"
@@ -46,28 +49,36 @@ class Step(ABC, Generic[_In, _Out]):
 
 
 class Transform(Step[Leaves, Leaves]):
-    """A step from Leaves to Leaves."""
+    """A step from Leaves to Leaves, whose inverse is one, too.
+
+    Subclass it for a transform of your own, or make one of two functions with `step`.
+    """
 
     __slots__ = ()
+
+    @property
+    def inverse(self) -> "Transform":
+        """The transform that reverses this one; `NotInvertibleError` if there is none."""
+        self._refuse_inverse()
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class FunctionStep(Step[Any, Any]):
+class FunctionStep(Step[_In, _Out]):
     """A pair of functions as a step; see `step`."""
 
-    forward: Callable[[Any], Any]
-    backward: Callable[[Any], Any] | None = None
+    forward: Callable[[_In], _Out]
+    backward: Callable[[_Out], _In] | None = None
 
-    def __call__(self, value: Any, /) -> Any:
+    def __call__(self, value: _In, /) -> _Out:
         return self.forward(value)
 
     @property
-    def inverse(self) -> Step[Any, Any]:
+    def inverse(self) -> "FunctionStep[_Out, _In]":
         if self.backward is None:
             raise NotInvertibleError(
-                f"{self!r}: expected a step with an inverse, this one was made without: "
-                "give the function that goes back, step(forward, inverse)"
+                f"{self!r}: expected a step with an inverse, this one was made without one: "
+                "give the function that reverses it, step(forward, inverse)"
             )
         return FunctionStep(self.backward, self.forward)
 
@@ -76,10 +87,9 @@ class FunctionStep(Step[Any, Any]):
         return f"step({', '.join(_function_name(function) for function in functions)})"
 
 
-@final
 @dataclass(frozen=True, slots=True)
 class Chain(Step[Any, Any]):
-    """Steps one after the other; see `chain`."""
+    """Steps that are applied one after the other; see `chain`."""
 
     steps: tuple[Step[Any, Any], ...]
 
@@ -90,15 +100,28 @@ class Chain(Step[Any, Any]):
 
     @property
     def inverse(self) -> "Chain":
-        return Chain(tuple(part.inverse for part in reversed(self.steps)))
+        return Chain(self._inverses())
+
+    def _inverses(self) -> tuple[Step[Any, Any], ...]:
+        return tuple(part.inverse for part in reversed(self.steps))
 
     def __repr__(self) -> str:
         return f"chain({', '.join(map(repr, self.steps))})"
 
 
+@final
+@dataclass(frozen=True, slots=True, repr=False)
+class TransformChain(Chain, Transform):
+    """Transforms that are applied one after the other, which is a transform; see `chain`."""
+
+    @property
+    def inverse(self) -> "TransformChain":
+        return TransformChain(self._inverses())
+
+
 def step(
-    forward: Callable[[Any], Any], inverse: Callable[[Any], Any] | None = None
-) -> FunctionStep:
+    forward: Callable[[_In], _Out], inverse: Callable[[_Out], _In] | None = None
+) -> FunctionStep[_In, _Out]:
     """A step that applies `forward`, and whose inverse, if given, applies `inverse`.
 
     >>> from safejax import Leaves, step
@@ -115,17 +138,22 @@ def step(
     return FunctionStep(forward, inverse)
 
 
-def chain(*steps: Callable[[Any], Any]) -> Chain:
-    """A step that applies `steps` one after the other, the first first.
+@overload
+def chain(*steps: Transform) -> Transform: ...
+@overload
+def chain(*steps: Callable[[Any], Any]) -> Chain: ...
+def chain(*steps: Callable[[Any], Any]) -> Step[Any, Any]:
+    """A step that applies `steps` one after the other, in the given order.
 
-    Plain functions stand for steps without an inverse; chains within chains are opened, so
-    that equal pipelines are equal values. `chain()` gives back what it gets.
+    A chain of transforms only is a `Transform`. A plain function is a step without an inverse.
+    Chains within chains are flattened, so that equal pipelines are equal values. `chain()`
+    returns what it is given.
 
     >>> from safejax import cast, chain, encode, flatten
     >>> chain(flatten, cast("bfloat16", source="float32"), encode).inverse
     chain(decode, cast('float32', source='bfloat16'), unflatten)
 
-    Raises `TransformError` for what is not callable.
+    Raises `TransformError` for anything that is not callable.
     """
     parts: list[Step[Any, Any]] = []
     for part in steps:
@@ -135,11 +163,13 @@ def chain(*steps: Callable[[Any], Any]) -> Chain:
             parts.append(part)
         else:
             parts.append(step(part))
+    if all(isinstance(part, Transform) for part in parts):
+        return TransformChain(tuple(parts))
     return Chain(tuple(parts))
 
 
 def apply(transform: Callable[[Leaves], Leaves] | None, leaves: Leaves) -> Leaves:
-    """What a user's transform gives; `TransformError` if it gives no Leaves."""
+    """The result of a user's transform; `TransformError` if it does not return Leaves."""
     if transform is None:
         return leaves
     if not callable(transform):
@@ -149,11 +179,11 @@ def apply(transform: Callable[[Leaves], Leaves] | None, leaves: Leaves) -> Leave
     result = transform(leaves)
     if not isinstance(result, Leaves):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TransformError(
-            f"{transform!r}: expected it to give Leaves, got {type(result).__name__}: end it "
+            f"{transform!r}: expected it to return Leaves, got {type(result).__name__}: end it "
             "with leaves.replace(...)"
         )
     if any(isinstance(leaf, np.ndarray | np.generic) for leaf in result.values()):
-        # What a user's function computed with NumPy is a JAX array to the rest, as all else is.
+        # An array that a user's function computed with NumPy becomes a lazy leaf like the others.
         return result.map(_lazy)
     return result
 

@@ -1,18 +1,17 @@
-"""JSON as a strict reader takes it: what Python's own parser lets pass is an error here.
+"""Strict JSON: several things that Python's own parser accepts are errors here.
 
-Duplicate keys, NaN, numbers beyond a float's range, lone surrogates and nesting beyond the
-stack are refused. `-0` is a float, as the reference reader has it, so it is no integer.
+Duplicate keys, NaN, numbers beyond a float's range, lone surrogates and nesting too deep for
+the stack are refused. `-0` is a float, as in the reference reader, and therefore not an integer.
 """
 
-import gc
 import json
 import math
 import re
 import reprlib
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager
 from typing import Any, Final, NoReturn
+
+from safejax.collector import collector_paused
 
 _SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]")
 _MINUS_ZERO: Final = re.compile(r"-0(?=[\s,\]}]|$)")
@@ -20,15 +19,15 @@ _TOKEN: Final = re.compile(r'"(?:[^"\\]|\\(?s:.))*"?|(?P<open>[\[{])|(?P<close>[
 _MAX_DEPTH: Final = 10_000
 
 
-def parse(text: str, *, allow_surrogates: bool = False) -> Any:  # Any: what the text holds.
+def parse(text: str, *, allow_surrogates: bool = False) -> Any:  # Any: whatever the text holds.
     """The value that `text` holds.
 
-    `allow_surrogates` lets strings hold half of a surrogate pair, escaped, as Python's can.
+    With `allow_surrogates`, strings may hold an escaped half of a surrogate pair, as Python's can.
 
-    Raises `ValueError` with a sentence that says what is wrong with it.
+    Raises `ValueError` with a sentence that says what is wrong with the text.
     """
-    # Where a program has raised the recursion limit, the parser of Python 3.11 follows the
-    # nesting until the process runs out of stack and is killed.
+    # If a program has raised the recursion limit, the parser of Python 3.11 follows the nesting
+    # until the process runs out of stack and is killed.
     if sys.getrecursionlimit() > _MAX_DEPTH and _depth(text) > _MAX_DEPTH:
         raise ValueError("it is nested too deeply")
     try:
@@ -38,7 +37,7 @@ def parse(text: str, *, allow_surrogates: bool = False) -> Any:  # Any: what the
                 object_pairs_hook=_without_duplicates,
                 parse_constant=_refuse_constant,
                 parse_float=_parse_float,
-                # Python's own function is much faster where no minus zero can be.
+                # Python's own function is much faster, and correct if there is no minus zero.
                 parse_int=_parse_int if _MINUS_ZERO.search(text) else None,
             )
     except RecursionError:
@@ -51,29 +50,13 @@ def parse(text: str, *, allow_surrogates: bool = False) -> Any:  # Any: what the
 
 
 def write(value: Any, *, ascii_only: bool = False) -> str:
-    """The shortest JSON text of `value`, which holds no floats; the same for the same value."""
+    """The shortest JSON text of `value`, always the same; `value` must not hold floats."""
     return json.dumps(value, ensure_ascii=ascii_only, separators=(",", ":"), allow_nan=False)
 
 
 def write_for_people(value: Any) -> str:
-    """The JSON text of `value`, a line for each entry."""
+    """The indented JSON text of `value`, with one entry per line."""
     return json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
-
-
-@contextmanager
-def collector_paused() -> Generator[None]:
-    """Keep Python's cycle collector from running inside the block.
-
-    A header makes many small objects and no cycle: collecting while they are made doubles the
-    time that it takes.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -82,7 +65,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise ValueError(f"the key {reprlib.repr(key)} stands twice in one object")
+                raise ValueError(f"the key {reprlib.repr(key)} appears twice in one object")
             seen.add(key)
     return entries
 

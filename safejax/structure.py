@@ -1,9 +1,9 @@
-"""Structure: pytrees to names and back, with no arrays in sight.
+"""Structure: from pytrees to names and back, without looking at arrays.
 
-A tree is walked one container at a time. What the names alone do not tell is kept in a
-`Structure`: the kind of each container that is no plain dict of strings, and the path of each
-name that does not split into it. Transforms never rewrite a structure; a kind is used where
-the children that are there fit it, and elsewhere a dict is built.
+A tree is walked one container at a time. A `Structure` holds what the names alone do not say:
+the kind of each container that is not a dict with string keys, and the path of each name that
+does not split into its path. Transforms never change a structure. A kind is used if the children
+that are present fit it; otherwise a dict is built.
 """
 
 import contextlib
@@ -16,20 +16,20 @@ import jax
 import numpy as np
 from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
+from safejax.collector import collector_paused, collector_resumed
 from safejax.errors import LeafError, TransformError
 from safejax.header import METADATA_NAME
 from safejax.names import SEPARATOR, join, split
-from safejax.strict_json import collector_paused
 
 Segments: TypeAlias = tuple[str, ...]
 
 MAX_DEPTH: Final = 500
-"""Containers within each other, at most: beyond it JAX itself runs out of stack."""
+"""The maximum depth of nested containers; with more, JAX itself would run out of stack."""
 
 
 @final
 class Empty:
-    """Stands in Leaves for a container without children; `EMPTY` is the only one."""
+    """The entry in Leaves for a container without children; `EMPTY` is the only instance."""
 
     __slots__ = ()
 
@@ -42,13 +42,13 @@ EMPTY: Final = Empty()
 
 @final
 class Kind(NamedTuple):
-    """What a container is, beyond a dict with string keys.
+    """How a container differs from a dict with string keys.
 
-    `type` is `dict`, `list`, `tuple` or a qualified class name. `keys` pairs a child's segment
-    with the dict key that it stands for, where that is another; `"int"` says that all are ints
-    in decimal. `order` lists the segments of a container that keeps its own order. In a `flat`
-    one every child is a leaf, and the rest of a name is one key, dots and all. `aliases` pairs
-    segments of children that are not stored with those of the children that they are.
+    `type` is `dict`, `list`, `tuple` or a qualified class name. `keys` pairs the segment of a
+    child with its dict key if they differ; `"int"` means that all keys are ints, in decimal.
+    `order` lists the segments of a container that has an order of its own. In a `flat` container
+    every child is a leaf, and the rest of its name is one key, including dots. `aliases` pairs
+    segments of children that are not stored with those of the stored children they are equal to.
     """
 
     type: str = "dict"
@@ -60,12 +60,12 @@ class Kind(NamedTuple):
 
 @final
 class Structure(NamedTuple):
-    """All that is needed to make a tree of names.
+    """Everything, besides the leaves by name, that is needed to build a tree.
 
-    `kinds` by container key (`container_key`), `paths` by name. A tree that was flattened in
-    this process has its `treedef` (JAX's `PyTreeDef`), the `names` of its leaves in order and
-    what stands for `nothing` (None, or `EMPTY`) by name, too, so that it comes back as it was,
-    whatever its node types.
+    `kinds` maps container keys (`container_key`), and `paths` maps names. For a tree that was
+    flattened in this process there are also its `treedef` (JAX's `PyTreeDef`), the `names` of its
+    leaves in order and, by name, its entries for `nothing` (None or `EMPTY`), so that the same
+    tree is built again, whatever its node types.
     """
 
     kinds: Mapping[str, Kind] = {}
@@ -75,7 +75,7 @@ class Structure(NamedTuple):
     treedef: Any = None
 
     def fits(self, entries: Mapping[str, Any]) -> bool:
-        """Whether the treedef is that of these entries: its leaves, and nothing where it has."""
+        """Whether the treedef has exactly these entries, with nothing in the same places."""
         return (
             self.treedef is not None
             and len(entries) == len(self.names) + len(self.nothing)
@@ -89,9 +89,9 @@ def _is_something(entry: Any) -> bool:
 
 
 def container_key(segments: Segments) -> str:
-    """A string that names the container at these segments and no other.
+    """A string that identifies the container at these segments.
 
-    It is the name where splitting that gives the segments back, else a JSON list.
+    It is the name if splitting the name gives these segments, and a JSON list otherwise.
     """
     if not segments:
         return ""
@@ -101,9 +101,9 @@ def container_key(segments: Segments) -> str:
 
 
 def container_segments(key: str) -> Segments:
-    """The segments of the container that `container_key` gave `key` to.
+    """The segments of the container whose `container_key` is `key`.
 
-    Raises `ValueError` for a key that it gives to none.
+    Raises `ValueError` if there is no such container.
     """
     if not key:
         return ()
@@ -118,7 +118,7 @@ def container_segments(key: str) -> Segments:
 
 
 def name_in(container: str, segment: str) -> str:
-    """The name of the leaf that `segment` is the key of, in the container of this key."""
+    """The name of the leaf at `segment` in the container with this key."""
     return join((*container_segments(container), segment))
 
 
@@ -127,20 +127,19 @@ def name_in(container: str, segment: str) -> str:
 
 @final
 class Walk(NamedTuple):
-    """The entries of a tree by name, in JAX's order, and the structure around them.
+    """The entries of a tree by name, in JAX's order, and its structure.
 
-    `entries` holds the leaves, and None and `EMPTY` where the tree has nothing.
+    `entries` holds the leaves, and None or `EMPTY` where the tree has nothing.
     """
 
     entries: dict[str, Any]
     structure: Structure
 
 
-@collector_paused()
 def walk(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> Walk:
-    """Names and structure of a pytree; `is_leaf` as in `jax.tree_util`.
+    """The entries and the structure of a pytree; `is_leaf` is that of `jax.tree_util`.
 
-    Raises `LeafError` for dict keys that no record can hold, and beyond `MAX_DEPTH`.
+    Raises `LeafError` for dict keys that no record can hold, and for a depth over `MAX_DEPTH`.
     """
     entries: dict[str, Any] = {}
     names: list[str] = []
@@ -148,47 +147,55 @@ def walk(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> Walk:
     kinds: dict[str, Kind] = {}
     paths: dict[str, Segments] = {}
     pending: list[tuple[Segments, Any]] = [((), tree)]
-    while pending:
-        segments, node = pending.pop()
-        children = None if is_leaf is not None and is_leaf(node) else _children(node, segments)
-        if children:
-            named = _named(children)
-            if len(segments) == MAX_DEPTH:
-                raise LeafError(
-                    f"expected a tree of at most {MAX_DEPTH} containers within each other, got "
-                    f"more at {join(segments[:3])!r}…: flatten it a little"
-                )
-            _record_kind(kinds, segments, node, named)
-            pending.extend(((*segments, segment), child) for segment, _, child in reversed(named))
-            continue
-        # `__metadata__` is no tensor's name.
-        name = _free_name(join(segments), entries, METADATA_NAME)
-        if split(name) != segments and not _in_flat(kinds, name, segments):
-            paths[name] = segments
-        if children is None:
-            names.append(name)
-        else:
-            if node is not None:
-                _record_kind(kinds, segments, node, [])
-                node = EMPTY
-            nothing[name] = node
-        entries[name] = node
+    with collector_paused():
+        while pending:
+            segments, node = pending.pop()
+            children = None if is_leaf is not None and is_leaf(node) else _children(node, segments)
+            if children:
+                named = _named(children)
+                if len(segments) == MAX_DEPTH:
+                    raise LeafError(
+                        f"expected a tree of at most {MAX_DEPTH} nested containers, got more at "
+                        f"{join(segments[:3])!r}…: flatten it a little"
+                    )
+                _record_kind(kinds, segments, node, named)
+                inner = [((*segments, segment), child) for segment, _, child in reversed(named)]
+                pending.extend(inner)
+                continue
+            # `__metadata__` is not the name of a tensor.
+            name = _free_name(join(segments), entries, METADATA_NAME)
+            if split(name) != segments and not _in_flat(kinds, name, segments):
+                paths[name] = segments
+            if children is None:
+                names.append(name)
+            else:
+                if node is not None:
+                    _record_kind(kinds, segments, node, [])
+                    node = EMPTY
+                nothing[name] = node
+            entries[name] = node
     treedef = jax.tree_util.tree_structure(tree, is_leaf)
     return Walk(entries, Structure(kinds, paths, tuple(names), nothing, treedef))
 
 
-# Asking JAX takes ten times as long.
+# Asking JAX whether an object of one of these types is a leaf takes ten times as long.
 _LEAF_TYPES: Final = frozenset({np.ndarray, jax.ShapeDtypeStruct, bool, int, float, complex, str})
+# JAX flattens these with its own code, and may flatten any other type with a user's.
+_CONTAINER_TYPES: Final = frozenset({dict, list, tuple, OrderedDict, type(None)})
 
 
 def _children(node: Any, segments: Segments) -> list[tuple[Any, Any]] | None:
-    """Key entry and value of each child, in JAX's order; None for a leaf."""
+    """The key entry and value of each child, in JAX's order; None for a leaf."""
     if type(node) in _LEAF_TYPES or isinstance(node, jax.Array):
         return None
-    # The node itself is opened and nothing in it, not even itself.
+    of_the_user = type(node) not in _CONTAINER_TYPES
+    # Only the node itself is flattened, and nothing in it, not even if it contains itself.
     is_leaf = iter([False])
     try:
-        pairs, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda _: next(is_leaf, True))
+        with collector_resumed() if of_the_user else contextlib.nullcontext():
+            pairs, _ = jax.tree_util.tree_flatten_with_path(
+                node, is_leaf=lambda _: next(is_leaf, True)
+            )
     except (TypeError, ValueError) as error:
         found = sorted({type(key).__name__ for key in node}) if isinstance(node, dict) else error
         raise LeafError(
@@ -201,7 +208,7 @@ def _children(node: Any, segments: Segments) -> list[tuple[Any, Any]] | None:
 
 
 def _named(children: list[tuple[Any, Any]]) -> list[tuple[str, Any, Any]]:
-    """Segment, dict key (or the segment again, for other containers) and value of each."""
+    """The segment, the dict key (the segment in other containers) and the value of each child."""
     named: list[tuple[str, Any, Any]] = []
     taken: set[str] = set()
     for entry, child in children:
@@ -217,7 +224,7 @@ def _named(children: list[tuple[Any, Any]]) -> list[tuple[str, Any, Any]]:
             case _:
                 key = str(entry)
         text = key if isinstance(key, str) else str(key)
-        # Half a surrogate pair is no UTF-8; the record keeps the key itself.
+        # UTF-8 cannot hold half a surrogate pair; the record holds the key itself.
         segment = _free_name(text.encode(errors="backslashreplace").decode(), taken)
         taken.add(segment)
         named.append((segment, key, child))
@@ -263,7 +270,7 @@ def _is_entry(child: Any) -> bool:
 
 
 def _in_flat(kinds: Mapping[str, Kind], name: str, segments: Segments) -> bool:
-    """Whether a flat container around the leaf tells its path, from its name alone."""
+    """Whether a flat container around the leaf determines its path from its name alone."""
     return join(segments) == name and _path_of(name, kinds) == segments
 
 
@@ -281,18 +288,18 @@ _builders: Final[dict[str, Builder]] = {}
 
 
 def register_container(name: str, build: Builder) -> None:
-    """Let trees without `like` have containers of the class with this qualified name.
+    """Let trees built without `like` have containers of the class with this qualified name.
 
-    `build` gets the children by key, in order. Only an adapter in use calls this: a file names
-    a class, and never imports one.
+    `build` is called with the children by key, in order. Only adapters that are in use call this
+    function: a file can name a class, but never causes an import.
     """
     _builders[name] = build
 
 
 def build(entries: Mapping[str, Any], structure: Structure, file: str) -> Any:
-    """The tree of these entries; exactly the flattened one, if all that it had is here.
+    """The tree of these entries; the one that was flattened, if it has exactly these names.
 
-    Raises `TransformError` where names contradict each other.
+    Raises `TransformError` if names contradict each other.
     """
     if structure.fits(entries):
         leaves = [entries[name] for name in structure.names]
@@ -300,6 +307,7 @@ def build(entries: Mapping[str, Any], structure: Structure, file: str) -> Any:
     return _build_from_names(entries, structure, file)
 
 
+@collector_paused()
 def _build_from_names(entries: Mapping[str, Any], structure: Structure, file: str) -> Any:
     paths = paths_of(entries, structure, file)
     if len(entries) == 1 and () in paths.values():
@@ -312,7 +320,7 @@ def _build_from_names(entries: Mapping[str, Any], structure: Structure, file: st
         path = paths[name]
         if not path:
             raise TransformError(
-                f"{file}: leaf {name!r} is recorded as the whole tree, and there are "
+                f"{file}: leaf {name!r} is recorded as the whole tree, but there are "
                 f"{len(entries)} leaves: rename it with transform=rename(...)"
             )
         parent = of_path.get(path[:-1])
@@ -331,7 +339,7 @@ def _build_from_names(entries: Mapping[str, Any], structure: Structure, file: st
         if path[-1] in parent:
             raise _contradiction(file, name, path)
         parent[path[-1]] = _container({}, path, structure.kinds) if leaf is EMPTY else leaf
-    # Inner containers were met after their parents, so backwards each is built before it is used.
+    # Parents come before the containers in them, so in reverse each is built before it is used.
     for segments, children in reversed(containers):
         built = _container(children, segments, structure.kinds)
         if not segments:
@@ -343,14 +351,14 @@ def _build_from_names(entries: Mapping[str, Any], structure: Structure, file: st
 def _contradiction(file: str, name: str, path: Segments) -> TransformError:
     return TransformError(
         f"{file}: leaf {name!r}: expected a place of its own in the tree, got {list(path)}, "
-        "which another leaf has or is within: rename one with transform=rename(...)"
+        "where or under which there is another leaf: rename one with transform=rename(...)"
     )
 
 
 def paths_of(names: Iterable[str], structure: Structure, file: str) -> dict[str, Segments]:
-    """The segments on the way to each name: recorded, or by its dots.
+    """The path of each name: the recorded one, or the name split at its dots.
 
-    Raises `TransformError` for a name that is deeper than `MAX_DEPTH`.
+    Raises `TransformError` for a path that is longer than `MAX_DEPTH`.
     """
     flat = any(kind.flat for kind in structure.kinds.values())
     paths: dict[str, Segments] = {}
@@ -360,12 +368,12 @@ def paths_of(names: Iterable[str], structure: Structure, file: str) -> dict[str,
             path = _path_of(name, structure.kinds) if flat else split(name)
         if len(path) > MAX_DEPTH:
             raise TransformError(
-                f"{file}: leaf {name[:80]!r}…: expected at most {MAX_DEPTH} containers within "
-                f"each other, got {len(path)}: rename it with transform=rename(...)"
+                f"{file}: leaf {name[:80]!r}…: expected at most {MAX_DEPTH} nested "
+                f"containers, got {len(path)}: rename it with transform=rename(...)"
             )
         paths[name] = path
-    # Where one name extends another, the longer one's tail stays one key. Sorted, all that
-    # extends a path comes right after it.
+    # If one name extends another, the rest of the longer one is a single key. In sorted order,
+    # the paths that extend a path follow it directly.
     shorter: Segments | None = None
     for name, path in sorted(paths.items(), key=lambda item: item[1]):
         if shorter and len(path) > len(shorter) and path[: len(shorter)] == shorter:
@@ -377,7 +385,7 @@ def paths_of(names: Iterable[str], structure: Structure, file: str) -> dict[str,
 
 
 def _path_of(name: str, kinds: Mapping[str, Kind]) -> Segments:
-    """The name split at its dots, as far as the first flat container."""
+    """The name split at its dots down to the first flat container."""
     segments = split(name)
     for depth in range(min(len(segments), MAX_DEPTH)):
         kind = kinds.get(container_key(segments[:depth]))
@@ -387,7 +395,7 @@ def _path_of(name: str, kinds: Mapping[str, Kind]) -> Segments:
 
 
 def _container(children: dict[str, Any], segments: Segments, kinds: Mapping[str, Kind]) -> Any:
-    """The container that its kind says, as far as the children fit it, else a dict."""
+    """The container that the kind describes if the children fit it, and otherwise a dict."""
     kind = kinds.get(container_key(segments)) if kinds else None
     if kind is None:
         return children
@@ -396,11 +404,11 @@ def _container(children: dict[str, Any], segments: Segments, kinds: Mapping[str,
             return children
         items = [children[str(position)] for position in range(len(children))]
         return tuple(items) if kind.type == "tuple" else items
-    # What has a name of its own is stored: no alias may stand in its place.
+    # A child that is stored under its own name takes precedence over an alias.
     aliases = {alias: children[to] for alias, to in kind.aliases if to in children}
     children = {**aliases, **children}
     if kind.order is not None:
-        # What a transform took away is left out, what it added comes last, by name.
+        # Children that a transform removed are left out; those that it added come last, by name.
         order = dict.fromkeys((*kind.order, *sorted(children)))
         children = {segment: children[segment] for segment in order if segment in children}
     keyed = _keyed(children, kind)
@@ -411,7 +419,7 @@ def _container(children: dict[str, Any], segments: Segments, kinds: Mapping[str,
 
 
 def _keyed(children: dict[str, Any], kind: Kind) -> dict[Any, Any]:
-    """The children by their dict keys, or by their segments where JAX could not sort the keys."""
+    """The children by their dict keys, or by their segments if JAX could not sort the keys."""
     keys = _int_keys(children) if kind.keys == "int" else dict(kind.keys)
     keyed = {keys.get(segment, segment): child for segment, child in children.items()}
     if len(keyed) != len(children):
@@ -425,7 +433,7 @@ def _keyed(children: dict[str, Any], kind: Kind) -> dict[Any, Any]:
 
 
 def _int_keys(children: Iterable[str]) -> dict[str, int]:
-    """The ints that segments say in decimal, as Python writes them."""
+    """The int of each segment that is one in decimal, as Python writes it."""
     keys: dict[str, int] = {}
     for segment in children:
         with contextlib.suppress(ValueError):

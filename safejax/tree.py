@@ -1,14 +1,14 @@
 """Flatten and unflatten: pytrees to Leaves and back."""
 
-import warnings
 from dataclasses import dataclass
-from typing import Any, Final, final
+from typing import Any, Final, TypeVar, cast, final, overload
 
 import jax
 import numpy as np
 from jax.core import Tracer
 from jax.sharding import Sharding
 
+from safejax.collector import collector_paused
 from safejax.dtypes import is_floating
 from safejax.errors import MismatchError, PartialLoadWarning
 from safejax.lazy import LazyArray
@@ -24,18 +24,26 @@ from safejax.leaves import (
 from safejax.placing import Placement
 from safejax.shardings import ShardingArgument, resolve
 from safejax.steps import Step
-from safejax.strict_json import collector_paused
 from safejax.structure import EMPTY, build, walk
+from safejax.warn import warn_caller
+
+_Tree = TypeVar("_Tree")
+_OtherTree = TypeVar("_OtherTree")
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Flatten(Step[Any, Leaves]):
-    """A pytree to Leaves: each leaf by its name, the keys on the way to it joined by dots.
+    """A pytree as Leaves: each leaf under its name, the keys on the path to it joined by dots.
 
-    Reads nothing and changes nothing. Raises `LeafError` for a leaf that is no array, Python
-    scalar, string or None, and for dict keys that no file can hold. The inverse is
-    `unflatten`.
+    Reads nothing and changes nothing. The inverse is `unflatten`.
+
+    >>> from safejax import flatten
+    >>> list(flatten({"mlp": [{"w": 1.5}, {"w": 2.5}]}))
+    ['mlp.0.w', 'mlp.1.w']
+
+    Raises `LeafError` for a leaf that is not an array, a Python scalar, a string or None, and
+    for dict keys that no file can hold.
     """
 
     def __call__(self, tree: Any, /) -> Leaves:
@@ -45,7 +53,7 @@ class Flatten(Step[Any, Leaves]):
         return Leaves(walked.entries, walked.structure)
 
     @property
-    def inverse(self) -> "Unflatten":
+    def inverse(self) -> "Unflatten[Any]":
         return Unflatten()
 
     def __repr__(self) -> str:
@@ -54,20 +62,31 @@ class Flatten(Step[Any, Leaves]):
 
 @final
 @dataclass(frozen=True, slots=True, eq=False)
-class Unflatten(Step[Leaves, Any]):
-    """Leaves to a pytree: that which they were flattened from, or the one that `like` has.
+class Unflatten(Step[Leaves, _Tree]):
+    """Leaves as a pytree: the one that they were flattened from, or the one that `like` has.
 
-    `unflatten(leaves)` builds the tree; `unflatten(like=tree)` is a step that rebuilds the
-    structure of `like` and checks shapes and dtypes against it, matching leaves by name.
-    Without `like`, node types that are not built in come back as dicts of their fields, unless
-    the Leaves were flattened in this process and kept their names. The inverse is `flatten`.
+    `unflatten(leaves)` builds the tree. `unflatten(leaves, like=tree)` rebuilds the structure of
+    `like` and checks shapes and dtypes against it, matching leaves by name; `unflatten(like=tree)`
+    is that as a step. Without `like`, node types that are not built in come back as dicts of
+    their fields, unless the Leaves were flattened in this process and kept their names. The
+    inverse is `flatten`.
+
+    >>> from safejax import Leaves, unflatten
+    >>> unflatten(Leaves({"mlp.w": 1.5, "mlp.b": 2.5}))
+    {'mlp': {'w': 1.5, 'b': 2.5}}
 
     Raises `MismatchError`, which reports every leaf that is missing, unexpected or of another
     shape or dtype.
     """
 
-    like: Any = None
+    like: _Tree | None = None
 
+    @overload
+    def __call__(self, leaves: Leaves, /) -> _Tree: ...
+    @overload
+    def __call__(self, leaves: Leaves, /, *, like: _OtherTree) -> _OtherTree: ...
+    @overload
+    def __call__(self, /, *, like: _OtherTree) -> "Unflatten[_OtherTree]": ...
     def __call__(self, leaves: Leaves | None = None, /, *, like: Any = None) -> Any:
         if leaves is None:
             return Unflatten(like)
@@ -81,7 +100,7 @@ class Unflatten(Step[Leaves, Any]):
         return Flatten()
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Unflatten) and self.like is other.like
+        return isinstance(other, Unflatten) and self.like is cast("Any", other).like
 
     def __hash__(self) -> int:
         return hash((Unflatten, id(self.like)))
@@ -93,10 +112,9 @@ class Unflatten(Step[Leaves, Any]):
 
 
 flatten: Final = Flatten()
-unflatten: Final = Unflatten()
+unflatten: Final[Unflatten[Any]] = Unflatten()
 
 
-@collector_paused()
 def assemble(
     leaves: Leaves,
     *,
@@ -105,10 +123,11 @@ def assemble(
     strict: bool = True,
     file: str,
 ) -> Any:
-    """The tree of `leaves`, each array bound for its devices; reads nothing.
+    """The tree of `leaves`, in which each array has its sharding; reads nothing.
 
-    Matched against `like` first, then given a sharding: that of `sharding`, else that of the
-    leaf of `like` if it is committed or abstract, else JAX's default device.
+    Leaves are matched with `like` first. Each array then gets the sharding that `sharding` gives
+    it, otherwise that of its leaf in `like` if that is committed or abstract, and otherwise
+    JAX's default device.
     """
     defaults: dict[str, Sharding] = {}
     if like is not None:
@@ -116,10 +135,11 @@ def assemble(
     if sharding is None and not defaults:
         return build(leaves, leaves.structure, file)
     chosen = resolve(sharding, defaults, leaves, file)
-    entries = {
-        name: _bound(name, leaf, chosen[name]) if name in chosen else leaf
-        for name, leaf in leaves.items()
-    }
+    with collector_paused():
+        entries = {
+            name: _bound(name, leaf, chosen[name]) if name in chosen else leaf
+            for name, leaf in leaves.items()
+        }
     return build(entries, leaves.structure, file)
 
 
@@ -137,29 +157,30 @@ def _bound(name: str, leaf: Any, sharding: Sharding) -> Any:
 def _match(
     leaves: Leaves, like: Any, strict: bool, file: str
 ) -> tuple[Leaves, dict[str, Sharding]]:
-    """The leaves that `like` has, under its structure, and its shardings."""
+    """The leaves that `like` has, with its structure, and the shardings of its leaves by name."""
     wanted = walk(like)
     report = _Report(file)
     entries: dict[str, Any] = {}
     shardings: dict[str, Sharding] = {}
     kept: list[str] = []
-    for name, expected in wanted.entries.items():
-        check_leaf(name, expected)
-        if name not in leaves:
-            entries[name] = expected
-            if expected is None or expected is EMPTY:
+    with collector_paused():
+        for name, expected in wanted.entries.items():
+            check_leaf(name, expected)
+            if name not in leaves:
+                entries[name] = expected
+                if expected is None or expected is EMPTY:
+                    continue
+                if strict or isinstance(expected, jax.ShapeDtypeStruct):
+                    report.missing(name, expected, strict)
+                kept.append(name)
                 continue
-            if strict or isinstance(expected, jax.ShapeDtypeStruct):
-                report.missing(name, expected, strict)
-            kept.append(name)
-            continue
-        found = leaves[name]
-        entries[name] = _accepted(name, found, expected)
-        if entries[name] is _REFUSED:
-            report.mismatched(name, expected, found)
-        sharding = committed_sharding(expected)
-        if sharding is not None:
-            shardings[name] = sharding
+            found = leaves[name]
+            entries[name] = _accepted(name, found, expected)
+            if entries[name] is _REFUSED:
+                report.mismatched(name, expected, found)
+            sharding = committed_sharding(expected)
+            if sharding is not None:
+                shardings[name] = sharding
     unexpected = [name for name in leaves if name not in wanted.entries]
     if strict:
         for name in unexpected:
@@ -174,7 +195,7 @@ _REFUSED: Final = object()
 
 
 def _accepted(name: str, found: Any, expected: Any) -> Any:
-    """What stands in the tree for `expected`, or `_REFUSED`."""
+    """The leaf that takes the place of `expected`, or `_REFUSED` if `found` does not match it."""
     if is_array(expected):
         if is_array(found):
             return found if _same_aval(aval_of(found), aval_of(expected)) else _REFUSED
@@ -207,7 +228,7 @@ _NUMBERS: Final[dict[type, tuple[type[np.generic], ...]]] = {
 
 
 def _as_array(name: str, value: Any, expected: jax.ShapeDtypeStruct) -> Any:
-    """A stored scalar as the 0-d array that `like` has: exactly, or as JAX rounds such scalars."""
+    """A stored scalar as the 0-d array in `like`, if exact or rounded as JAX rounds scalars."""
     numbers = _NUMBERS.get(type(value), ())
     if expected.shape != () or not any(jax.dtypes.issubdtype(expected.dtype, n) for n in numbers):
         return _REFUSED
@@ -225,7 +246,7 @@ def _as_array(name: str, value: Any, expected: jax.ShapeDtypeStruct) -> Any:
 
 
 def committed_sharding(leaf: Any) -> Sharding | None:
-    """The sharding that a leaf insists on: a committed array's, or an abstract one's."""
+    """The sharding of a committed or an abstract array; None for any other leaf."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return leaf.sharding
     if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and leaf.committed:
@@ -235,14 +256,14 @@ def committed_sharding(leaf: Any) -> Sharding | None:
 
 @final
 class _Report:
-    """All that does not match, to be told at once."""
+    """Every leaf that does not match, for one error."""
 
     def __init__(self, file: str) -> None:
         self._file = file
         self._lines: list[str] = []
 
     def missing(self, name: str, expected: Any, strict: bool) -> None:
-        remedy = "pass strict=False to keep like's" if strict else "give an array in like"
+        remedy = "pass strict=False to keep that of like" if strict else "give an array in like"
         self._add("missing", name, expected, f"there is none; {remedy}")
 
     def unexpected(self, name: str, found: Any) -> None:
@@ -252,7 +273,7 @@ class _Report:
         )
 
     def mismatched(self, name: str, expected: Any, found: Any) -> None:
-        remedy = "pass a transform that gives that, or correct like"
+        remedy = "pass a transform that makes it so, or correct like"
         if is_array(found) and is_array(expected) and found.shape == expected.shape:
             remedy = _cast_that_helps(name, expected, found) or remedy
         self._add("mismatched", name, expected, f"got {describe(found)}; {remedy}")
@@ -279,7 +300,7 @@ def _cast_that_helps(name: str, expected: Any, found: Any) -> str | None:
 
 
 def _warn_of_partial_load(file: str, kept: list[str], unexpected: list[str]) -> None:
-    said = [
+    parts = [
         f"{len(names)} {what}: {', '.join(map(repr, names))}"
         for names, what in (
             (kept, "missing, taken from like"),
@@ -287,7 +308,7 @@ def _warn_of_partial_load(file: str, kept: list[str], unexpected: list[str]) -> 
         )
         if names
     ]
-    warnings.warn(f"{file}: {'; '.join(said)}", PartialLoadWarning, stacklevel=7)
+    warn_caller(f"{file}: {'; '.join(parts)}", PartialLoadWarning)
 
 
 def _count(tree: Any) -> int:

@@ -1,10 +1,10 @@
-"""Views: the host's side of a leaf, read only when asked and no more than asked.
+"""Views: the values of a leaf on the host, read only on request and only as far as requested.
 
 A view is one of three: a **strided** window on a flat source, a **concatenation** of views
-along an axis, a **pointwise** function of a view. Indexing, transposing, expanding and
+along an axis, or a **pointwise** function of a view. Indexing, transposing, expanding and
 copy-free reshapes are pushed down to the operands at once, so a view of a view is still one
 of the three, and reading a part requests only that part's bytes. A reshape that no window can
-show is a barrier: the whole operand is read whenever any of it is.
+express is a barrier: reading any part of it reads the whole operand.
 """
 
 import math
@@ -23,7 +23,7 @@ from safejax.windows import BasicIndex, Window, explicit_index
 
 
 class View(ABC):
-    """An array that has a shape and a dtype, and values only when it is read."""
+    """An array with a shape and a dtype, whose values are read only on request."""
 
     __slots__ = ()
 
@@ -32,26 +32,26 @@ class View(ABC):
     @property
     @abstractmethod
     def shape(self) -> tuple[int, ...]:
-        """The shape of the array that `read` gives."""
+        """The shape of the array that `read` returns."""
 
     @property
     def size(self) -> int:
-        """How many elements the view shows."""
+        """The number of elements that the view shows."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the array that `read` gives."""
+        """The size in bytes of the array that `read` returns."""
         return self.size * self.dtype.itemsize
 
     @property
     @abstractmethod
     def sources(self) -> tuple[Source, ...]:
-        """The sources that a read goes to."""
+        """The sources that `read` requests bytes from."""
 
     @property
     def stable(self) -> bool:
-        """Whether nobody changes what was read in place."""
+        """Whether nobody changes the bytes that are used in place."""
         return all(source.stable for source in self.sources)
 
     @abstractmethod
@@ -72,22 +72,23 @@ class View(ABC):
 
     @abstractmethod
     def read(self) -> NDArray[Any]:
-        """The values; read-only where the array looks at a source's own memory."""
+        """The values; read-only where the array shares a source's own memory."""
 
     def look(self, alignment: int) -> NDArray[Any] | None:
-        """What `read` gives, if it need not be copied to be used; else None, and nothing is read.
+        """What `read` returns if it is usable without a copy; else None, and nothing is read.
 
-        That is: it lies in memory as a C-ordered array, on `alignment` bytes, for good.
+        That requires a C-ordered array in memory that begins on a multiple of `alignment` bytes
+        and never changes.
         """
         del alignment
         return None
 
     def read_into(self, out: NDArray[Any]) -> None:
-        """Put what `read` gives into `out`, an array of the same shape and dtype."""
+        """Copy what `read` returns into `out`, an array of the same shape and dtype."""
         np.copyto(out, self.read())
 
     def reshape(self, shape: tuple[int, ...]) -> "View":
-        """The view of `array.reshape(shape)`: in place, or behind a barrier."""
+        """The view of `array.reshape(shape)`: without a copy, or behind a barrier."""
         if Window.whole(shape).size != self.size:
             raise ValueError(f"cannot reshape {list(self.shape)} to {list(shape)}")
         in_place = self.reshape_in_place(shape)
@@ -97,7 +98,7 @@ class View(ABC):
 
     @contextmanager
     def kept(self) -> Generator[None]:
-        """Inside the block, what is behind a barrier is made once, however many parts are read."""
+        """Inside the block, a barrier's operand is read once, however many parts are read."""
         with ExitStack() as stack:
             for source in self.sources:
                 if isinstance(source, ComputedSource):
@@ -105,9 +106,9 @@ class View(ABC):
             yield
 
     def blocks(self, nbytes: int) -> Iterator["View"]:
-        """Views of at most about `nbytes` each that make up this one, in C order.
+        """Views of at most about `nbytes` each that together make up this one, in C order.
 
-        Read each before the next is asked for: what is behind a barrier is then made once.
+        Read each view before requesting the next: a barrier's operand is then read once.
         """
         if self.nbytes <= nbytes or self.size <= 1:
             yield self
@@ -119,7 +120,7 @@ class View(ABC):
         try:
             for begin in range(0, self.shape[axis], rows):
                 part = self.index((*lead, slice(begin, begin + rows)))
-                # Handed over from part to part, and kept no longer than parts need it.
+                # Each part takes over what the last one kept, which ends when no part needs it.
                 following = ExitStack()
                 following.enter_context(part.kept())
                 kept.close()
@@ -151,7 +152,7 @@ class Strided(View):
         return self._show(self.window.index(index))
 
     def row(self, number: int) -> "Strided":
-        """The view of `array[number]`, for a number from 0 on: `index`, for the common case."""
+        """The view of `array[number]` for `number >= 0`: a shortcut for the common `index`."""
         return self._show(self.window.row(number))
 
     def transpose(self, axes: tuple[int, ...]) -> View:
@@ -169,7 +170,7 @@ class Strided(View):
         return _proper_bools(array) if self.dtype.kind == "b" else array
 
     def peek(self, alignment: int) -> NDArray[Any] | None:
-        """What `look` gives, for who does not use it, as far as can be told without reading."""
+        """What `look` returns, as far as known without a read; for callers that do not use it."""
         return self.source.peek(self.begin, self.dtype, self.window, alignment)
 
     def look(self, alignment: int) -> NDArray[Any] | None:
@@ -190,7 +191,7 @@ class Strided(View):
 @final
 @dataclass(frozen=True, slots=True)
 class Concatenation(View):
-    """Views of one dtype side by side along `axis`."""
+    """Views of one dtype, joined along `axis`."""
 
     parts: tuple[View, ...]
     axis: int
@@ -239,8 +240,8 @@ class Concatenation(View):
         return Concatenation(parts, self.axis + (axis <= self.axis))
 
     def reshape_in_place(self, shape: tuple[int, ...]) -> View | None:
-        # The parts stay side by side along new axis k if the axes before it hold as many
-        # elements as those before the old one, and each part fills whole rows of what follows.
+        # The parts stay joined along new axis k if the axes before k hold as many elements as
+        # those before the old axis, and each part fills whole rows of the axes after k.
         before = Window.whole(self.shape[: self.axis]).size
         for k in range(len(shape)):
             row = Window.whole(shape[k + 1 :]).size
@@ -274,7 +275,7 @@ class Concatenation(View):
 @final
 @dataclass(frozen=True, slots=True)
 class Pointwise(View):
-    """A function of each element of a view; `function` keeps the shape and gives `dtype`."""
+    """A function of each element of a view; `function` keeps the shape and returns `dtype`."""
 
     operand: View
     function: Callable[[NDArray[Any]], NDArray[Any]]
@@ -317,7 +318,7 @@ class Pointwise(View):
 @final
 @dataclass(frozen=True, slots=True)
 class CastTo:
-    """NumPy's conversion to `dtype`, without its warnings on overflow and NaN."""
+    """NumPy's conversion to `dtype`, without its warnings about overflow and NaN."""
 
     dtype: Dtype
 
@@ -326,18 +327,18 @@ class CastTo:
             return array.astype(self.dtype)
 
     def into(self, array: NDArray[Any], out: NDArray[Any]) -> None:
-        """Put the values of `array` into `out`, which is of `dtype`."""
+        """Convert the values of `array` into `out`, an array of `dtype`."""
         with np.errstate(all="ignore"):
             np.copyto(out, array, casting="unsafe")
 
 
 def concatenation(parts: tuple[View, ...], axis: int) -> View:
-    """The parts side by side along an axis that they still have; one part is itself."""
+    """The parts joined along an existing axis; a single part is returned as it is."""
     return parts[0] if len(parts) == 1 else Concatenation(parts, axis)
 
 
 def stack(parts: tuple[View, ...], axis: int) -> View:
-    """The parts side by side along a new axis."""
+    """The parts joined along a new axis."""
     return concatenation(tuple(part.expand(axis) for part in parts), axis)
 
 
@@ -347,11 +348,11 @@ def cast_view(view: View, dtype: Dtype) -> View:
 
 
 def _proper_bools(array: NDArray[Any]) -> NDArray[Any]:
-    """The array with each byte 0 or 1: a file may hold others, and XLA counts on it."""
+    """The array with each byte 0 or 1: a file may hold other bytes, and XLA relies on these."""
     raw = array.view(np.uint8)
     if raw.size == 0 or raw.max() <= 1:
         return array
-    return np.asarray(raw != 0)  # Of a 0-d array NumPy gives a scalar.
+    return np.asarray(raw != 0)  # For a 0-d array, NumPy returns a scalar.
 
 
 def _barrier(operand: View) -> Source:
@@ -367,7 +368,7 @@ def _slice(start: int, step: int, count: int) -> slice:
 
 
 def _within(along: int | tuple[int, int, int], begin: int, end: int) -> int | slice | None:
-    """What of an index along the axis falls in `[begin, end)`, counted from `begin`."""
+    """The part of an index along the axis that is in `[begin, end)`, counted from `begin`."""
     if isinstance(along, int):
         return along - begin if begin <= along < end else None
     start, step, count = along

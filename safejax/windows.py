@@ -2,10 +2,10 @@
 
 A window is an offset, a shape and strides, all counted in elements: index `(i, j, …)` shows
 element `offset + i * strides[0] + j * strides[1] + …`. Slicing, transposing, broadcasting and
-the reshapes that need no copy turn a window into another one, so layers never pile up.
+reshapes that need no copy turn one window into another, so layers never pile up.
 
-NumPy itself does that arithmetic, on an array that has the window's shape and strides but no
-memory behind it: the rules are NumPy's by construction.
+NumPy itself does this arithmetic, on an array that has the window's shape and strides but no
+memory behind it, so the rules are NumPy's by construction.
 """
 
 import math
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 BasicIndex: TypeAlias = int | slice | EllipsisType
 
 MAX_AXES: Final = 64
-"""Most axes that NumPy can give an array."""
+"""The most axes that a NumPy array can have."""
 
 _HALF: Final = 1 << 63
 _NOWHERE: Final = np.zeros(1, np.int8)
@@ -37,7 +37,7 @@ class Spans:
 
     @property
     def count(self) -> int:
-        """How many elements the runs hold together."""
+        """The total number of elements in the runs."""
         return len(self.starts) * self.length
 
 
@@ -52,7 +52,7 @@ class Window:
 
     @classmethod
     def whole(cls, shape: tuple[int, ...]) -> Self:
-        """The window that shows a C-ordered array of `shape`, from its first element on."""
+        """The window that shows a whole C-ordered array of `shape`, at offset 0."""
         strides: list[int] = []
         step = 1
         for size in reversed(shape):
@@ -62,12 +62,12 @@ class Window:
 
     @property
     def size(self) -> int:
-        """How many elements the window shows, repeats counted."""
+        """The number of elements that the window shows, repeats included."""
         return math.prod(self.shape)
 
     @property
     def distinct(self) -> int:
-        """How many elements of the source the window shows, each counted once."""
+        """The number of elements of the source that the window shows, each counted once."""
         count = 1
         for size, stride in zip(self.shape, self.strides, strict=True):
             if stride != 0 or size == 0:
@@ -76,12 +76,12 @@ class Window:
 
     def index(self, index: tuple[BasicIndex, ...]) -> "Window":
         """The window on `array[index]`, for NumPy's basic indices."""
-        # The closing Ellipsis keeps NumPy from reading an element that is not there.
+        # With a final Ellipsis NumPy returns a view, and does not read an element: there is none.
         closed = index if Ellipsis in index else (*index, ...)
         return self._of(self._phantom()[closed])
 
     def row(self, number: int) -> "Window":
-        """The window on `array[number]`, for a number from 0 on: `index`, for the common case."""
+        """The window on `array[number]` for `number >= 0`: a shortcut for the common `index`."""
         offset = self.offset + number * self.strides[0]
         return Window(offset, self.shape[1:], self.strides[1:])
 
@@ -90,7 +90,7 @@ class Window:
         return self._of(self._phantom().transpose(axes))
 
     def expand(self, axis: int, size: int = 1) -> "Window":
-        """The window with a new axis of `size` at `axis`, along which all is repeated."""
+        """The window with a new axis of `size` at `axis`, along which all elements repeat."""
         shape = (*self.shape[:axis], size, *self.shape[axis:])
         strides = (*self.strides[:axis], 0, *self.strides[axis:])
         return Window(self.offset, shape, strides)
@@ -106,9 +106,9 @@ class Window:
             return None
 
     def runs(self) -> tuple["Window", int]:
-        """The elements of a window that is not empty, as equal runs, each element once.
+        """The elements of a non-empty window as runs of equal length, each element once.
 
-        A window on the runs' first elements, ascending in C order, and the runs' length.
+        Returns a window on the runs' first elements, ascending in C order, and the runs' length.
         """
         offset, axes = self._ascending()
         length = 1
@@ -119,7 +119,7 @@ class Window:
         return firsts, length
 
     def spans(self) -> Spans:
-        """The elements that the window shows, as runs of the source, each element once."""
+        """The elements that the window shows, as runs of the source with each element once."""
         if self.size == 0:
             return Spans(np.zeros(0, np.int64), 0)
         firsts, length = self.runs()
@@ -129,7 +129,7 @@ class Window:
         return Spans(starts, length)
 
     def compact(self) -> "Window":
-        """The same window on a source that holds its `spans()` alone, one after the other."""
+        """The same window on a source that holds only its `spans()`, one after another."""
         _, axes = self._ascending()
         strides = [0] * len(self.shape)
         offset = 0
@@ -142,7 +142,7 @@ class Window:
         return Window(offset, self.shape, tuple(strides))
 
     def _ascending(self) -> tuple[int, list[tuple[int, int, int]]]:
-        """Lowest element, and `(axis, size, |stride|)` of the axes that move, inner first."""
+        """The lowest element, and `(axis, size, |stride|)` of the axes that move, inner first."""
         offset = self.offset
         axes: list[tuple[int, int, int]] = []
         for axis, (size, stride) in enumerate(zip(self.shape, self.strides, strict=True)):
@@ -157,7 +157,7 @@ class Window:
 
     def _of(self, phantom: NDArray[np.int8]) -> "Window":
         moved = _address(phantom) - _address(_NOWHERE) if phantom.size else 0
-        # An address below zero comes back as one at the top: 64 bits, so the sign is regained.
+        # NumPy wraps an address below zero around to the top of 64 bits; this restores the sign.
         moved = (moved + _HALF) % (2 * _HALF) - _HALF
         return Window(self.offset + moved, phantom.shape, phantom.strides)
 
@@ -169,7 +169,7 @@ def _address(array: NDArray[Any]) -> int:
 def explicit_index(
     index: tuple[BasicIndex, ...], shape: tuple[int, ...]
 ) -> tuple[int | tuple[int, int, int], ...]:
-    """One entry an axis: an int in range, or `(start, step, count)` of a slice."""
+    """One entry per axis: an int in range, or `(start, step, count)` for a slice."""
     if Ellipsis in index:
         at = index.index(Ellipsis)
         filler = (slice(None),) * (len(shape) - len(index) + 1)

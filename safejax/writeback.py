@@ -1,8 +1,8 @@
-"""Data sent to the disk while the rest of its file is still written.
+"""Write-back: data is sent to the disk while the rest of its file is still being written.
 
-Linux keeps what is written in memory until it is flushed: a save would copy first, and wait for
-the disk then. Sent off in runs, the one goes on while the other does. It says nothing of what is
-on the disk: only fsync(2) does, and it reports what went wrong here, too.
+Linux keeps written data in memory until it is flushed, so a save would first copy everything,
+and then wait for the disk. When data is sent in runs, the two overlap. This does not guarantee
+that anything is on the disk: only fsync(2) does, and it also reports what went wrong here.
 """
 
 import ctypes
@@ -11,14 +11,14 @@ from collections.abc import Callable
 from typing import Final, final
 
 _START: Final = 2
-"""`SYNC_FILE_RANGE_WRITE` of sync_file_range(2): what is not on its way is sent, not awaited."""
+"""`SYNC_FILE_RANGE_WRITE` of sync_file_range(2): send what is not on its way, and do not wait."""
 
 _AT_A_TIME: Final = 32 << 20
-"""Bytes of a run: of much longer ones the last keeps everyone waiting."""
+"""Bytes per run; if runs are much longer, everyone has to wait for the last one."""
 
 
 def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
-    """sync_file_range(2), which lets other threads run meanwhile; None where there is none."""
+    """sync_file_range(2), which lets other threads run meanwhile; None if the system lacks it."""
     if sys.platform != "linux":
         return None
     call = getattr(ctypes.CDLL(None), "sync_file_range", None)
@@ -29,7 +29,7 @@ def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
 
 @final
 class Writeback:
-    """Sends what is written to a file from its begin on, run by run."""
+    """Sends what is written to a file to the disk, run by run from the start of the file."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -38,10 +38,10 @@ class Writeback:
         self._written = 0
 
     def wrote(self, nbytes: int) -> None:
-        """To be called after every `nbytes` that were written; some may be in a buffer yet."""
+        """Call this after every `nbytes` written; some of them may still be in a buffer."""
         self._written += nbytes
         count = self._written - self._sent
         if self._send is not None and count >= _AT_A_TIME:
-            # A file system that cannot do it loses no more than time.
+            # On a file system that cannot do this, only time is lost.
             self._send(self._descriptor, self._sent, count, _START)
             self._sent = self._written

@@ -266,9 +266,11 @@ FOREIGN = {
 def test_a_tree_of_another_framework(framework: str, owner: str) -> None:
     # objax has one container only, and says which.
     message = (
-        "expected an objax.VarCollection, model"
+        "expected an objax.VarCollection, for example model"
         if framework == "objax"
-        else (f"expected a tree of {framework}, got .* which is of {owner}: use safejax.{owner}")
+        else (
+            f"expected a tree of {framework}, got .* which belongs to {owner}: use safejax.{owner}"
+        )
     )
     for make in FOREIGN[owner]:
         with pytest.raises(safejax.LeafError, match=message):
@@ -358,7 +360,7 @@ json.dump(said, sys.stdout)
     for extra, package in packages.items():
         message, module = said[extra]
         assert module.partition(".")[0] == extra
-        assert f"safejax.{extra} needs {package}, which cannot be imported" in message
+        assert f"safejax.{extra} needs {package}, which is not installed" in message
         assert f"No module named '{module}'" in message
         assert f"pip install 'safejax[{extra}]'" in message
     assert said["remote"] == [

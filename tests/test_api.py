@@ -153,7 +153,7 @@ def test_a_function_of_ones_own(tmp_path: Path) -> None:
     assert isinstance(tree["w"], LazyArray)
     assert_same_bits(tree["w"], GRID * 4)
     assert tree["n"] == 3
-    with pytest.raises(TransformError, match="expected it to give Leaves, got dict"):
+    with pytest.raises(TransformError, match="expected it to return Leaves, got dict"):
         load(tmp_path / "m", transform=dict)
     with pytest.raises(TransformError, match="expected a function"):
         save({}, tmp_path / "n", transform="cast")

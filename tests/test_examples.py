@@ -10,7 +10,7 @@ from tests.test_minilm import fetched
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
 EXPECTED = {
-    "across_frameworks.py": "and back, every byte of the file: True",
+    "across_frameworks.py": "and back, with every byte of the file equal: True",
     "equinox_mlp.py": "MLP: outputs equal: True",
     "flax_linen.py": "dict of ['batch_stats', 'params']: outputs equal: True",
     "flax_nnx.py": "outputs equal: True\nkernel loaded: True",

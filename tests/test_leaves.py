@@ -155,7 +155,7 @@ class Text(str):
 
 REFUSED: list[Any] = [
     object(), b"bytes", bytearray(b"x"), memoryview(b"x"), Torchlike(), Torchlike, Colour.RED,
-    Text("x"), np.str_("x"), np.bytes_(b"x"), np.datetime64("2020"), np.timedelta64(1),
+    Text("x"), np.str_("x"), np.bytes_(b"x"), np.datetime64("2020"), np.timedelta64(1, "s"),
     np.longdouble(1), np.array(["a"]), np.array([b"a"]), np.array([object()]), np.array([None]),
     np.array(["2020"], "M8[D]"), np.zeros(2, [("x", "f4")]), np.void(b"xy"), np.clongdouble(1),
     np.ma.masked_array([1.0, 2.0], [True, False]), np.zeros(2, jax.dtypes.float0),

@@ -283,7 +283,7 @@ WRONG: dict[str, tuple[Callable[[], Tensors], type[Exception], str]] = {
     "a layer without its kernel": (
         lambda: {k: v for k, v in random_bert().items() if "1.output.dense.weight" not in k},
         safejax.TransformError,
-        r"'params.layers.down.kernel'.*got no 1, only 0, 2",
+        r"'params.layers.down.kernel'.*1 is missing, got 0, 2",
     ),
     "no position_ids": (
         lambda: {k: v for k, v in random_bert().items() if "position_ids" not in k},

@@ -380,8 +380,8 @@ def test_errors_name_the_fault() -> None:
     with pytest.raises(InvalidFileError) as caught:
         read_record({"safejax": '{"version":1,"kinds":{"":{"type":"list","flat":1}}}'}, "m.st")
     assert str(caught.value) == (
-        "m.st: invalid 'safejax' record in the metadata: expected a truth value for flat, got 1; "
-        "load it with safetensors, which ignores the record, if the arrays alone will do"
+        "m.st: invalid 'safejax' record in the metadata: expected flat to be true or false, got 1; "
+        "load it with safetensors, which ignores the record, if the arrays alone are enough"
     )
 
 

@@ -350,7 +350,7 @@ def test_a_file_system_that_tells_no_size() -> None:
 
     store = Sizeless()
     store.files["w"] = b""
-    with pytest.raises(safejax.ReadError, match="Sizeless tells none: download"):
+    with pytest.raises(safejax.ReadError, match="Sizeless reports none: download"):
         RemoteSource(store, "w")
 
 

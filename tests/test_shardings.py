@@ -168,7 +168,7 @@ WRONG: dict[str, tuple[Any, Any, list[str]]] = {
                      ["sharding 'v'", "sharding 'u'", "none among 1 ('w'): remove it"]),
     "a prefix by the letter": ({"a": A}, {"a.b": MATRIX, "a": MATRIX}, ["leaf 'a.b'"]),
     "a function that gives a spec": (lambda name, aval: P("x"), {"w": MATRIX},
-                                     ["leaf 'w': expected the sharding function to give",
+                                     ["leaf 'w': expected the sharding function to return",
                                       "needs its mesh"]),
     "a function that gives a list": (lambda name, aval: [A], {"w": MATRIX}, ["leaf 'w'", "got ["]),
     "rules that match nothing": (sharding_rules(MESH, [("*.kernel", P())]),

@@ -166,7 +166,7 @@ def test_a_transform_gives_leaves() -> None:
     assert apply(None, leaves) is leaves
     assert dict(apply(lambda leaves: leaves.replace({"b": 2}), leaves)) == {"b": 2}
     with pytest.raises(
-        TransformError, match=r"<lambda>.*expected it to give Leaves, got dict: end"
+        TransformError, match=r"<lambda>.*expected it to return Leaves, got dict: end"
     ):
         apply(lambda leaves: dict(leaves), leaves)
     with pytest.raises(TransformError, match="got NoneType"):

@@ -108,7 +108,7 @@ def test_a_pattern_that_matches_nothing_is_an_error(make: Any) -> None:
         make()(leaves)
     message = str(caught.value)
     assert message.startswith(repr(make()))
-    assert "matches none of the 9 there are ('layers.0.w', " in message
+    assert "matches none of the 9 leaves ('layers.0.w', " in message
     assert "must_match=False" in message
     assert dict(make(must_match=False)(leaves)) == dict(leaves)
     with pytest.raises(TransformError, match="none at all"):
@@ -259,8 +259,8 @@ CLASHES: dict[str, tuple[dict[str, str], list[str], list[str]]] = {
     "two to one": ({"a.{i}": "c.{i}"}, ["a.0", "c.0"], ["'c.0'", "'a.0'"]),
     "two templates to one": ({"a.{i}": "c.{i}", "b.*": "c.*"}, ["a.0", "b.0"], ["'c.0'", "'b.0'"]),
     "onto a scalar": ({"w": "step"}, ["step", "w"], ["'step'", "'w'"]),
-    "would not return": ({"a.*": "*"}, ["a.x", "y"], ["'y'", "goes back to 'a.y'"]),
-    "would return elsewhere": ({"{a}{{{b}": "{b}.{a}"}, ["x{y", "p.q"], ["'p.q'", "goes back to"]),
+    "would not return": ({"a.*": "*"}, ["a.x", "y"], ["'y'", "maps to 'a.y'"]),
+    "would return elsewhere": ({"{a}{{{b}": "{b}.{a}"}, ["x{y", "p.q"], ["'p.q'", "maps to"]),
     "to the format's own": ({"*": "__metadata__*"}, [""], ["__metadata__"]),
 }  # fmt: skip
 

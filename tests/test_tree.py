@@ -189,7 +189,7 @@ def test_unflatten_takes_leaves(wrong: Any) -> None:
 
 
 def test_names_that_contradict_each_other() -> None:
-    with pytest.raises(TransformError, match=r"^leaves: leaf 'k\.k.*at most 500 containers"):
+    with pytest.raises(TransformError, match=r"^leaves: leaf 'k\.k.*at most 500 nested containers"):
         unflatten(Leaves({".".join("k" * 501): 1}))
 
 
@@ -282,7 +282,7 @@ MISMATCHED: dict[str, tuple[Any, Any, str]] = {
                                "expected float32[2] from like, got int32[2]; "
                                "pass transform=cast('float32', source='int64', where='a.w')"),
     "shape": (np.ones((3, 4), np.float32), sds(4, 3),
-              "expected float32[4,3] from like, got float32[3,4]; pass a transform that gives"),
+              "expected float32[4,3] from like, got float32[3,4]; pass a transform that makes"),
     "0-d and 1": (np.ones(1, np.float32), F32, "expected float32[] from like, got float32[1]"),
     "key for bits": (KEY, sds(2, dtype="uint32"), "expected uint32[2] from like, got key<fry>[]"),
     "bits for a key": (jax.random.key_data(KEY), KEY, "expected key<fry>[] from like, got uint32"),
@@ -355,13 +355,13 @@ def test_one_report_tells_everything() -> None:
     assert str(caught.value).splitlines() == [
         "m.safetensors: 6 leaves do not match like, which has 7:",
         "  mismatched 'a': expected float32[3,2] from like, got float32[2,3]; pass a transform "
-        "that gives that, or correct like",
+        "that makes it so, or correct like",
         "  mismatched 'b': expected bfloat16[2] from like, got float32[2]; pass "
         "transform=cast('bfloat16', where='b')",
         "  missing 'x': expected float32[5] from like, there is none; pass strict=False to keep "
-        "like's",
+        "that of like",
         "  missing 'y.2': expected int 7 from like, there is none; pass strict=False to keep "
-        "like's",
+        "that of like",
         "  unexpected 'd': expected none from like, got float32[1]; pass strict=False to ignore it",
         "  unexpected 'e': expected none from like, got an empty container; pass strict=False to "
         "ignore it",

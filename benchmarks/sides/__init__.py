@@ -1,4 +1,4 @@
-"""The sides: one module each, which imports what it needs, and is imported in a child only.
+"""The sides: one module each, imported only in a child, with imports of what it needs.
 
 A side takes part in a case by having the function that the case names: given a `Job`, it
 prepares and returns the `Work` that is timed. `write(job)` makes the file at `job.path`.
@@ -18,11 +18,12 @@ SET: Final = "set"
 @final
 @dataclass(frozen=True, slots=True)
 class Side:
-    """A side: its name in tables, its module, and what has to be installed for it.
+    """A side: its name in tables, its module, and the distributions that it requires.
 
-    `file` is the format that it alone reads; None: it reads the case's safetensors file.
-    `memory` is the private memory that it will need in all, in trees. `counts` says how the
-    bytes it reads are known: those it requests, those it reads by system calls, or not at all.
+    `file` is the file in a format that only this side reads; with None, it reads the case's
+    safetensors file. `memory` is the private memory that it needs, as a multiple of the tree.
+    `counts` says how the bytes that it reads are counted: as it requests them, as it reads them
+    by system calls, or not at all.
     """
 
     name: str
@@ -34,7 +35,7 @@ class Side:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """What is not installed of what it requires."""
+        """The required distributions that are not installed."""
         return tuple(package for package in self.requires if not _is_installed(package))
 
 
@@ -73,4 +74,4 @@ WRITERS: Final = {
     SET: ("safetensors_numpy", "write_set"),
     **{side.file: (side.module, "write") for side in SIDES.values() if side.file is not None},
 }
-"""Module and function that write each kind of file."""
+"""The module and function that write each kind of file."""

@@ -1,4 +1,4 @@
-"""What a call of a jitted function costs with a tree of lazy leaves, and of plain arrays."""
+"""The time of a call of a jitted function with lazy leaves, and with plain arrays."""
 
 from functools import reduce
 from operator import add

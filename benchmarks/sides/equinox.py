@@ -1,4 +1,4 @@
-"""Equinox's own serialization: leaf after leaf as `.npy`."""
+"""Equinox's own serialization: each leaf as `.npy`, one after the other."""
 
 import os
 from typing import Any
@@ -9,7 +9,7 @@ from benchmarks.job import Job, Work, loading, saving
 
 
 def write(job: Job) -> None:
-    """The tree as Equinox serialises it."""
+    """Write the tree as Equinox serialises it."""
     _save(job.arrays(), job.path)
 
 
@@ -20,7 +20,7 @@ def save(job: Job) -> Work:
 
 
 def load(job: Job) -> Work:
-    """Load to ready, every value touched."""
+    """Load until ready, and touch every value."""
     return loading(job, lambda: _load(job, job.path))
 
 
@@ -32,6 +32,6 @@ def _save(tree: Any, path: str) -> None:
 
 
 def _load(job: Job, path: str) -> Any:
-    # An open file: to a path it adds a suffix.
+    # Equinox adds a suffix to a path, but not to an open file.
     with open(path, "rb") as file:
         return equinox.tree_deserialise_leaves(file, job.abstract())

@@ -9,18 +9,18 @@ from benchmarks.job import Job, Work, loading, saving, write_flushed
 
 
 def write(job: Job) -> None:
-    """The tree as msgpack."""
+    """Write the tree as msgpack."""
     write_flushed(job.path, iter([msgpack_serialize(job.spec.tree())]))
 
 
 def save(job: Job) -> Work:
-    """Bytes of the tree, written and flushed to disk."""
+    """Write the bytes of the tree, and flush them to disk."""
     tree = job.arrays()
     return saving(job, lambda path: write_flushed(path, iter([to_bytes(tree)])), _read)
 
 
 def load(job: Job) -> Work:
-    """Load to ready, every value touched."""
+    """Load until ready, and touch every value."""
     return loading(job, lambda: jax.device_put(_read(job.path)))
 
 

@@ -1,4 +1,4 @@
-"""What an import costs after `import jax`."""
+"""The time of an import after `import jax`."""
 
 import importlib
 

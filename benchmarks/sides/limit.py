@@ -1,4 +1,4 @@
-"""The limit: what the machine does at best, with no library between."""
+"""The limit: the best that the machine can do, without a library."""
 
 import mmap
 import os
@@ -16,7 +16,7 @@ from benchmarks.trees import same_bits, tensors_of, truncated
 
 
 def save(job: Job) -> Work:
-    """A raw write, and a flush."""
+    """Write the raw bytes, and flush them."""
     tree = job.arrays()
 
     def chunks() -> Iterator[Any]:
@@ -27,7 +27,7 @@ def save(job: Job) -> Work:
 
 
 def save_cast(job: Job) -> Work:
-    """A cast by NumPy, which is faster than XLA here, a raw write, and a flush."""
+    """Cast with NumPy, which is faster than XLA here, write the raw bytes, and flush them."""
     tree = job.arrays()
 
     def run(path: str) -> None:
@@ -51,7 +51,7 @@ def _raw(job: Job, path: str, dtype: Any = np.float32) -> dict[str, NDArray[Any]
 
 
 def load(job: Job) -> Work:
-    """The file mapped, and touched once for each device that is to have all of it."""
+    """Map the file, and touch it once for each device that needs all of it."""
     times = len(jax.devices()) if job.layout == "replicated" else 1
 
     def run() -> dict[str, NDArray[Any]]:
@@ -65,7 +65,7 @@ def load(job: Job) -> Work:
 
 
 def copy(job: Job) -> Work:
-    """One copy by `preadv` into fresh private memory in huge pages, and a touch."""
+    """Copy the file with `preadv` into new private memory in huge pages, and touch it."""
 
     def run() -> dict[str, NDArray[Any]]:
         tree: dict[str, NDArray[Any]] = {}
@@ -90,7 +90,7 @@ def copy(job: Job) -> Work:
 
 
 def strided(job: Job) -> Work:
-    """Each device's part copied once, out of the mapping into fresh private memory, and touched."""
+    """Copy each device's part once, from the mapping to new private memory, and touch it."""
     indices = {
         len(shape): list(job.sharding(shape).devices_indices_map(shape).values())
         for shape in job.spec.shapes().values()
@@ -115,7 +115,7 @@ def strided(job: Job) -> Work:
 
 
 def load_cast(job: Job) -> Work:
-    """Each leaf cast by NumPy out of the mapping into fresh private memory, and touched."""
+    """Cast each leaf with NumPy, from the mapping to new private memory, and touch it."""
 
     def run() -> dict[str, NDArray[Any]]:
         mapped = _mapped(job.path)
@@ -133,7 +133,7 @@ def load_cast(job: Job) -> Work:
 
 
 def convert(job: Job) -> Work:
-    """Each leaf read, cast by NumPy and written, one step after the other; then a flush."""
+    """Read each leaf, cast it with NumPy and write it, one step after the other; then flush."""
 
     def touched_one_by_one() -> Iterator[NDArray[Any]]:
         for leaf in _mapped(job.path).values():
@@ -156,7 +156,7 @@ def convert(job: Job) -> Work:
 
 
 def _narrowed(leaves: Iterable[NDArray[Any]]) -> Iterator[memoryview]:
-    """The bytes of each leaf as bfloat16, in a buffer that the next one takes."""
+    """The bytes of each leaf as bfloat16, in a buffer that the next leaf overwrites."""
     buffer = np.empty(0, jax.numpy.bfloat16)
     for leaf in leaves:
         if buffer.size < leaf.size:
@@ -176,7 +176,7 @@ def _mapped(path: str) -> dict[str, NDArray[Any]]:
 
 
 def _fresh(nbytes: int) -> NDArray[np.uint8]:
-    """Private memory that was never touched, in huge pages where the system has them."""
+    """Private memory that was never touched, in huge pages if the system has them."""
     memory = mmap.mmap(-1, nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)

@@ -1,4 +1,4 @@
-"""`numpy.memmap` on an offset that is known."""
+"""`numpy.memmap` at a known offset."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,10 +8,10 @@ from benchmarks.trees import same_bits, tensors_of
 
 
 def row(job: Job) -> Work:
-    """Some row of a leaf as NumPy, from a file that is open and mapped, or mapped each time."""
+    """A row of a leaf as NumPy, from an open file that is mapped once or for each row."""
     name, shape = list(job.spec.shapes().items())[-1]
     row = shape[0] // 2 + 1
-    file = open(job.path, "rb")  # noqa: SIM115 - open for as long as the process lives
+    file = open(job.path, "rb")  # noqa: SIM115 - open until the process ends
     begin, _, _ = tensors_of(job.path)[name]
     leaf = np.memmap(file, np.float32, "r", begin, shape)
 

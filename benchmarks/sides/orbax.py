@@ -1,4 +1,4 @@
-"""Orbax, in its own format, with its defaults."""
+"""Orbax, with its own format and its defaults."""
 
 import logging
 from typing import Any
@@ -15,7 +15,7 @@ logging.getLogger().setLevel(logging.ERROR)
 
 
 def write(job: Job) -> None:
-    """The tree as Orbax saves it."""
+    """Write the tree as Orbax saves it."""
     v1.save(job.path, job.arrays())
 
 
@@ -30,13 +30,13 @@ def _load_host(path: str) -> Any:
 
 
 def load(job: Job) -> Work:
-    """Load to ready, every value touched."""
+    """Load until ready, and touch every value."""
     abstract = job.abstract()
     return loading(job, lambda: v1.load(job.path, abstract))
 
 
 def place(job: Job) -> Work:
-    """Load to ready, nothing touched."""
+    """Load until ready, without touching values."""
     abstract = job.abstract()
     return Work(
         lambda: jax.block_until_ready(v1.load(job.path, abstract)),

@@ -1,4 +1,4 @@
-"""Orbax's safetensors layout, which loads flat dicts and saves nothing."""
+"""Orbax's safetensors layout, which loads flat dicts and cannot save."""
 
 import logging
 
@@ -12,7 +12,7 @@ logging.getLogger().setLevel(logging.ERROR)
 
 
 def load(job: Job) -> Work:
-    """Load to ready, every value touched."""
+    """Load until ready, and touch every value."""
     abstract = job.abstract()
     layout = v1.options.CheckpointLayout.SAFETENSORS
 

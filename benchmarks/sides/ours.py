@@ -15,18 +15,18 @@ from benchmarks.trees import same_bits, truncated
 
 
 def write(job: Job) -> None:
-    """The tree as safejax saves it."""
+    """Write the tree as safejax saves it."""
     safejax.save(job.spec.tree(), job.path)
 
 
 def write_bfloat16(job: Job) -> None:
-    """The tree cut to bfloat16, which loses nothing that a cast back would bring."""
+    """Write the tree truncated to bfloat16, so that casting it back is exact."""
     tree = {name: truncated(leaf) for name, leaf in job.spec.leaves()}
     safejax.save(tree, job.path, transform=safejax.cast("bfloat16"))
 
 
 def write_layers(job: Job) -> None:
-    """The tree as a list of layers, whose structure the file has to record."""
+    """Write the tree as a list of layers, whose structure the file has to record."""
     safejax.save(layers(job), job.path)
 
 
@@ -60,7 +60,7 @@ def _load_host(path: str) -> dict[str, Any]:
 
 
 def load(job: Job) -> Work:
-    """Load to ready, every value touched."""
+    """Load until ready, and touch every value."""
     return loading(job, _load(job))
 
 
@@ -75,7 +75,7 @@ def load_cast(job: Job) -> Work:
 
 
 def place(job: Job) -> Work:
-    """Load to ready, nothing touched."""
+    """Load until ready, without touching values."""
     read = _load(job)
     return Work(lambda: jax.block_until_ready(read()), lambda tree: check_tree(job, tree))
 
@@ -83,7 +83,7 @@ def place(job: Job) -> Work:
 def _load(job: Job) -> Callable[[], Any]:
     sharding = None
     if job.layout:
-        # Made before, as the other sides' shardings are; asked leaf by leaf.
+        # Made in advance, like the shardings of the other sides, and looked up for each leaf.
         of_rank = {len(shape): job.sharding(shape) for shape in job.spec.shapes().values()}
 
         def sharding(name: str, aval: jax.ShapeDtypeStruct) -> Any:
@@ -94,7 +94,7 @@ def _load(job: Job) -> Callable[[], Any]:
 
 
 def convert(job: Job) -> Work:
-    """From a float32 file to a bfloat16 file."""
+    """Convert a float32 file to a bfloat16 file."""
     cast = safejax.cast("bfloat16")
 
     def run(target: str) -> None:
@@ -107,7 +107,7 @@ def convert(job: Job) -> Work:
 
 
 def row(job: Job) -> Work:
-    """Some row of a leaf as NumPy, from a file that is open."""
+    """A row of a leaf as NumPy, from an open file."""
     name, shape = list(job.spec.shapes().items())[-1]
     leaf = safejax.load(job.path)[name]
     row = shape[0] // 2 + 1
@@ -122,7 +122,7 @@ def row(job: Job) -> Work:
 
 
 def open_file(job: Job) -> Work:
-    """Open a file: the tree of its leaves in hand."""
+    """Open a file, as the tree of its leaves."""
 
     def check(tree: Any) -> None:
         assert len(jax.tree.leaves(tree)) == len(job.spec.shapes())

@@ -1,4 +1,4 @@
-"""Pickle, of the tree as NumPy arrays."""
+"""Pickle, with the tree as NumPy arrays."""
 
 import os
 import pickle
@@ -10,7 +10,7 @@ from benchmarks.job import Job, Work, loading, saving
 
 
 def write(job: Job) -> None:
-    """The tree, pickled."""
+    """Write the pickled tree."""
     _save(job.spec.tree(), job.path)
 
 
@@ -21,7 +21,7 @@ def save(job: Job) -> Work:
 
 
 def load(job: Job) -> Work:
-    """Load to ready, every value touched."""
+    """Load until ready, and touch every value."""
     return loading(job, lambda: jax.device_put(_read(job.path)))
 
 

@@ -18,7 +18,7 @@ from benchmarks.job import (
 
 
 def save(job: Job) -> Work:
-    """Save, and flush to disk, which it does not do by itself."""
+    """Save, and flush to disk, which safetensors does not do."""
     tree = job.arrays()
     return saving(job, lambda path: _save(tree, path), load_file)
 
@@ -35,7 +35,7 @@ def _save(tree: dict[str, Any], path: str) -> None:
 
 
 def load(job: Job) -> Work:
-    """Load to ready, every value touched."""
+    """Load until ready, and touch every value."""
     return loading(job, lambda: _load(job))
 
 
@@ -45,7 +45,7 @@ def load_cast(job: Job) -> Work:
 
 
 def place(job: Job) -> Work:
-    """Load to ready, nothing touched."""
+    """Load until ready, without touching values."""
     return Work(
         lambda: jax.block_until_ready(load_file(job.path)), lambda tree: check_tree(job, tree)
     )
@@ -57,5 +57,5 @@ def _load(job: Job) -> Any:
 
 
 def convert(job: Job) -> Work:
-    """From a float32 file to a bfloat16 file, through memory."""
+    """Convert a float32 file to a bfloat16 file, in memory."""
     return saving(job, lambda path: _save(to_bfloat16(load_file(job.path)), path), load_file)

@@ -1,4 +1,4 @@
-"""`safetensors.numpy`, and `jax.device_put` of what it gives."""
+"""`safetensors.numpy`, and `jax.device_put` of the arrays that it returns."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from benchmarks.job import Job, Work, check_tree, flush, loading, saving, to_flo
 
 
 def write(job: Job) -> None:
-    """A stock file: as safetensors writes it, its data on no multiple of 64 bytes."""
+    """Write a stock file: as safetensors does, with data not at a multiple of 64 bytes."""
     tree = job.spec.tree()
     for padding in ("", "12345678"):
         save_file(tree, job.path, {"note": padding} if padding else None)
@@ -26,7 +26,7 @@ def write(job: Job) -> None:
 
 
 def write_set(job: Job) -> None:
-    """A folder of eight stock files and their index, as Hugging Face's libraries have it."""
+    """Write a folder of eight stock files with an index, as Hugging Face's libraries do."""
     os.makedirs(job.path)
     leaves = list(job.spec.leaves())
     weight_map: dict[str, str] = {}
@@ -53,7 +53,7 @@ def save(job: Job) -> Work:
 
 
 def load(job: Job) -> Work:
-    """Load to ready, every value touched."""
+    """Load until ready, and touch every value."""
     return loading(job, lambda: _load(job))
 
 
@@ -63,7 +63,7 @@ def load_cast(job: Job) -> Work:
 
 
 def place(job: Job) -> Work:
-    """Load to ready, nothing touched."""
+    """Load until ready, without touching values."""
     return Work(lambda: jax.block_until_ready(_load(job)), lambda tree: check_tree(job, tree))
 
 

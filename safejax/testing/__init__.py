@@ -1,6 +1,6 @@
 """Tools for round-trip tests: hypothesis strategies, and assertions that compare every bit.
 
-Needs `pip install 'safejax[testing]'`. A user tests a transform of their own in ten lines:
+It needs `pip install 'safejax[testing]'`. A test of your own transform takes ten lines:
 
     from hypothesis import given
     from safejax import chain, encode, flatten

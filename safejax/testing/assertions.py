@@ -1,4 +1,4 @@
-"""Assertions about trees: identical, kept by a round trip, read no more than they should."""
+"""Assertions about trees: that they are identical, survive a round trip, or read so many bytes."""
 
 import struct
 from typing import Any
@@ -19,11 +19,11 @@ from safejax.tree import flatten
 def assert_trees_identical(actual: Any, expected: Any) -> None:
     """Fail unless two pytrees agree in structure, dtypes, shapes, shardings and every bit.
 
-    Structure is the treedef: container types, keys and their order. Bits are compared as they
-    are stored, so NaN payloads and -0.0 count, and a lazy leaf is compared with all 64 bits
-    that its file has. The sharding counts where the expected leaf is committed to one.
+    The structure is the treedef: container types, keys and their order. Bits are compared as they
+    are stored, so NaN payloads and -0.0 matter, and a lazy leaf is compared with all 64 bits in
+    its file. Shardings are compared where the expected leaf is committed.
 
-    Raises `AssertionError` that names the first leaf that differs, and how.
+    Raises `AssertionError`, which names the first leaf that differs and says how.
 
     >>> import jax.numpy as jnp
     >>> assert_trees_identical({"w": jnp.ones(2)}, {"w": jnp.zeros(2)})
@@ -41,7 +41,13 @@ def assert_trees_identical(actual: Any, expected: Any) -> None:
 
 
 def assert_same_bits(actual: Any, expected: Any, name: str = "") -> None:
-    """Fail unless two leaves are of one type, dtype and shape, and have the same bits."""
+    """Fail unless two leaves have the same type, dtype, shape and bits.
+
+    `name` is the leaf's name in the message. Arrays of NumPy and JAX, lazy or not, are one type.
+
+    >>> import jax.numpy as jnp, numpy as np
+    >>> assert_same_bits(jnp.ones(2), np.ones(2, np.float32))
+    """
     where = f"leaf {name!r}: " if name else ""
     if not is_array(expected):
         same = type(actual) is type(expected) and _scalar_bits(actual) == _scalar_bits(expected)
@@ -68,11 +74,11 @@ def assert_same_bits(actual: Any, expected: Any, name: str = "") -> None:
 
 
 def assert_round_trip(tree: Any, pipeline: Step[Any, Any] | None = None) -> None:
-    """Fail unless `pipeline.inverse` gives back `tree` from `pipeline(tree)`, every bit of it.
+    """Fail unless `pipeline.inverse(pipeline(tree))` is `tree` again, in every bit.
 
-    By default the pipeline is that of `save` and `load`, `chain(flatten, encode)`. Node types
-    that a file does not rebuild by itself (namedtuples, dataclasses) are rebuilt by `like`, and
-    nothing else of them is taken from it.
+    By default the pipeline is that of `save` and `load`, `chain(flatten, encode)`. If the last
+    step of the inverse is `unflatten`, it is given `like=tree`, since node types such as
+    namedtuples and dataclasses are not rebuilt without it.
 
     >>> import jax.numpy as jnp
     >>> assert_round_trip({"w": jnp.ones((2, 3)), "layers": [1, None, jnp.nan]})
@@ -84,7 +90,12 @@ def assert_round_trip(tree: Any, pipeline: Step[Any, Any] | None = None) -> None
 
 
 def assert_reads(tree: Any, nbytes: int) -> None:
-    """Fail unless placing every lazy leaf of `tree` requests exactly `nbytes` of their sources."""
+    """Fail unless placing every lazy leaf of `tree` requests exactly `nbytes` from their files.
+
+    >>> import jax.numpy as jnp, safejax
+    >>> data = safejax.serialize({"w": jnp.ones((8, 2))})
+    >>> assert_reads(safejax.deserialize(data)["w"][:4], 32)
+    """
     with observe_reads() as log:
         materialize(tree)
     if log.nbytes != nbytes:
@@ -92,7 +103,7 @@ def assert_reads(tree: Any, nbytes: int) -> None:
 
 
 def _like(inverse: Step[Any, Any], tree: Any) -> Step[Any, Any]:
-    """The inverse with `like` where its last step unflattens."""
+    """The inverse, with `like` if its last step is `unflatten`."""
     steps = inverse.steps if isinstance(inverse, Chain) else (inverse,)
     if steps and steps[-1] == flatten.inverse:
         return chain(*steps[:-1], flatten.inverse(like=tree))

@@ -1,7 +1,7 @@
-"""Hypothesis strategies for what the frameworks hold: parameters, states, models.
+"""Hypothesis strategies for the frameworks' parameters, states and models.
 
-Structure, shapes and dtypes are those of real models of the frameworks (made abstractly, so
-that nothing is compiled); the values are drawn, bit by bit.
+Structures, shapes and dtypes are those of real models, which are made abstractly, so that
+nothing is compiled; the values are drawn as raw bits.
 """
 
 import importlib
@@ -19,17 +19,22 @@ _WIDTHS: Final = st.lists(st.integers(1, 5), min_size=1, max_size=3)
 
 
 def _framework(module: str, extra: str) -> Any:
-    # By name: only a caller of the strategy needs its framework.
+    # Imported by name, since only callers of the strategy need the framework.
     try:
         return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"this strategy needs {module}, which is not installed: pip install 'safejax[{extra}]'"
+    except ModuleNotFoundError as error:
+        package = module.partition(".")[0]
+        if error.name != package:
+            raise  # The framework is there, and it lacks something else.
+        raise ModuleNotFoundError(
+            f"this strategy needs {package}, which is not installed: pip install "
+            f"'safejax[{extra}]'",
+            name=package,
         ) from error
 
 
 def _filled(draw: st.DrawFn, abstract: Any) -> Any:
-    """The abstract tree with drawn arrays, JAX's, in it."""
+    """The abstract tree with its arrays replaced by drawn JAX arrays."""
 
     def fill(leaf: Any) -> Any:
         if not isinstance(leaf, jax.ShapeDtypeStruct):
@@ -44,7 +49,7 @@ def _filled(draw: st.DrawFn, abstract: Any) -> Any:
 
 
 def flax_params() -> st.SearchStrategy[Any]:
-    """Variables of a linen model, in a dict or a `FrozenDict`: params and, at times, statistics."""
+    """Variables of a linen model, in a dict or a `FrozenDict`, some with batch statistics."""
     linen = _framework("flax.linen", "flax")
     core = _framework("flax.core", "flax")
 
@@ -64,7 +69,7 @@ def flax_params() -> st.SearchStrategy[Any]:
 
 
 def nnx_states() -> st.SearchStrategy[Any]:
-    """States of an NNX module: `Param`, `BatchStat`, RNG counts and typed keys, integer keys."""
+    """States of NNX modules with `Param`, `BatchStat`, RNG counts, typed keys and integer keys."""
     nnx = _framework("flax.nnx", "flax")
 
     @st.composite
@@ -86,7 +91,7 @@ def nnx_states() -> st.SearchStrategy[Any]:
 
 
 def haiku_params() -> st.SearchStrategy[Any]:
-    """A Haiku model's parameters, or a dict of its parameters and state."""
+    """Parameters of a Haiku model, or a dict of its parameters and its state."""
     hk = _framework("haiku", "haiku")
 
     @st.composite
@@ -110,7 +115,7 @@ def haiku_params() -> st.SearchStrategy[Any]:
 def objax_variables() -> st.SearchStrategy[Any]:
     """A `VarCollection` with variables of every kind, some of which have two names."""
     objax = _framework("objax", "objax")
-    # Its collections iterate over values, which hypothesis would take for keys.
+    # A VarCollection iterates over its values, which hypothesis would print as keys.
     pretty.for_type_by_name(
         objax.VarCollection.__module__,
         objax.VarCollection.__qualname__,
@@ -141,7 +146,7 @@ def objax_variables() -> st.SearchStrategy[Any]:
 
 
 def equinox_models() -> st.SearchStrategy[Any]:
-    """Equinox modules with arrays, static fields and functions in them."""
+    """Equinox modules with arrays, static fields and functions."""
     eqx = _framework("equinox", "equinox")
 
     @st.composite

@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 from safejax.dtypes import is_floating
 from safejax.leaves import Leaves, aval_of, is_array
 from safejax.steps import chain
-from safejax.transforms import cast, prefix, rename, reshape, split, transpose, unstack
+from safejax.transforms.cast import cast
+from safejax.transforms.prefix import prefix
+from safejax.transforms.rename import rename
+from safejax.transforms.reshape import reshape
+from safejax.transforms.split import split
+from safejax.transforms.stack import unstack
+from safejax.transforms.transpose import transpose
 
 _NAMES: Final = (
     "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
@@ -34,11 +40,11 @@ def _dtype(name: str) -> Any:
     return np.dtype(name if scalar is None else scalar)
 
 
-# An older JAX lacks the newest ones.
+# Older versions of JAX lack the newest dtypes.
 ALL_DTYPES: Final[tuple[np.dtype[Any], ...]] = tuple(
     _dtype(name) for name in _NAMES if hasattr(jnp, name) or (name == "bool" and _dtype(name))
 )
-"""Every dtype that JAX has, as NumPy's."""
+"""Every dtype that JAX has, as `numpy.dtype`."""
 
 _BITS_OF_NARROW: Final = {"int1": 1, "int2": 2, "int4": 4, "uint1": 1, "uint2": 2, "uint4": 4}
 _KEY_IMPLEMENTATIONS: Final = ("threefry2x32", "rbg", "unsafe_rbg")
@@ -47,7 +53,7 @@ _KEY_IMPLEMENTATIONS: Final = ("threefry2x32", "rbg", "unsafe_rbg")
 def shapes(
     min_axes: int = 0, max_axes: int = 5, max_size: int = 64
 ) -> st.SearchStrategy[tuple[int, ...]]:
-    """Shapes of `min_axes` to `max_axes` axes and up to `max_size` elements, empty ones too."""
+    """Shapes with `min_axes` to `max_axes` axes and 0 to `max_size` elements."""
     sides = st.lists(st.sampled_from((1, 2, 3, 4, 8, 0)), min_size=min_axes, max_size=max_axes)
     return sides.map(tuple).filter(lambda shape: math.prod(shape) <= max_size)
 
@@ -58,11 +64,11 @@ def arrays(
     dtype: Any = None,
     shape: tuple[int, ...] | None = None,
 ) -> NDArray[Any] | jax.Array:
-    """Arrays of NumPy and JAX, of every dtype that JAX has unless `dtype` names one.
+    """NumPy and JAX arrays, of every dtype that JAX has unless `dtype` is given.
 
     Elements are drawn as raw bits, so that NaN payloads, infinities, subnormals and -0.0 occur.
-    64-bit ones are NumPy's while JAX's x64 mode is off. NumPy's may be Fortran-ordered or
-    read-only.
+    While JAX's x64 mode is off, 64-bit arrays are NumPy arrays. NumPy arrays may be
+    Fortran-ordered or read-only.
     """
     chosen = draw(st.sampled_from(ALL_DTYPES)) if dtype is None else np.dtype(dtype)
     sides = draw(shapes()) if shape is None else shape
@@ -76,7 +82,7 @@ def arrays(
 
 
 def _is_placeable(dtype: np.dtype[Any]) -> bool:
-    """Whether JAX can make arrays of it on the CPU, and does not change the dtype."""
+    """Whether JAX can make arrays of the dtype on the CPU without changing it."""
     unfinished = dtype.name.startswith("float6") or dtype.name in ("int1", "uint1")
     return jax.dtypes.canonicalize_dtype(dtype) == dtype and not unfinished
 
@@ -86,7 +92,7 @@ def _from_bits(draw: st.DrawFn, dtype: np.dtype[Any], shape: tuple[int, ...]) ->
     size = count * dtype.itemsize
     raw = np.frombuffer(draw(st.binary(min_size=size, max_size=size)), np.uint8).copy()
     if count and (is_floating(dtype) or dtype.kind == "c"):
-        # Bits that are hardly ever drawn: -0.0, the smallest subnormal, a NaN with all bits.
+        # Bits that are rarely drawn: -0.0, the smallest subnormal, a NaN with all bits set.
         width = dtype.itemsize // (2 if dtype.kind == "c" else 1)
         special = [bytes(width - 1) + b"\x80", b"\x01" + bytes(width - 1), b"\xff" * width]
         for _ in range(draw(st.integers(0, 2))):
@@ -105,7 +111,7 @@ def _from_bits(draw: st.DrawFn, dtype: np.dtype[Any], shape: tuple[int, ...]) ->
 
 @st.composite
 def keys(draw: st.DrawFn, shape: tuple[int, ...] | None = None) -> jax.Array:
-    """Typed PRNG key arrays of each implementation that JAX ships."""
+    """Typed PRNG key arrays of every implementation that JAX ships."""
     implementation = draw(st.sampled_from(_KEY_IMPLEMENTATIONS))
     sides = draw(shapes(0, 2, 8)) if shape is None else shape
     width = 2 if implementation == "threefry2x32" else 4
@@ -114,7 +120,7 @@ def keys(draw: st.DrawFn, shape: tuple[int, ...] | None = None) -> jax.Array:
 
 
 def scalars() -> st.SearchStrategy[Any]:
-    """Python scalars and strings: huge ints, NaN, infinities, -0.0, any text."""
+    """Python scalars and strings, including huge ints, NaN, infinities, -0.0 and any text."""
     return st.one_of(
         st.booleans(),
         st.integers(),
@@ -132,21 +138,21 @@ _AWKWARD: Final = (
 
 
 def dict_keys() -> st.SearchStrategy[str]:
-    """Dict keys that names might trip over, and any other text."""
+    """Dict keys that are hard to turn into names, and any other text."""
     return st.one_of(st.sampled_from(_AWKWARD), st.text(max_size=4))
 
 
 class Pair(NamedTuple):
-    """A node type that no file rebuilds without `like`."""
+    """A node type that is rebuilt only with `like`."""
 
     first: Any
     second: Any
 
 
 def pytrees(leaves: st.SearchStrategy[Any] | None = None) -> st.SearchStrategy[Any]:
-    """Pytrees of every container, deep and wide, with awkward keys, and some without a leaf.
+    """Pytrees of every container, deep or wide, with difficult keys; some have no leaves.
 
-    `leaves` are arrays, keys, scalars and strings by default. A bare leaf is a tree, too.
+    `leaves` are arrays, keys, scalars and strings by default. A tree may be a single leaf.
     """
     leaf = st.one_of(arrays(), keys(), scalars()) if leaves is None else leaves
     chain_of_dicts = st.tuples(st.lists(dict_keys(), min_size=5, max_size=30), leaf).map(_nested)
@@ -173,13 +179,13 @@ def _nested(parts: tuple[list[str], Any]) -> Any:
 
 
 def indices(shape: Sequence[int]) -> st.SearchStrategy[tuple[Any, ...]]:
-    """Basic indices for an array of `shape`: ints, slices of any step, `...`."""
+    """Basic indices for an array of `shape`: ints, slices with any step, and `...`."""
 
     @st.composite
     def index(draw: st.DrawFn) -> tuple[Any, ...]:
         count = draw(st.integers(0, len(shape)))
         entries: list[Any] = []
-        # A part of the axes at the front, and, behind an Ellipsis, a part at the back.
+        # Some axes at the front and, after an Ellipsis, some at the back.
         front = draw(st.integers(0, count))
         axes = [*range(front), *range(len(shape) - (count - front), len(shape))]
         for axis in axes:
@@ -205,7 +211,7 @@ def _slices(size: int) -> st.SearchStrategy[slice]:
 def shardings(
     draw: st.DrawFn, shape: Sequence[int], devices: Sequence[Any] | None = None
 ) -> jax.sharding.Sharding:
-    """Shardings that divide `shape`: a single device, or a 1-d or 2-d mesh, explicit or auto."""
+    """Shardings that divide `shape`: on one device, or on a mesh with explicit or auto axes."""
     available = list(jax.devices() if devices is None else devices)
     if draw(st.booleans()):
         return SingleDeviceSharding(draw(st.sampled_from(available)))
@@ -227,7 +233,7 @@ def shardings(
 
 @st.composite
 def transforms(draw: st.DrawFn, leaves: Leaves) -> Callable[[Leaves], Leaves]:
-    """Chains of safejax's transforms that can be applied to `leaves`, each with an inverse."""
+    """Chains of safejax's transforms that have an inverse and can be applied to `leaves`."""
     steps: list[Callable[[Leaves], Leaves]] = []
     for _ in range(draw(st.integers(0, 3))):
         candidates = _applicable(leaves)
@@ -251,7 +257,7 @@ def _applicable(leaves: Leaves) -> list[Callable[[Leaves], Leaves]]:
         )
     for name, aval in avals.items():
         if "*" in name:
-            continue  # No pattern means this name alone.
+            continue  # No pattern matches only this name.
         pattern = _is(name)
         if aval.ndim >= 2:
             found.append(transpose(pattern))
@@ -274,5 +280,5 @@ def _is_plain(aval: Any) -> bool:
 
 
 def _is(name: str) -> str:
-    """The pattern of exactly this name, which has no star."""
+    """The pattern that matches only this name, which contains no star."""
     return name.replace("{", "{{").replace("}", "}}")

@@ -1,4 +1,4 @@
-"""`cast`: floating leaves to another dtype."""
+"""`cast`: floating-point leaves to another dtype."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +19,7 @@ from safejax.views import cast_view
 @final
 @dataclass(frozen=True, slots=True)
 class Cast(Transform):
-    """Leaves of dtype `source`, or floating ones, to `target`; see `cast`."""
+    """Leaves of dtype `source`, or all floating-point leaves, to `target`; see `cast`."""
 
     target: Dtype
     source: Dtype | None = None
@@ -45,8 +45,8 @@ class Cast(Transform):
     def inverse(self) -> "Cast":
         if self.source is None:
             raise NotInvertibleError(
-                f"{self!r}: expected a cast that knows what to go back to, this one takes any "
-                f"floating dtype: name one, cast({self.target.name!r}, source='float32') say"
+                f"{self!r}: expected a cast whose inverse has a target, this one converts any "
+                f"floating dtype: name one, as in cast({self.target.name!r}, source='float32')"
             )
         return Cast(self.source, self.target, self.where, self.must_match)
 
@@ -64,17 +64,16 @@ class Cast(Transform):
 def cast(
     dtype: Any, *, source: Any = None, where: Where | None = None, must_match: bool = True
 ) -> Cast:
-    """A transform that converts floating leaves, float8 included, to `dtype`.
+    """A transform that converts floating-point leaves, float8 included, to `dtype`.
 
-    Integers, bools, complex numbers, typed keys and scalars stay as they are. With `source`
-    exactly the leaves of that dtype are converted, which may then be of any kind, and there is
-    an inverse that converts `dtype` back to `source`. `where` (a pattern, or a function of the
-    name) narrows it further; a pattern that matches no leaf is an error, unless `must_match`
-    is false.
+    Integers, bools, complex numbers, typed keys and Python scalars are kept. With `source`,
+    exactly the leaves of that dtype are converted, of whatever kind it is, and the inverse
+    converts `dtype` back to `source`. `where` (a pattern, or a function of the name) selects
+    among them; a pattern that matches no leaf is an error, unless `must_match` is false.
 
-    Values are converted as NumPy's `astype` does: to the nearest, ties to even, and beyond the
-    range to infinity or NaN as the dtype has it; a NaN stays one, with whatever payload. A lazy
-    leaf stays lazy.
+    Values are converted as by NumPy's `astype`: to the nearest value, ties to even, and beyond
+    the range to infinity or NaN, whichever the dtype has. A NaN stays a NaN, but its payload may
+    change. A lazy leaf stays lazy; it is converted when it is read.
 
     >>> import jax.numpy as jnp
     >>> from safejax import cast, flatten
@@ -82,24 +81,24 @@ def cast(
     >>> leaves["mlp.kernel"].dtype.name
     'bfloat16'
 
-    Raises `TransformError` for a dtype that JAX does not have, and for a target that is not
-    floating without `source`.
+    Raises `TransformError` for a dtype that JAX does not have and, without `source`, for one that
+    is not a floating-point dtype.
     """
     target = _dtype("dtype", dtype)
     checked = None if source is None else _dtype("source", source)
     if checked is None and not is_floating(target):
         raise TransformError(
-            f"cast({target.name!r}): expected a floating dtype, since floating leaves are what "
-            f"is cast: name what to cast from, cast({target.name!r}, source=...)"
+            f"cast({target.name!r}): expected a floating dtype, since only floating leaves are "
+            f"cast: name the dtype to cast from, cast({target.name!r}, source=...)"
         )
     return Cast(target, checked, checked_where(where), must_match)
 
 
 @lru_cache(maxsize=1024)
 def _is_convertible(source: Dtype, target: Dtype) -> bool:
-    """Whether NumPy converts between the dtypes: some of ml_dtypes' do not know each other."""
+    """Whether NumPy converts between the dtypes; between some of ml_dtypes it does not."""
     if source.kind == "c":
-        return True  # to all, with a warning that belongs to the read
+        return True  # To every dtype, with a warning that is given when the leaf is read.
     try:
         np.zeros(0, source).astype(target)
     except TypeError:
@@ -109,7 +108,7 @@ def _is_convertible(source: Dtype, target: Dtype) -> bool:
 
 def _dtype(argument: str, dtype: Any) -> Dtype:
     try:
-        # NumPy takes None for float64.
+        # NumPy would read None as float64.
         parsed = None if dtype is None else np.dtype(dtype)
     except (TypeError, ValueError):
         parsed = None

@@ -1,4 +1,4 @@
-"""`elementwise`: a function of the user's on every element of leaves."""
+"""`elementwise`: a user's function, applied to every element of leaves."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ from safejax.views import Pointwise
 Function: TypeAlias = Callable[[NDArray[Any]], Any]
 
 _PROBE = (1, 2)
-"""The shape of what a function is tried on: no square, and not empty."""
+"""The shape of the array on which a function is tried: not square, and not empty."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Elementwise(Transform):
-    """A function on the elements of chosen leaves; see `elementwise`."""
+    """A function applied to the elements of chosen leaves; see `elementwise`."""
 
     function: Function
     where: Where
@@ -45,7 +45,7 @@ class Elementwise(Transform):
             result = np.asarray(self.function(np.ones(_PROBE, dtype)))
         if result.shape != _PROBE or stored_as(result.dtype, ()) is None:
             raise TransformError(
-                f"{self!r}: leaf {name!r}: expected the function to give {list(_PROBE)} elements "
+                f"{self!r}: leaf {name!r}: expected the function to return {list(_PROBE)} elements "
                 f"of a dtype that JAX has for {dtype}{list(_PROBE)}, got {result.dtype}"
                 f"{list(result.shape)}: it must work on each element by itself"
             )
@@ -56,7 +56,7 @@ class Elementwise(Transform):
     def inverse(self) -> "Elementwise":
         if self.backward is None:
             raise NotInvertibleError(
-                f"{self!r}: expected a function that goes back, got none: "
+                f"{self!r}: expected a function that reverses it, got none: "
                 "elementwise(f, where, inverse=g)"
             )
         return Elementwise(self.backward, self.where, self.function, self.must_match)
@@ -73,7 +73,7 @@ class Elementwise(Transform):
 @final
 @dataclass(frozen=True, slots=True)
 class _OnBlocks:
-    """The function on a block that was read; what it gives is checked."""
+    """The function, applied to a block that was read; its result is checked."""
 
     function: Function
     dtype: Dtype
@@ -84,7 +84,7 @@ class _OnBlocks:
         result = np.asarray(self.function(array))
         if (result.shape, result.dtype) != (array.shape, self.dtype):
             raise TransformError(
-                f"{self.step}: leaf {self.name!r}: expected the function to give "
+                f"{self.step}: leaf {self.name!r}: expected the function to return "
                 f"{self.dtype}{list(array.shape)} for a block of that shape, as it did when it "
                 f"was tried, got {result.dtype}{list(result.shape)}"
             )
@@ -96,12 +96,12 @@ def elementwise(
 ) -> Elementwise:
     """A transform that applies `function` to every element of leaves when they are read.
 
-    `function` is given NumPy arrays of any shape, blocks of a leaf, which it must not change,
-    and gives arrays of the same shape; what it does to an element must not depend on others,
-    nor on where it stands. The dtype is found by trying it on two ones. The leaf stays lazy,
-    and a part of it reads only its own bytes. `inverse` is the function that goes back. Scalars
-    that the pattern matches stay; a pattern that matches no leaf is an error, unless
-    `must_match` is false.
+    `function` is called with NumPy arrays of any shape, which are blocks of a leaf; it must not
+    change them, and it returns arrays of the same shape. The result for an element must depend
+    neither on other elements nor on its position. The new dtype is found by calling `function`
+    with two ones. A lazy leaf stays lazy, and a part of it reads only its own bytes. `inverse`
+    is the function that reverses it. Python scalars are kept. `where` is a pattern, or a function
+    of the name; a pattern that matches no leaf is an error, unless `must_match` is false.
 
     >>> import jax.numpy as jnp
     >>> from safejax import elementwise, flatten
@@ -109,8 +109,8 @@ def elementwise(
     >>> t(flatten({"norm": {"scale": jnp.zeros(2)}}))["norm.scale"].tolist()
     [1.0, 1.0]
 
-    Raises `TransformError` when built for what is not callable; when applied to leaves that the
-    function does not take to as many elements.
+    Raises `TransformError` when it is built with anything that is not callable, and when it is
+    applied to a leaf for which the function returns another number of elements.
     """
     for called in (function,) if inverse is None else (function, inverse):
         if not callable(called):

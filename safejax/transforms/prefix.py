@@ -1,4 +1,4 @@
-"""`prefix`: all names below another one."""
+"""`prefix`: a segment that is put before all names."""
 
 from dataclasses import dataclass
 from typing import final
@@ -13,7 +13,7 @@ from safejax.transforms.selection import Renamed
 @final
 @dataclass(frozen=True, slots=True)
 class Prefix(Transform):
-    """Names with a prefix put before them, or taken away; see `prefix`."""
+    """Names with a prefix added, or removed; see `prefix`."""
 
     text: str
     adds: bool = True
@@ -45,10 +45,10 @@ class Prefix(Transform):
 
 
 def prefix(text: str) -> Prefix:
-    """A transform that puts all leaves below `text`: `w` becomes `text.w`.
+    """A transform that puts `text` and a dot before all names: `w` becomes `text.w`.
 
-    A bare leaf, whose name is empty, gets `text` for its name. The inverse takes the prefix
-    away, and a name without it is an error.
+    A bare leaf, whose name is empty, gets the name `text`. The inverse removes the prefix, and
+    raises an error for a name without it.
 
     >>> from safejax import Leaves, prefix
     >>> list(prefix("model")(Leaves({"encoder.w": 1})))
@@ -56,9 +56,9 @@ def prefix(text: str) -> Prefix:
     >>> list(prefix("model").inverse(Leaves({"model.encoder.w": 1})))
     ['encoder.w']
 
-    Raises `TransformError` for what cannot begin a name.
+    Raises `TransformError` for anything that cannot be the beginning of a name.
     """
     if not isinstance(text, str) or not text:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TransformError(f"prefix: expected a text to put before names, got {text!r}")
+        raise TransformError(f"prefix: expected a string to put before names, got {text!r}")
     check_name(f"{text}{SEPARATOR}")
     return Prefix(text)

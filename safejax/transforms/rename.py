@@ -1,4 +1,4 @@
-"""`rename`: leaves to other names, by templates."""
+"""`rename`: other names for leaves, by templates."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from safejax.transforms.selection import Renamed, nothing_matched
 @final
 @dataclass(frozen=True, slots=True)
 class Rename(Transform):
-    """Names that match one template to the name that the other gives; see `rename`."""
+    """Names that match a template, changed to what another template makes; see `rename`."""
 
     rules: tuple[tuple[Template, Template], ...]
     strict: bool = False
@@ -37,8 +37,8 @@ class Rename(Transform):
             _, returned = backward.rename(target)
             if returned != name:
                 raise TransformError(
-                    f"{self!r}: expected a name that the inverse takes back, got {target!r} for "
-                    f"{name!r}, which goes back to {returned!r}: make the templates tell them apart"
+                    f"{self!r}: expected a name that the inverse maps back, got {target!r} for "
+                    f"{name!r}, which it maps to {returned!r}: make the templates more specific"
                 )
         for number, (source, _) in enumerate(self.rules):
             if self.must_match and number not in used:
@@ -58,13 +58,13 @@ class Rename(Transform):
 
 @final
 class _Renamer:
-    """The rules, ready to be asked."""
+    """The rules, compiled."""
 
     def __init__(self, rules: tuple[tuple[Template, Template], ...]) -> None:
         self._rules = [(source.matcher(), target) for source, target in rules]
 
     def rename(self, name: str) -> tuple[int | None, str]:
-        """Which rule speaks of `name`, and what it makes of it; the first one wins."""
+        """The number of the first rule that matches `name`, and the new name."""
         for number, (match, target) in enumerate(self._rules):
             values = match(name)
             if values is not None:
@@ -75,13 +75,14 @@ class _Renamer:
 def rename(
     templates: Mapping[str, str], *, strict: bool = False, must_match: bool = True
 ) -> Rename:
-    """A transform that renames leaves; its inverse names them back.
+    """A transform that renames leaves; its inverse restores their names.
 
-    Each key is a template matched on whole names, each value the template of the new name, with
-    the same placeholders: `{i}` is one segment, `*` (the first on one side goes to the first on
-    the other) any run of characters. The first template that matches wins. Names that match
-    none stay, or are an error with `strict`; a template that matches none is an error, unless
-    `must_match` is false. Values, shapes and dtypes stay as they are; nothing is read.
+    Each key is a template that is matched on whole names; its value is the template of the new
+    name, with the same placeholders. `{i}` is one segment, and `*` is any run of characters; the
+    first `*` of the key corresponds to the first of the value. The first template that matches a
+    name is applied. A name that matches none is kept or, with `strict`, is an error; a template
+    that matches no name is an error, unless `must_match` is false. Values, shapes and dtypes are
+    kept, and nothing is read.
 
     >>> from safejax import Leaves, rename
     >>> t = rename({"encoder.layer.{i}.weight": "layers.{i}.kernel"})
@@ -90,9 +91,9 @@ def rename(
     >>> t.inverse
     rename({'layers.{i}.kernel': 'encoder.layer.{i}.weight'})
 
-    Raises `TransformError` when built for templates that are wrong or whose placeholders
-    differ; when applied where two leaves would have one name, or the inverse would not take a
-    name back.
+    Raises `TransformError` when it is built with invalid templates or with placeholders that
+    differ, and when it is applied to leaves of which two would get the same name, or one would
+    get a name that the inverse does not map back.
     """
     if not isinstance(templates, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TransformError(f"rename: expected a mapping of templates, got {templates!r}")
@@ -106,13 +107,13 @@ def rename(
             raise TransformError(
                 f"rename: expected the same placeholders in {old!r} and {new!r}, got "
                 f"{sorted(source.placeholders)} and {sorted(target.placeholders)}: the inverse "
-                "could not know the others"
+                "could not fill in the others"
             )
         for _, earlier in rules:
             if earlier.text == target.text:
                 raise TransformError(
                     f"rename: expected a new name for each template, got {new!r} twice: the "
-                    "inverse could not know which to go back to"
+                    "inverse could not choose between them"
                 )
         rules.append((source, target))
     if not rules:

@@ -1,4 +1,4 @@
-"""`reshape`: leaves with their elements, in C order, in another shape."""
+"""`reshape`: leaves in another shape, with their elements in C order."""
 
 import math
 import operator
@@ -48,8 +48,8 @@ class Reshape(Transform):
     def inverse(self) -> "Reshape":
         if self.source is None:
             raise NotInvertibleError(
-                f"{self!r}: expected a reshape that knows what to go back to, this one takes any "
-                "shape: name it, source=(-1, 768) say"
+                f"{self!r}: expected a reshape whose inverse has a target, this one takes any "
+                "shape: give the shape before it, as in source=(-1, 768)"
             )
         return Reshape(self.where, self.source, self.shape, self.must_match)
 
@@ -68,12 +68,12 @@ def reshape(
 ) -> Reshape:
     """A transform that gives leaves another shape, as `numpy.reshape` does, in C order.
 
-    `shape` may hold one -1, the size that is left over. `source`, which may hold one too, is
-    the shape that the leaves must have before; with it there is an inverse. What NumPy can do
-    without a copy stays a window that reads only its own bytes, `W.T.reshape(in, heads, dim)`
-    for one; other reshapes (of a transposed leaf whose axes are merged, say) read the whole
-    leaf whenever any of it is read. Typed keys keep the axes of their data. A pattern that
-    matches no leaf is an error, unless `must_match` is false.
+    `shape` may contain one -1, the size that remains. `source` is the shape that the leaves must
+    have before, and may contain one -1 as well; with it, the transform has an inverse. A reshape
+    that NumPy can do without a copy, for example `W.T.reshape(in, heads, dim)`, reads only the
+    bytes of the part that is needed. Any other, for example one that merges the axes of a
+    transposed leaf, reads the whole leaf whenever a part of it is read. Typed keys keep the axes
+    of their data. A pattern that matches no leaf is an error, unless `must_match` is false.
 
     >>> import jax.numpy as jnp
     >>> from safejax import flatten, reshape
@@ -83,8 +83,8 @@ def reshape(
     >>> heads.inverse
     reshape('*.query', (-1, 32), source=(-1, 4, 8))
 
-    Raises `TransformError` when built for what is no shape; when applied to a leaf that has
-    another size, or another shape than `source`.
+    Raises `TransformError` when it is built with anything that is not a shape, and when it is
+    applied to a leaf of another size, or of a shape that does not match `source`.
     """
     required_where("reshape", where)
     target = _shape("shape", shape)
@@ -102,7 +102,8 @@ def _shape(argument: str, shape: Sequence[int]) -> tuple[int, ...]:
         )
     if -1 in sizes and 0 in sizes:
         raise TransformError(
-            f"reshape: expected {argument} to tell the size at -1, got a 0 beside it in {shape!r}"
+            f"reshape: expected {argument} to determine the size at -1, got a 0 next to it in "
+            f"{shape!r}"
         )
     return sizes
 
@@ -114,7 +115,7 @@ def _fits(pattern: tuple[int, ...], shape: tuple[int, ...]) -> bool:
 
 
 def _resolved(shape: tuple[int, ...], size: int) -> tuple[int, ...] | None:
-    """The shape with its -1 told, None where it does not hold `size` elements."""
+    """The shape with its -1 replaced; None if it does not have `size` elements."""
     known = math.prod(axis for axis in shape if axis != -1)
     if -1 not in shape:
         return shape if known == size else None

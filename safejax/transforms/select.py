@@ -13,21 +13,21 @@ from safejax.transforms.selection import checked_where, nothing_matched, show_wh
 @final
 @dataclass(frozen=True, slots=True)
 class Select(Transform):
-    """The leaves that are meant, or all others; see `select` and `drop`."""
+    """The leaves that a pattern matches, or all others; see `select` and `drop`."""
 
     wheres: tuple[Where, ...]
     keep: bool = True
     must_match: bool = True
 
     def __call__(self, leaves: Leaves, /) -> Leaves:
-        meant: set[str] = set()
+        matched: set[str] = set()
         for where in self.wheres:
             names = set(filter(predicate(where), leaves))
             if self.must_match and not names:
                 raise nothing_matched(self, show_where(where), leaves)
-            meant |= names
+            matched |= names
         return leaves.replace(
-            {name: leaf for name, leaf in leaves.items() if (name in meant) == self.keep}
+            {name: leaf for name, leaf in leaves.items() if (name in matched) == self.keep}
         )
 
     def __repr__(self) -> str:
@@ -37,30 +37,31 @@ class Select(Transform):
 
 
 def select(*where: Where, must_match: bool = True) -> Select:
-    """A transform that keeps the leaves that any of the patterns (or functions) means.
+    """A transform that keeps the leaves that any of the patterns, or functions, matches.
 
-    The rest is never read. A pattern that matches none is an error, unless `must_match` is
-    false. There is no inverse: what is left out is gone.
+    The others are never read. A pattern that matches no leaf is an error, unless `must_match` is
+    false. There is no inverse, since the other leaves are lost.
 
     >>> from safejax import Leaves, select
     >>> list(select("params.*")(Leaves({"params.w": 1, "opt_state.0": 2})))
     ['params.w']
 
-    Raises `TransformError` for no pattern, and for what is none.
+    Raises `TransformError` without a pattern, and for anything that is not one.
     """
     return Select(_checked("select", where), keep=True, must_match=must_match)
 
 
 def drop(*where: Where, must_match: bool = True) -> Select:
-    """A transform that leaves out the leaves that any of the patterns (or functions) means.
+    """A transform that removes the leaves that any of the patterns, or functions, matches.
 
-    The counterpart of `select`; without an inverse, too.
+    The counterpart of `select`: the leaves that it removes are never read, a pattern that matches
+    no leaf is an error unless `must_match` is false, and there is no inverse.
 
     >>> from safejax import Leaves, drop
     >>> list(drop("opt_state.*")(Leaves({"params.w": 1, "opt_state.0": 2})))
     ['params.w']
 
-    Raises `TransformError` for no pattern, and for what is none.
+    Raises `TransformError` without a pattern, and for anything that is not one.
     """
     return Select(_checked("drop", where), keep=False, must_match=must_match)
 

@@ -1,4 +1,4 @@
-"""What transforms share: which leaves they speak of, their new names, and their axes."""
+"""What transforms share: the leaves that they apply to, their new names, and their axes."""
 
 import operator
 from collections.abc import Callable, Iterable, Mapping
@@ -15,7 +15,7 @@ from safejax.steps import Transform
 
 
 def checked_where(where: Where | None) -> Where | None:
-    """`where` again, if it is a pattern or a function; `TransformError` if not."""
+    """`where`, if it is a pattern, a function or None; `TransformError` otherwise."""
     if isinstance(where, str):
         Template.parse(where)
     elif where is not None and not callable(where):  # pyright: ignore[reportUnnecessaryComparison]
@@ -24,7 +24,7 @@ def checked_where(where: Where | None) -> Where | None:
 
 
 def required_where(step: str, where: Where) -> Where:
-    """`where` again, which a step that speaks of some leaves only must be told."""
+    """`where`, if it is a pattern or a function; `TransformError` otherwise, also for None."""
     if where is None:  # pyright: ignore[reportUnnecessaryComparison]
         raise TransformError(f"{step}: expected a pattern or a function of the name, got None")
     checked_where(where)
@@ -32,7 +32,7 @@ def required_where(step: str, where: Where) -> Where:
 
 
 def show_where(where: Where) -> str:
-    """`where` as it stood in the call that made the transform."""
+    """`where` as it was written in the call that made the transform."""
     return repr(where) if isinstance(where, str) else getattr(where, "__qualname__", repr(where))
 
 
@@ -43,9 +43,9 @@ def map_contents(
     must_match: bool,
     function: Callable[[str, Content], Content],
 ) -> Leaves:
-    """The leaves, with what each chosen array holds replaced by `function` of it; unread.
+    """The leaves with the content of each chosen array replaced by `function` of it; unread.
 
-    Raises `TransformError` if `where` chooses no leaf, unless `must_match` is false.
+    Raises `TransformError` if `where` matches no leaf, unless `must_match` is false.
     """
     names = set(leaves) if where is None else set(filter(predicate(where), leaves))
     if where is not None and must_match and not names:
@@ -62,11 +62,11 @@ def map_contents(
 
 
 def nothing_matched(transform: Transform, pattern: str, leaves: Leaves) -> TransformError:
-    """The error of a pattern that speaks of no leaf."""
+    """The error for a pattern that matches no leaf."""
     some = ", ".join(repr(name) for name in list(leaves)[:5]) or "none at all"
     return TransformError(
         f"{transform!r}: expected {pattern} to match a leaf, it matches none of the "
-        f"{len(leaves)} there are ({some}{', …' if len(leaves) > 5 else ''}): correct it, or "
+        f"{len(leaves)} leaves ({some}{', …' if len(leaves) > 5 else ''}): correct it, or "
         "pass must_match=False"
     )
 
@@ -75,8 +75,8 @@ def nothing_matched(transform: Transform, pattern: str, leaves: Leaves) -> Trans
 class Renamed:
     """The entries of new Leaves, each under a name of its own.
 
-    `claimed` says which names the inverse of the transform speaks of: one that the transform
-    itself leaves alone must be none of them.
+    `claimed` says whether the inverse of the transform applies to a name. The name of a leaf that
+    the transform itself leaves alone must not be such a name.
     """
 
     def __init__(
@@ -91,14 +91,14 @@ class Renamed:
         """Keep `leaf` under its name."""
         if self._claimed(name):
             raise TransformError(
-                f"{self._transform!r}: leaf {name!r}: expected names of leaves that are left alone "
-                "to be told from the new ones, the inverse would take this one for one of them: "
-                "give the new ones other names"
+                f"{self._transform!r}: leaf {name!r}: expected leaves that are left alone to have "
+                "names unlike the new ones, the inverse would apply to this one as well: give the "
+                "new leaves other names"
             )
         self.add(name, leaf, name)
 
     def add(self, name: str, leaf: Any, origin: str) -> None:
-        """Put `leaf`, whose name was `origin`, under `name`; `TransformError` if it is taken."""
+        """Add `leaf`, whose name was `origin`, as `name`; `TransformError` if that is taken."""
         if name in self.entries:
             raise TransformError(
                 f"{self._transform!r}: expected a name for each leaf, got {name!r} for both "
@@ -117,12 +117,12 @@ def filled(
     values: dict[str, str],
     name: str,
 ) -> str:
-    """The name that `template` gives for the leaf `name`; `back` must take it to `values` again."""
+    """The new name of the leaf `name`; `back`, the inverse, must match it with the same values."""
     target = template.fill(values)
     if back(target) != values:
         raise TransformError(
-            f"{transform!r}: expected a name that the inverse takes back, got {target!r} for "
-            f"{name!r}: there it stands for {back(target)}; make the templates tell them apart"
+            f"{transform!r}: expected a name that the inverse maps back, got {target!r} for "
+            f"{name!r}, which it matches with {back(target)}: make the templates more specific"
         )
     return target
 
@@ -135,9 +135,9 @@ def parted(
     claimed: Callable[[str], bool],
     parts: Callable[[str, Any, dict[str, str]], Iterable[tuple[str, Content]]],
 ) -> Leaves:
-    """The leaves, each that matches `template` replaced by the named `parts` of it.
+    """The leaves, with each that matches `template` replaced by its `parts`.
 
-    `parts` is given the name, the leaf and what the placeholders stand for.
+    `parts(name, leaf, values)` gives names and contents; `values` are those of the placeholders.
     """
     match = template.matcher()
     renamed = Renamed(transform, claimed)
@@ -162,9 +162,9 @@ def gathered(
     into: Template,
     whole: Callable[[list[str], str], Content],
 ) -> Leaves:
-    """The leaves, each group of names replaced by the `whole` of it.
+    """The leaves, with each group of them replaced by `whole(names, target)`.
 
-    A group, by its new name, is the name whose place that takes, and all names.
+    `groups` maps each new name to the old name whose position it takes, and to all old names.
     """
     back = into.matcher()
     renamed = Renamed(transform, lambda name: back(name) is not None)
@@ -182,13 +182,13 @@ def gathered(
 
 
 def _representative(leaves: Leaves, names: list[str]) -> Any:
-    """The leaf whose like a leaf made of all these is: an abstract one, if there is one."""
+    """The leaf that one made of all these will be like: an abstract one, if there is one."""
     abstract = [leaves[name] for name in names if isinstance(leaves[name], jax.ShapeDtypeStruct)]
     return (abstract or [leaves[names[0]]])[0]
 
 
 def parsed_template(step: str, text: object) -> Template:
-    """The template that `text` is; `TransformError` if it is none."""
+    """`text` as a template; `TransformError` if it is not one."""
     if not isinstance(text, str):
         raise TransformError(f"{step}: expected templates to be strings, got {text!r}")
     return Template.parse(text)
@@ -197,7 +197,7 @@ def parsed_template(step: str, text: object) -> Template:
 def checked_axis(
     step: str | Transform, axis: object, count: int | None = None, name: str = ""
 ) -> int:
-    """`axis` as an int; of an array with `count` axes, the leaf `name`, counted from the front."""
+    """`axis` as an int; for the leaf `name`, which has `count` axes, as a non-negative one."""
     try:
         number = operator.index(axis)  # pyright: ignore[reportArgumentType]
     except TypeError:

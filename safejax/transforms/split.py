@@ -1,4 +1,4 @@
-"""`split` and `concat`: one leaf as several along an axis, and several as one."""
+"""`split` and `concat`: one leaf into several along an axis, and several into one."""
 
 import operator
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ from safejax.views import concatenation
 @final
 @dataclass(frozen=True, slots=True)
 class Split(Transform):
-    """Leaves as parts of themselves; see `split`."""
+    """Leaves that are split into parts; see `split`."""
 
     template: Template
     into: tuple[Template, ...]
@@ -62,8 +62,8 @@ class Split(Transform):
         sizes = self.sizes or (total // count,) * count
         if sum(sizes) != total:
             raise TransformError(
-                f"{self!r}: leaf {name!r}: expected sizes that make up the {total} of axis "
-                f"{axis}, got {list(sizes)}, {sum(sizes)} together"
+                f"{self!r}: leaf {name!r}: expected sizes that add up to {total}, the size of axis "
+                f"{axis}, got {list(sizes)}, which add up to {sum(sizes)}"
             )
         content = content_at(name, leaf)
         lead = (slice(None),) * axis
@@ -85,7 +85,7 @@ class Split(Transform):
 @final
 @dataclass(frozen=True, slots=True)
 class Concat(Transform):
-    """Leaves as one, side by side; see `concat`."""
+    """Leaves that are concatenated; see `concat`."""
 
     templates: tuple[Template, ...]
     into: Template
@@ -105,7 +105,7 @@ class Concat(Transform):
         return gathered(self, leaves, groups, self.into, whole)
 
     def _groups(self, leaves: Leaves) -> dict[str, tuple[str, list[str]]]:
-        """By its name, whose place a whole takes, and its names in the order of the templates."""
+        """The groups of `gathered`, with old names in the order of the templates."""
         matches = [template.matcher() for template in self.templates]
         back = self.into.matcher()
         found: dict[str, dict[int, str]] = {}
@@ -122,7 +122,7 @@ class Concat(Transform):
                 if number not in names:
                     raise TransformError(
                         f"{self!r}: {target!r}: expected {len(self.templates)} leaves, got "
-                        f"{', '.join(map(repr, names.values()))}, and none of {template.text!r}"
+                        f"{', '.join(map(repr, names.values()))}, and none for {template.text!r}"
                     )
         return {
             target: (
@@ -147,17 +147,17 @@ class Concat(Transform):
             (c.view.dtype, c.key, c.shape[:axis], c.shape[axis + 1 :]) for c in contents
         }  # fmt: skip
         if len(kinds) > 1:
-            parts = ", ".join(f"{describe(leaves[name])} of {name!r}" for name in names)
+            parts = ", ".join(f"{describe(leaves[name])} for {name!r}" for name in names)
             raise TransformError(
-                f"{self!r}: {target!r}: expected arrays of one dtype, and one shape but for axis "
-                f"{axis}, got {parts}"
+                f"{self!r}: {target!r}: expected arrays of one dtype, and of one shape except for "
+                f"axis {axis}, got {parts}"
             )
         found = tuple(content.shape[axis] for content in contents)
         wanted = self.sizes or (found[0],) * len(found)
         if found != wanted:
             raise TransformError(
                 f"{self!r}: {target!r}: expected the sizes {list(wanted)} along axis {axis}, got "
-                f"{list(found)}: the inverse could not know them; give sizes={found}"
+                f"{list(found)}: the inverse needs them; give sizes={found}"
             )
         view = concatenation(tuple(content.view for content in contents), axis)
         return Content(view, contents[0].key)
@@ -179,11 +179,12 @@ def split(
     sizes: Sequence[int] | None = None,
     must_match: bool = True,
 ) -> Split:
-    """A transform that makes several leaves of one: a fused query, key and value, say.
+    """A transform that splits a leaf into several, for example a fused query, key and value.
 
-    `into` are the templates of the new names, with the placeholders of `template`; `sizes` what
-    each gets along `axis`, equal parts by default. The inverse is `concat`. A leaf stays lazy,
-    and a part of it reads only what the part needs.
+    `into` are the templates of the new names, with the placeholders of `template`. `sizes` are
+    the sizes of the parts along `axis`; by default the parts are equal. The inverse is `concat`.
+    A lazy leaf stays lazy, and a part of it reads only the bytes that the part needs. A template
+    that matches no leaf is an error, unless `must_match` is false.
 
     >>> import jax.numpy as jnp
     >>> from safejax import flatten, split
@@ -191,8 +192,8 @@ def split(
     >>> {name: leaf.shape for name, leaf in t(flatten({"0": {"qkv": jnp.ones((3, 8))}})).items()}
     {'0.q': (3, 4), '0.k': (3, 2), '0.v': (3, 2)}
 
-    Raises `TransformError` when built for templates whose placeholders differ, or sizes that do
-    not go with them; when applied to a leaf that `sizes` do not make up.
+    Raises `TransformError` when it is built with templates whose placeholders differ or with
+    another number of sizes, and when it is applied to a leaf whose size `sizes` do not add up to.
     """
     source = parsed_template("split", template)
     parts = _parsed("split", "into", into)
@@ -209,10 +210,12 @@ def concat(
     sizes: Sequence[int] | None = None,
     must_match: bool = True,
 ) -> Concat:
-    """A transform that makes one leaf of several, side by side along `axis`.
+    """A transform that concatenates several leaves into one along `axis`.
 
     `templates` have the same placeholders as `into`, the template of the new name. The leaves
-    have `sizes` along the axis, or all the same size: so that the inverse, `split`, can follow.
+    have the given `sizes` along `axis` or, without `sizes`, the same size, so that the inverse,
+    `split`, is determined. A lazy leaf stays lazy, and a part of it reads only the bytes that
+    the part needs. Templates that match no leaf are an error, unless `must_match` is false.
 
     >>> import jax.numpy as jnp
     >>> from safejax import concat, flatten
@@ -220,8 +223,8 @@ def concat(
     >>> concat(["{i}.k", "{i}.v"], "{i}.kv", axis=1)(flatten(tree))["0.kv"].shape
     (3, 4)
 
-    Raises `TransformError` when built for templates whose placeholders differ; when applied
-    where one of the leaves is missing, or has another dtype, shape or size.
+    Raises `TransformError` when it is built with templates whose placeholders differ, and when it
+    is applied to leaves of which one is missing, or has another dtype, shape or size.
     """
     target = parsed_template("concat", into)
     parts = _parsed("concat", "templates", templates)
@@ -261,7 +264,7 @@ def _sizes(step: str, sizes: Sequence[int] | None, count: int) -> tuple[int, ...
         checked = ()
     if len(checked) != count or any(size < 1 for size in checked):
         raise TransformError(
-            f"{step}: expected {count} sizes of 1 or more, one a part, got {sizes!r}"
+            f"{step}: expected {count} sizes of 1 or more, one for each part, got {sizes!r}"
         )
     return checked
 

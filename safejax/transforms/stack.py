@@ -1,4 +1,4 @@
-"""`stack` and `unstack`: numbered leaves as one, with an axis for the number."""
+"""`stack` and `unstack`: numbered leaves into one with an axis for the number, and back."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from safejax.views import stack as stack_views
 @final
 @dataclass(frozen=True, slots=True)
 class Stack(Transform):
-    """Leaves that a number tells apart as one; see `stack`."""
+    """Numbered leaves that are stacked into one; see `stack`."""
 
     template: Template
     into: Template
@@ -41,7 +41,7 @@ class Stack(Transform):
         return gathered(self, leaves, groups, self.into, whole)
 
     def _groups(self, leaves: Leaves) -> dict[str, tuple[str, list[str]]]:
-        """By its name, whose place a stack takes, and its names in the order of their numbers."""
+        """The groups of `gathered`, with old names in the order of their numbers."""
         (index,) = _index_of(self.template, self.into)
         match, back = self.template.matcher(), self.into.matcher()
         numbered: dict[str, dict[int, str]] = {}
@@ -53,16 +53,17 @@ class Stack(Transform):
             if str(int(text)) != text:
                 raise TransformError(
                     f"{self!r}: leaf {name!r}: expected numbers without padding, 0, 1, 2 …, got "
-                    f"{text!r}: the inverse could not know it; rename it first"
+                    f"{text!r}: the inverse could not restore it; rename it first"
                 )
             target = filled(self, self.into, back, values, name)
             numbered.setdefault(target, {})[int(text)] = name
         for target, names in numbered.items():
             gap = next(number for number in range(len(names) + 1) if number not in names)
             if gap < len(names):
+                some = ", ".join(map(str, sorted(names)[:8])) + (" …" if len(names) > 8 else "")
                 raise TransformError(
-                    f"{self!r}: {target!r}: expected the numbers 0 to {max(names)}, got no {gap}, "
-                    f"only {', '.join(map(str, sorted(names)[:8]))}{' …' if len(names) > 8 else ''}"
+                    f"{self!r}: {target!r}: expected the numbers 0 to {max(names)}, {gap} is "
+                    f"missing, got {some}"
                 )
         return {
             target: (names[0], [names[number] for number in range(len(names))])
@@ -76,8 +77,8 @@ class Stack(Transform):
             alike = is_array(leaf) and is_array(first)
             if not (alike and (leaf.shape, leaf.dtype) == (first.shape, first.dtype)):
                 raise TransformError(
-                    f"{self!r}: expected arrays of one shape and dtype, got {describe(first)} of "
-                    f"{names[0]!r} and {describe(leaf)} of {name!r}: narrow the template"
+                    f"{self!r}: expected arrays of one shape and dtype, got {describe(first)} for "
+                    f"{names[0]!r} and {describe(leaf)} for {name!r}: narrow the template"
                 )
         contents = [content_at(name, leaves[name]) for name in names]
         if len({(content.view.dtype, content.key) for content in contents}) > 1:
@@ -97,7 +98,7 @@ class Stack(Transform):
 @final
 @dataclass(frozen=True, slots=True)
 class Unstack(Transform):
-    """Leaves with an axis for a number as one for each; see `unstack`."""
+    """Leaves that are unstacked into numbered ones; see `unstack`."""
 
     template: Template
     into: Template
@@ -110,8 +111,8 @@ class Unstack(Transform):
 
         def parts(name: str, leaf: Any, values: dict[str, str]) -> Iterator[tuple[str, Content]]:
             for number, part in enumerate(self._parts(name, leaf)):
-                told = {**values, index: str(number)}
-                yield filled(self, self.into, back, told, name), part
+                numbered = {**values, index: str(number)}
+                yield filled(self, self.into, back, numbered, name), part
 
         def claimed(name: str) -> bool:
             return _is_number((back(name) or {}).get(index, ""))
@@ -128,7 +129,7 @@ class Unstack(Transform):
         if not leaf.shape[axis]:
             raise TransformError(
                 f"{self!r}: leaf {name!r}: expected one element or more along axis {axis}, got "
-                f"the shape {list(leaf.shape)}: nothing would be left of it"
+                f"the shape {list(leaf.shape)}: no leaf would remain of it"
             )
         content = content_at(name, leaf)
         lead = (slice(None),) * axis
@@ -148,14 +149,15 @@ class Unstack(Transform):
 def stack(
     template: str, into: str | None = None, *, axis: int = 0, must_match: bool = True
 ) -> Stack:
-    """A transform that makes one leaf of those that a number tells apart, as for `jax.lax.scan`.
+    """A transform that stacks numbered leaves into one, as `jax.lax.scan` takes them.
 
-    In `template` one placeholder stands for the number: the one that `into`, the template of the
-    new name, does not have. Without `into` its segment is left out: `layers.{i}.*` goes into
-    `layers.*`. The numbers must be 0 to n-1, without padding, and the leaves of one shape and
-    dtype; the new axis, of size n, is at `axis`. Names with another text in the number's place
-    are left alone. The inverse is `unstack`. A leaf stays lazy, and a part of it reads only what
-    the part needs.
+    One placeholder of `template` is the number: the one that `into`, the template of the new
+    name, does not have. Without `into`, the segment of the number is left out: `layers.{i}.*`
+    becomes `layers.*`. The numbers must be 0 to n-1, without padding, and the leaves must have
+    the same shape and dtype; the new axis, of size n, is at `axis`. Names with any other text in
+    the place of the number are left alone. The inverse is `unstack`. A lazy leaf stays lazy, and
+    a part of it reads only the bytes that the part needs. A template that matches no leaf is an
+    error, unless `must_match` is false.
 
     >>> import jax.numpy as jnp
     >>> from safejax import flatten, stack
@@ -165,8 +167,8 @@ def stack(
     >>> stack("layers.{i}.*").inverse
     unstack('layers.*', 'layers.{i}.*')
 
-    Raises `TransformError` when built for templates whose placeholders do not fit; when applied
-    where a number is missing, or leaves differ.
+    Raises `TransformError` when it is built with templates whose placeholders do not fit, and when
+    it is applied to leaves of which one is missing, or differs in shape or dtype.
     """
     source = parsed_template("stack", template)
     if into is None:
@@ -175,8 +177,8 @@ def stack(
         rest = [s for s in segments if not (len(named) == 1 and s == f"{{{named[0]}}}")]
         if len(rest) != len(segments) - 1 or not rest:
             raise TransformError(
-                f"stack: expected a template with one segment that is the number, 'layers.{{i}}.*' "
-                f"say, got {template!r}: tell the new name, into=..."
+                "stack: expected a template with one segment for the number, as in "
+                f"'layers.{{i}}.*', got {template!r}: give the new name, into=..."
             )
         into = SEPARATOR.join(rest)
     target = parsed_template("stack", into)
@@ -185,10 +187,11 @@ def stack(
 
 
 def unstack(template: str, into: str, *, axis: int = 0, must_match: bool = True) -> Unstack:
-    """A transform that makes a leaf for each number along an axis of one; see `stack`.
+    """A transform that splits a leaf into numbered ones along `axis`; the inverse of `stack`.
 
-    `into` is the template of the new names; it has the placeholders of `template`, and one more
-    for the number, from 0 to n-1.
+    `into` is the template of the new names. It has the placeholders of `template`, and one more
+    for the number, from 0 to n-1. A template that matches no leaf is an error, unless
+    `must_match` is false.
 
     >>> import jax.numpy as jnp
     >>> from safejax import flatten, unstack
@@ -196,8 +199,8 @@ def unstack(template: str, into: str, *, axis: int = 0, must_match: bool = True)
     >>> list(unstack("layers.*", "layers.{i}.*")(flatten(tree)))
     ['layers.0.w', 'layers.1.w']
 
-    Raises `TransformError` when built for templates whose placeholders do not fit; when applied
-    to a leaf without that axis, or with nothing along it.
+    Raises `TransformError` when it is built with templates whose placeholders do not fit, and when
+    it is applied to a leaf without that axis, or with size 0 along it.
     """
     source, target = parsed_template("unstack", template), parsed_template("unstack", into)
     _check_templates("unstack", target, source)

@@ -1,4 +1,4 @@
-"""`transpose`: leaves with their axes in another order."""
+"""`transpose`: leaves with their axes permuted."""
 
 import operator
 from collections.abc import Sequence
@@ -55,20 +55,20 @@ class Transpose(Transform):
 def transpose(
     where: Where, *, axes: Sequence[int] | None = None, must_match: bool = True
 ) -> Transpose:
-    """A transform that permutes the axes of the leaves that `where` chooses.
+    """A transform that permutes the axes of the leaves that `where` matches.
 
-    Without `axes` the last two are swapped; with them they are a permutation of all axes, as
-    for `numpy.transpose`. A lazy leaf stays lazy, and a part of it reads only that part. The
-    inverse permutes back. A pattern that matches no leaf is an error, unless `must_match` is
-    false; scalars that it matches stay.
+    Without `axes`, the last two axes are swapped; otherwise `axes` is a permutation of all axes,
+    as in `numpy.transpose`. A lazy leaf stays lazy, and a part of it reads only the bytes of that
+    part. The inverse permutes the axes back. Python scalars are kept. A pattern that matches no
+    leaf is an error, unless `must_match` is false.
 
     >>> import jax.numpy as jnp
     >>> from safejax import flatten, transpose
     >>> transpose("*.kernel")(flatten({"mlp": {"kernel": jnp.ones((2, 3))}}))["mlp.kernel"].shape
     (3, 2)
 
-    Raises `TransformError` when built for axes that are no permutation; when applied to a leaf
-    with another number of axes.
+    Raises `TransformError` when it is built with axes that are not a permutation, and when it is
+    applied to a leaf with another number of axes.
     """
     required_where("transpose", where)
     try:
