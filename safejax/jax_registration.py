@@ -12,17 +12,29 @@ tell its user to call `safejax.materialize`.
    child is the placed array, a leaf takes the fast path. The tree that tracing sees does not
    change: there it is still a leaf.
 
-And one thing is faster by a private name, and goes by public ones where that is missing: an
-array of the blocks that its devices hold.
+4. *device_put*: JAX has no table here. Its implementation asks what calls itself an array for its
+   buffers, and gives them to C++, so it is wrapped: leaves become their placed arrays before it
+   runs.
+5. *cotangents*: the sum of two of them is looked up by the type of the first.
+
+`LOOK_AT_REAL_TYPES` are the functions that hand whatever calls itself an array to C++, which
+looks at the real type: to those a leaf must not call itself one.
+
+Two things are found by private names too, and go by public ones where those are missing: an
+array of the blocks that its devices hold, which is faster, and the layout that a device gives an
+array, which then needs the placed array.
 """
 
+import functools
+import importlib
 import inspect
-from collections.abc import Callable, Mapping
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Mapping
+from types import CodeType
 from typing import Any, Final, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental.layout import Layout
 from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 from numpy.typing import NDArray
 
@@ -110,7 +122,7 @@ def _array_of_arrays(
     return jax.make_array_from_single_device_arrays(shape, sharding, arrays, dtype=dtype)
 
 
-@lru_cache(maxsize=8192)
+@functools.lru_cache(maxsize=8192)
 def abstract_value(shape: tuple[int, ...], dtype: Any, sharding: Sharding) -> Any:
     """What a trace sees of an array: its aval, with the sharding where meshes are explicit.
 
@@ -126,6 +138,50 @@ def abstract_value(shape: tuple[int, ...], dtype: Any, sharding: Sharding) -> An
     return aval
 
 
+_SUB_BYTE: Final = frozenset({"int2", "int4", "uint2", "uint4", "float4_e2m1fn"})
+
+
+@functools.lru_cache(maxsize=1024)
+def default_layout(shape: tuple[int, ...], dtype: np.dtype[Any], sharding: Sharding) -> Any | None:
+    """The layout that devices give an array that is put there; None where it cannot be told."""
+    if dtype.name in _SUB_BYTE:  # JAX 0.8 gives another layout here than the one that it uses.
+        return None
+    try:
+        device: Any = next(iter(sharding.addressable_devices))
+        described = device.client.get_default_layout(dtype, sharding.shard_shape(shape), device)
+        of_pjrt: Callable[[Any], Any] = Layout.from_pjrt_layout  # pyright: ignore
+        return of_pjrt(described)
+    except (AttributeError, TypeError, StopIteration):
+        return None
+
+
+def _codes_of(functions: Iterable[tuple[str, str]]) -> frozenset[CodeType]:
+    """The code of functions of JAX, by module and name, and of what is defined inside them."""
+    codes: set[CodeType] = set()
+    for module, name in functions:
+        try:
+            function = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError):
+            continue
+        pending = [getattr(inspect.unwrap(function), "__code__", None)]
+        while pending:
+            code = pending.pop()
+            if isinstance(code, CodeType):
+                codes.add(code)
+                pending += [const for const in code.co_consts if isinstance(const, CodeType)]
+    return frozenset(codes)
+
+
+REAL_TYPE_FUNCTIONS: Final = (
+    ("jax._src.api", "block_until_ready"),
+    ("jax._src.api", "copy_to_host_async"),
+    ("jax._src.interpreters.pxla", "batched_device_put"),
+)
+"""By module and name: the functions of JAX that hand what calls itself an array to C++."""
+
+LOOK_AT_REAL_TYPES: Final = _codes_of(REAL_TYPE_FUNCTIONS)
+
+
 def register(
     cls: type[_T], aval_of: Callable[[_T], Any], place: Callable[[_T], jax.Array]
 ) -> tuple[str, ...]:
@@ -134,6 +190,8 @@ def register(
         "abstract values": lambda: _register_aval(cls, aval_of),
         "canonicalization": lambda: _register_canonicalizer(cls, place),
         "dispatch": lambda: _register_dispatch(cls, place),
+        "device_put": lambda: _register_device_put(cls, place),
+        "cotangents": lambda: _register_adder(cls),
     }
     missing: list[str] = []
     for name, hook in hooks.items():
@@ -176,3 +234,25 @@ def _register_dispatch(cls: type[_T], place: Callable[[_T], jax.Array]) -> None:
         return children[0]
 
     tree_util.dispatch_registry.register_node(cls, flatten, unflatten)
+
+
+_DEVICE_PUT: Final = "_batched_device_put_impl"
+
+
+def _register_device_put(cls: type[_T], place: Callable[[_T], jax.Array]) -> None:
+    from jax._src import dispatch
+
+    put: Callable[..., Any] = getattr(dispatch, _DEVICE_PUT)
+
+    @functools.wraps(put)
+    def put_placed(*arrays: Any, **params: Any) -> Any:
+        return put(*(place(x) if type(x) is cls else x for x in arrays), **params)
+
+    setattr(dispatch, _DEVICE_PUT, put_placed)
+
+
+def _register_adder(cls: type[_T]) -> None:
+    from jax._src import ad_util
+    from jax._src.array import ArrayImpl
+
+    ad_util.raw_jaxval_adders[cls] = ad_util.raw_jaxval_adders[ArrayImpl]

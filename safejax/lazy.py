@@ -7,11 +7,11 @@ the placed array.
 """
 
 import math
+import sys
 import threading
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from types import EllipsisType
+from types import MappingProxyType
 from typing import Any, Final, cast, final
 
 import jax
@@ -26,10 +26,17 @@ from safejax.concretely import concretely
 from safejax.contents import Alike, Content, Rows, key_data_shape, key_dtype
 from safejax.dtypes import Dtype
 from safejax.errors import LeafError, PrecisionWarning, UnsupportedJaxError
+from safejax.indexing import basic_index, placement_of_part
 from safejax.jax_registration import abstract_value
-from safejax.placing import Placement, default_placement, is_worth_a_thread, place
+from safejax.placing import (
+    Placement,
+    default_placement,
+    is_worth_a_thread,
+    place,
+)
 from safejax.sources import AbstractSource, ArraySource
 from safejax.views import Strided, View
+from safejax.warn import warn_caller
 from safejax.windows import BasicIndex, Window
 
 _CONFIG: Final[Any] = jax.config
@@ -49,13 +56,12 @@ class NarrowingNotice:
     def give(self, name: str, stored: Dtype, placed: Any) -> None:
         """Warn that leaf `name` is placed as a narrower dtype, unless it was said before."""
         if self._first.acquire(blocking=False):
-            warnings.warn(
+            warn_caller(
                 f"leaf {name!r} is stored as {stored} and placed as {placed}, since JAX's x64 "
                 "mode is off (told once a load); turn it on with "
                 "jax.config.update('jax_enable_x64', True), or take numpy.asarray(leaf), "
                 "which has all bits",
                 PrecisionWarning,
-                stacklevel=4,
             )
 
 
@@ -191,9 +197,12 @@ class LazyArray(jax.Array):
     @property
     def format(self) -> Any:
         self._refuse_for_keys("format")
-        if self.is_placed:
-            return cast("Any", self._placed).format
-        return Format(None, self._placement.sharding)
+        if not self.is_placed:
+            sharding = self._placement.sharding
+            layout = jax_registration.default_layout(self._aval.shape, self._aval.dtype, sharding)
+            if layout is not None:
+                return Format(layout, sharding)
+        return cast("Any", self.placed()).format
 
     def _refuse_for_keys(self, attribute: str) -> None:
         if self.content.key is not None:
@@ -256,6 +265,7 @@ class LazyArray(jax.Array):
             return placed
         if _MISSING:
             raise UnsupportedJaxError(self._unsupported())
+        self.warn_if_narrowed()
         concretely(self.place_here, self._placed_dtype())
         placed = self._placed
         assert placed is not None
@@ -266,6 +276,15 @@ class LazyArray(jax.Array):
         if _MISSING:
             raise UnsupportedJaxError(self._unsupported())
         return self._aval
+
+    def warn_if_narrowed(self) -> None:
+        """Give the notice that placing the leaf will narrow it, if it will.
+
+        It must be called in the user's thread, since the one that places has no caller.
+        """
+        stored, placed = self.content.view.dtype, self._placed_dtype()
+        if stored != placed and placed.kind in "fc" and not self.is_placed:
+            self._notice.give(self._name, stored, placed)
 
     def place_here(self) -> list[NDArray[Any]]:
         """Place the leaf if it is not; to be called where no trace is (`concretely`).
@@ -287,8 +306,6 @@ class LazyArray(jax.Array):
     def _place(self, in_place: list[NDArray[Any]]) -> jax.Array:
         content, placement, dtype = self.content, self._placement, self._placed_dtype()
         view = content.view
-        if view.dtype != dtype and dtype.kind in "fc":
-            self._notice.give(self._name, view.dtype, dtype)
         array = place(view, dtype, content.key, placement, self._name, in_place)
         assert content.key is not None or array.aval == self._aval
         return array
@@ -318,30 +335,73 @@ class LazyArray(jax.Array):
             return self.placed().__array__(dtype)  # JAX's own refusal
         return np.asarray(host, dtype) if copy is None else np.array(host, dtype, copy=copy)
 
+    if sys.version_info >= (3, 12):
+
+        def __buffer__(self, flags: int) -> memoryview:
+            """The values as they are stored, read-only, in place where they are in memory."""
+            dtype = self.content.view.dtype
+            if self.content.key is not None or dtype.kind not in "biufc" or not dtype.isnative:
+                raise BufferError(
+                    f"leaf {self._name!r}: expected a dtype that Python's buffers have, got "
+                    f"{self._aval.dtype}: take numpy.asarray(leaf)"
+                )
+            return memoryview(self.__array__()).toreadonly()
+
+    def __bytes__(self) -> bytes:
+        """The values as they are stored, in C order; for a scalar what `bytes` gives for an int."""
+        if self.content.key is not None:
+            raise TypeError("cannot convert a typed key array to bytes")
+        if not self._aval.shape and self._aval.dtype.kind in "iu":
+            return bytes(int(self.placed()))
+        return np.asarray(self).tobytes()
+
     def __getitem__(self, index: Any) -> jax.Array:
         if self._placed is None or self._placed.is_deleted():
             if type(index) is int:
                 row = self._row(index)
                 if row is not None:
                     return row
-            basic = _basic_index(index, self._aval.shape)
-            if basic is not None:
+            basic = basic_index(index, self._aval.shape)
+            placement = None if basic is None else self._placement_of_part(basic)
+            if basic is not None and placement is not None:
                 content = self.content
-                return self._with(Content(content.view.index(basic), content.key), None)
+                return self._with(Content(content.view.index(basic), content.key), placement)
         return self.placed()[_plain(index)]
+
+    def __array_module__(self, types: Any) -> Any:
+        known = tuple(_ARRAY_TYPE if kind is LazyArray else kind for kind in types)
+        return cast("Any", self.placed()).__array_module__(known)
+
+    def __index__(self) -> int:
+        # Python asks this of whatever might be a size, before it asks for a buffer.
+        if self.content.key is None and (self._aval.shape or self._aval.dtype.kind not in "iu"):
+            raise TypeError("Only integer scalar arrays can be converted to a scalar index.")
+        return cast("Any", self.placed()).__index__()
+
+    def __reversed__(self) -> Any:
+        return reversed(cast("Any", self.placed()))
+
+    def _placement_of_part(self, index: tuple[BasicIndex, ...]) -> Placement | None:
+        """Where JAX puts `array[index]`; None where only the placed array can tell."""
+        content, placement = self.content, self._placement
+        return placement_of_part(placement, index, self._aval.shape, is_key=content.key is not None)
 
     def _row(self, number: int) -> "LazyArray | None":
         """`self[number]` where that is simple: what a loop over rows asks for."""
         default, known = _CONFIG.jax_default_device, self._rows
         if known is None or known[2] is not default:
             rows = Rows.of(self.content)
-            if rows is None:
+            placement = None if rows is None else self._placement_of_part((0, ...))
+            if rows is None or placement is None:
                 return None
-            known = self._rows = rows, self._with(rows.content(0), None), default
+            known = self._rows = rows, self._with(rows.content(0), placement), default
         rows, first, _ = known
         if not -rows.size <= number < rows.size:
             return None
         return first.beside(rows, number % rows.size, self._name)
+
+    def __reduce__(self) -> Any:
+        return self.__reduce_ex__(2)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         placed = self.placed()
@@ -351,47 +411,15 @@ class LazyArray(jax.Array):
             return wrap, (jax.random.key_data(placed),)
         return placed.__reduce_ex__(protocol)
 
-    # JAX asks isinstance(x, ArrayImpl) where arrays span devices or processes. A leaf on one
-    # device must not pretend: device_put would take its buffer for one that is there.
+    # JAX asks isinstance(x, ArrayImpl) wherever it looks at an array's sharding, and takes what
+    # says no for an array of NumPy's. Only the few functions that hand what says yes to C++,
+    # which looks at the real type, are told the truth.
     @property
     def __class__(self) -> type[Any]:  # pyright: ignore
-        spread = len(self._placement.sharding.device_set) > 1 and self.content.key is None
-        return _ARRAY_TYPE if spread else LazyArray
-
-
-def _basic_index(index: Any, shape: tuple[int, ...]) -> tuple[BasicIndex, ...] | None:
-    """The index as NumPy's basic one, or None where JAX's own indexing has to answer."""
-    entries = cast("tuple[Any, ...]", index) if isinstance(index, tuple) else (index,)
-    basic: list[BasicIndex] = []
-    for entry in entries:
-        if isinstance(entry, EllipsisType):
-            basic.append(entry)
-        elif isinstance(entry, slice):
-            parts = (entry.start, entry.stop, entry.step)
-            if entry.step == 0 or not all(part is None or _is_int(part) for part in parts):
-                return None
-            basic.append(entry)
-        elif _is_int(entry):
-            basic.append(int(entry))
-        else:
-            return None
-    axes = len(basic) - basic.count(...)
-    if axes > len(shape) or basic.count(...) > 1:
-        return None
-    # Trailing slices, so that an index on a key array leaves the key's own axes alone.
-    if ... not in basic:
-        basic.append(...)
-    at = basic.index(...)
-    basic[at : at + 1] = [slice(None)] * (len(shape) - axes)
-    for entry, size in zip(basic, shape, strict=True):
-        # JAX clamps what is out of range.
-        if isinstance(entry, int) and not -size <= entry < size:
-            return None
-    return tuple(basic)
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if self.content.key is not None:
+            return LazyArray
+        caller = sys._getframe(1).f_code  # pyright: ignore[reportPrivateUsage]
+        return LazyArray if caller in jax_registration.LOOK_AT_REAL_TYPES else _ARRAY_TYPE
 
 
 def _plain(value: Any) -> Any:
@@ -478,20 +506,55 @@ def _key_of_dtype(dtype: Any) -> str:
 # ---- everything else is the placed array's
 
 
-_NEVER: Final = frozenset(
-    {"__del__", "__jax_array__", "__array_struct__", "__array_interface__", "__hash__"}
-) | frozenset({"__annotations__", "__dict__", "__module__", "__slots__", "__weakref__"})
+HANDED_ON: Final = frozenset({
+    "__abs__", "__add__", "__and__", "__array_namespace__",
+    "__array_priority__", "__bool__", "__complex__", "__contains__", "__cuda_array_interface__",
+    "__divmod__", "__dlpack__", "__dlpack_device__", "__float__", "__floordiv__", "__hex__",
+    "__int__", "__invert__", "__iter__", "__lshift__", "__matmul__", "__mod__",
+    "__mul__", "__neg__", "__oct__", "__or__", "__pos__", "__pow__", "__radd__", "__rand__",
+    "__rdivmod__", "__rfloordiv__", "__rlshift__", "__rmatmul__", "__rmod__",
+    "__rmul__", "__ror__", "__round__", "__rpow__", "__rrshift__", "__rshift__", "__rsub__",
+    "__rtruediv__", "__rxor__", "__setitem__", "__sub__", "__truediv__", "__xor__",
+})  # fmt: skip
+"""Special methods that are the placed array's.
+
+Everything else that begins and ends with two underscores is not handed on, so that a protocol
+that a new Python or a new JAX brings cannot change an answer: a test fails until it is listed
+here or below.
+"""
+
+NOT_HANDED_ON: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "__annotations__": "belongs to the class",
+        "__buffer__": "the placed array's has narrowed values; NumPy asks it before __array__",
+        "__del__": "the placed array frees itself",
+        "__dict__": "belongs to the class",
+        "__firstlineno__": "belongs to the class",
+        "__module__": "belongs to the class",
+        "__numpy_dtype__": "the base class answers it from `dtype`, without reading",
+        "__release_buffer__": "goes with __buffer__",
+        "__slots__": "belongs to the class",
+        "__static_attributes__": "belongs to the class",
+        "__weakref__": "belongs to the class",
+    }
+)
+"""Special names of arrays that are not handed on, each with its reason."""
+
 _COMPARISONS: Final = ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__")
 # What key arrays have and other arrays have not; JAX 0.8 looks into them without placing them.
-_OF_KEYS: Final = ("_base_array", "_consumed", "_impl", "_is_scalar", "pprint")
+_OF_KEYS: Final = ("_base_array", "_consumed", "_impl", "_is_scalar", "_source_info", "pprint")
 
 
 def _hand_on_the_rest() -> None:
-    own = set(vars(LazyArray)) | set(dir(object)) | _NEVER
-    names = [name for name in dir(_ARRAY_TYPE) if name not in own]
+    own = set(vars(LazyArray))
+    names = [
+        name
+        for name in dir(_ARRAY_TYPE)
+        if name not in own and (name in HANDED_ON or not name.startswith("__"))
+    ]
     for name in (*names, *_COMPARISONS, *_OF_KEYS):
-        dunder = name.startswith("__") and callable(getattr(_ARRAY_TYPE, name, None))
-        setattr(LazyArray, name, _method(name) if dunder else _property(name))
+        special = name.startswith("__") and callable(getattr(_ARRAY_TYPE, name, None))
+        setattr(LazyArray, name, _method(name) if special else _property(name))
 
 
 def _method(name: str) -> Callable[..., Any]:

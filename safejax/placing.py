@@ -53,6 +53,14 @@ def _uncommitted_on(device: Any) -> Placement:
     return Placement(SingleDeviceSharding(device), committed=False)
 
 
+@lru_cache(maxsize=64)
+def is_in_default_memory(sharding: Sharding) -> bool:
+    """Whether arrays of the sharding are in the memory that their devices compute in."""
+    kind = sharding.memory_kind
+    device: Any = next(iter(sharding.device_set))
+    return kind is None or kind == device.default_memory().kind
+
+
 def place(
     view: View,
     dtype: Dtype,

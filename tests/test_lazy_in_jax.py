@@ -518,7 +518,8 @@ def test_donation_frees_and_the_next_use_reads_again(donated: str) -> None:
 
 # What looks below the surface of an array: it has to be given a plain one.
 DEEPER: dict[str, Callable[[Any], Any]] = {
-    "memoryview": memoryview,
+    # A class that is written in Python can have a buffer from 3.12 on.
+    **({"memoryview": memoryview} if sys.version_info < (3, 12) else {}),
     "make_array_from_single_device_arrays": lambda w: jax.make_array_from_single_device_arrays(
         w.shape, w.sharding, [w]
     ),
@@ -717,11 +718,15 @@ def test_libraries_take_a_sharded_lazy_tree_as_a_plain_one(library: str) -> None
 # ---- a JAX that lacks the hooks
 
 HOOKS = ("_register_aval", "_register_canonicalizer", "_register_dispatch")
+OTHER_HOOKS = ("_register_device_put", "_register_adder")
 
 
 @pytest.mark.parametrize(
     "missing",
-    [subset for size in (1, 2, 3) for subset in itertools.combinations(HOOKS, size)],
+    [
+        *(subset for size in (1, 2, 3) for subset in itertools.combinations(HOOKS, size)),
+        *((name,) for name in OTHER_HOOKS),
+    ],
     ids=lambda names: " ".join(name.removeprefix("_register_") for name in names),
 )
 def test_a_jax_without_a_hook_imports_and_names_the_remedy(
