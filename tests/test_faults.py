@@ -3,7 +3,6 @@
 import errno
 import gc
 import itertools
-import multiprocessing
 import os
 import random
 import resource
@@ -29,11 +28,10 @@ import safejax
 from safejax import InvalidFileError, ReadError, load, materialize, observe_reads, save, serialize
 from safejax.files import write_atomically
 from safejax.testing import assert_same_bits, assert_trees_identical
+from tests.support.children import CHILDREN
 
 # Children are forked from a process that has imported all of this, and that has started none
 # of JAX's threads: nothing in this module may use a device when it is imported.
-CHILDREN = multiprocessing.get_context("forkserver")
-CHILDREN.set_forkserver_preload([__name__])
 
 NOBODY = 65534
 PAGE = 4096

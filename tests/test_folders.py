@@ -3,7 +3,6 @@
 import ctypes
 import errno
 import json
-import multiprocessing
 import os
 import random
 import resource
@@ -29,9 +28,7 @@ import safejax.haiku
 import safejax.objax
 from safejax import ChecksumError, InvalidFileError, LeafError, ReadError
 from safejax.testing import assert_reads, assert_same_bits, assert_trees_identical
-
-CHILDREN = multiprocessing.get_context("forkserver")
-CHILDREN.set_forkserver_preload([__name__])
+from tests.support.children import CHILDREN
 
 TREE = {
     "layers": [{"w": np.arange(6, dtype=np.float32).reshape(2, 3) + i} for i in range(4)],
@@ -222,7 +219,7 @@ def test_an_index_in_the_current_folder_is_read(
 WRONG_INDICES: dict[str, tuple[Any, str]] = {
     "no JSON": (b"{", "expected JSON"),
     "no text": (b"\xff\xfe", "expected JSON"),
-    "twice a key": (b'{"weight_map":{"a":"b","a":"b"}}', "stands twice"),
+    "twice a key": (b'{"weight_map":{"a":"b","a":"b"}}', "appears twice"),
     "a list": ([], "expected a 'weight_map'"),
     "no map": ({"metadata": {}}, "expected a 'weight_map'"),
     "an empty map": ({"weight_map": {}}, "expected a 'weight_map'"),
@@ -260,12 +257,12 @@ WRONG_INDICES: dict[str, tuple[Any, str]] = {
     "a record that hides a tensor": (
         {"metadata": {"safejax": '{"version":1,"values":{"wte":1}}'},
          "weight_map": {"wte": "a-2.safetensors"}},
-        "expected a value beside the tensors, got one of 'wte'",
+        "expected values with names that no tensor has, got one for 'wte'",
     ),
     "a record of a name that is not there": (
         {"metadata": {"safejax": '{"version":1,"paths":{"x":["x"]}}'},
          "weight_map": {"wte": "a-2.safetensors"}},
-        "got one of 'x', which is not there",
+        "got one for 'x', which is not there",
     ),
 }  # fmt: skip
 

@@ -1,6 +1,5 @@
 """From file to file in a bounded window of memory, however large the files are."""
 
-import multiprocessing
 import os
 import threading
 from collections.abc import Callable
@@ -12,10 +11,9 @@ import numpy as np
 import pytest
 
 import safejax
+from tests.support.children import CHILDREN
 
 MIB = 1 << 20
-CHILDREN = multiprocessing.get_context("forkserver")
-CHILDREN.set_forkserver_preload([__name__])
 
 
 def private_bytes() -> int:
