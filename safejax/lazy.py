@@ -374,7 +374,8 @@ class LazyArray(jax.Array):
 
     def __index__(self) -> int:
         # Python asks this of whatever might be a size, before it asks for a buffer.
-        if self.content.key is None and (self._aval.shape or self._aval.dtype.kind not in "iu"):
+        is_key = self.content.key is not None
+        if not is_key and (self._aval.shape or self._aval.dtype.kind not in "iu"):
             raise TypeError("Only integer scalar arrays can be converted to a scalar index.")
         return cast("Any", self.placed()).__index__()
 

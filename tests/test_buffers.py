@@ -63,7 +63,7 @@ def test_a_consumer_gets_the_stored_values_or_an_error(
                 with pytest.raises((TypeError, BufferError, safejax.PrecisionWarning)):
                     take(leaf)
             # Without buffers bytearray asks for the elements instead, and refuses those.
-            assert leaf.is_placed == (consumer == "bytearray" and not HAS_BUFFERS)
+            assert not leaf.is_placed or (consumer == "bytearray" and not HAS_BUFFERS)
 
 
 @pytest.mark.skipif(not HAS_BUFFERS, reason="such a class has no buffer before Python 3.12")
