@@ -46,7 +46,7 @@ def values(variables: objax.VarCollection) -> dict[str, Any]:
 
 
 def written_by_safejax_0_5(params: Mapping[str, Any]) -> bytes:
-    """Keys joined by dots, and nothing else told; see tests/test_flax.py."""
+    """Keys joined by dots, and nothing else told; see tests/unit/adapters/test_flax.py."""
     return safetensors.numpy.save(
         {
             f"{module}.{name}": np.array(value, order="C")

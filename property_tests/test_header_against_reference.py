@@ -16,11 +16,9 @@ import safetensors.numpy
 from hypothesis import event, example, given
 from hypothesis import strategies as st
 
-from safejax.dtypes import BITS
-from safejax.errors import InvalidFileError
-from safejax.header import (
+from safejax._src.dtypes import BITS
+from safejax._src.format.header import (
     LARGE_DATA_BYTES,
-    METADATA_NAME,
     PAGE_ALIGNMENT,
     SMALL_ALIGNMENT,
     Entry,
@@ -28,6 +26,8 @@ from safejax.header import (
     read_header,
     write_header,
 )
+from safejax._src.pytrees.names import METADATA_NAME
+from safejax.errors import InvalidFileError
 
 
 def file_of(header, data=b""):

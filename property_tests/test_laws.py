@@ -27,9 +27,13 @@ from safejax import (
     flatten,
     unflatten,
 )
-from safejax.dtypes import is_floating
-from safejax.leaves import aval_of, is_array
-from safejax.sources import PackedSource, Source
+from safejax._src.dtypes import is_floating
+from safejax._src.leaves.leaf import aval_of, is_array
+from safejax._src.reading.concatenation import Concatenation
+from safejax._src.reading.packed import PackedSource
+from safejax._src.reading.pointwise import Pointwise
+from safejax._src.reading.source import Source
+from safejax._src.reading.view import Strided
 from safejax.testing import (
     arrays,
     assert_reads,
@@ -43,7 +47,6 @@ from safejax.testing import (
     transforms,
 )
 from safejax.testing.strategies import shapes
-from safejax.views import Concatenation, Pointwise, Strided
 
 # ---- every step, with what it is applied to
 

@@ -37,7 +37,7 @@ from jax.sharding import PartitionSpec as P
 
 import safejax
 from safejax import LazyArray
-from safejax.leaves import is_array
+from safejax._src.leaves.leaf import is_array
 from safejax.testing import arrays, assert_same_bits, assert_trees_identical, indices, keys
 
 DEVICES = jax.devices()

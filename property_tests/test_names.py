@@ -6,8 +6,9 @@ import pytest
 from hypothesis import event, example, given
 from hypothesis import strategies as st
 
+from safejax._src.pytrees.names import join, split
+from safejax._src.pytrees.patterns import Template, predicate
 from safejax.errors import TransformError
-from safejax.names import Template, join, predicate, split
 
 
 def matches(tokens, name, values):

@@ -29,9 +29,9 @@ from safejax import (
     flatten,
     unflatten,
 )
-from safejax.leaves import RECORD_KEY
-from safejax.shardings import resolve
-from safejax.structure import Structure
+from safejax._src.format.record import RECORD_KEY
+from safejax._src.leaves.shardings import resolve
+from safejax._src.pytrees.structure import Structure
 from safejax.testing import assert_same_bits, pytrees, scalars
 from safejax.testing.strategies import Pair
 

@@ -11,16 +11,16 @@ import numpy as np
 from hypothesis import event, example, given, target
 from hypothesis import strategies as st
 
-from safejax.dtypes import stored_as, to_stored_bytes
-from safejax.sources import (
-    ArraySource,
-    BufferSource,
-    ComputedSource,
-    PackedSource,
-    observe_reads,
-)
-from safejax.views import Strided, cast_view, concatenation, stack
-from safejax.windows import Window, explicit_index
+from safejax._src.dtypes import stored_as, to_stored_bytes
+from safejax._src.reading.array import ArraySource
+from safejax._src.reading.computed import ComputedSource
+from safejax._src.reading.concatenation import concatenation, stack
+from safejax._src.reading.log import observe_reads
+from safejax._src.reading.packed import PackedSource
+from safejax._src.reading.pointwise import cast_view
+from safejax._src.reading.source import BufferSource
+from safejax._src.reading.view import Strided
+from safejax._src.reading.windows import Window, explicit_index
 
 MAX_AXES = 5
 MAX_SIZE = 300

@@ -7,8 +7,16 @@ read and placed on their devices when they are first needed.
 import importlib
 import typing
 
-from safejax.api import abstract, deserialize, load, materialize, metadata, save, serialize
-from safejax.codec import decode, encode
+from safejax._src.api import abstract, deserialize, load, metadata, save, serialize
+from safejax._src.arrays.lazy import LazyArray
+from safejax._src.arrays.materialize import materialize
+from safejax._src.checkpoint.codec import decode, encode
+from safejax._src.leaves.flatten import flatten, unflatten
+from safejax._src.leaves.leaves import Leaves
+from safejax._src.leaves.rules import sharding_rules
+from safejax._src.leaves.steps import Step, Transform, chain, step
+from safejax._src.pytrees.structure import EMPTY
+from safejax._src.reading.log import ReadLog, observe_reads
 from safejax.errors import (
     ChecksumError,
     InvalidFileError,
@@ -25,25 +33,19 @@ from safejax.errors import (
     TransformError,
     UnsupportedJaxError,
 )
-from safejax.lazy import LazyArray
-from safejax.leaves import Leaves
-from safejax.shardings import sharding_rules
-from safejax.sources import ReadLog, observe_reads
-from safejax.steps import Step, Transform, chain, step
-from safejax.structure import EMPTY
-from safejax.tree import flatten, unflatten
 
 if typing.TYPE_CHECKING:
-    from safejax.planning import Plan, plan
-    from safejax.transforms.cast import cast
-    from safejax.transforms.elementwise import elementwise
-    from safejax.transforms.prefix import prefix
-    from safejax.transforms.rename import rename
-    from safejax.transforms.reshape import reshape
-    from safejax.transforms.select import drop, select
-    from safejax.transforms.split import concat, split
-    from safejax.transforms.stack import stack, unstack
-    from safejax.transforms.transpose import transpose
+    from safejax._src.planning.dry_run import plan
+    from safejax._src.planning.plan import Plan
+    from safejax._src.transforms.cast import cast
+    from safejax._src.transforms.elementwise import elementwise
+    from safejax._src.transforms.prefix import prefix
+    from safejax._src.transforms.rename import rename
+    from safejax._src.transforms.reshape import reshape
+    from safejax._src.transforms.select import drop, select
+    from safejax._src.transforms.split import concat, split
+    from safejax._src.transforms.stack import stack, unstack
+    from safejax._src.transforms.transpose import transpose
 
 __version__ = "1.0.0.dev0"
 
@@ -101,20 +103,20 @@ __all__ = [
 
 # Not every program needs these; the module of each is imported when its name is first used.
 _LATER = {
-    "Plan": "safejax.planning",
-    "cast": "safejax.transforms.cast",
-    "concat": "safejax.transforms.split",
-    "drop": "safejax.transforms.select",
-    "elementwise": "safejax.transforms.elementwise",
-    "plan": "safejax.planning",
-    "prefix": "safejax.transforms.prefix",
-    "rename": "safejax.transforms.rename",
-    "reshape": "safejax.transforms.reshape",
-    "select": "safejax.transforms.select",
-    "split": "safejax.transforms.split",
-    "stack": "safejax.transforms.stack",
-    "transpose": "safejax.transforms.transpose",
-    "unstack": "safejax.transforms.stack",
+    "Plan": "safejax._src.planning.plan",
+    "cast": "safejax._src.transforms.cast",
+    "concat": "safejax._src.transforms.split",
+    "drop": "safejax._src.transforms.select",
+    "elementwise": "safejax._src.transforms.elementwise",
+    "plan": "safejax._src.planning.dry_run",
+    "prefix": "safejax._src.transforms.prefix",
+    "rename": "safejax._src.transforms.rename",
+    "reshape": "safejax._src.transforms.reshape",
+    "select": "safejax._src.transforms.select",
+    "split": "safejax._src.transforms.split",
+    "stack": "safejax._src.transforms.stack",
+    "transpose": "safejax._src.transforms.transpose",
+    "unstack": "safejax._src.transforms.stack",
 }
 
 

@@ -12,12 +12,13 @@ from typing import Any, TypeVar, Unpack, overload
 
 import jax
 
-from safejax.adapter import Source, Stored, explain_missing, fetch, refuse_foreign, store
-from safejax.files import PathLike
-from safejax.leaves import Leaves, is_array, is_scalar
-from safejax.options import LoadOptions, parse_options, shows_options
-from safejax.remote import FileSystem
-from safejax.tree import flatten
+from safejax._src.adapter import Source, Stored, explain_missing, fetch, refuse_foreign, store
+from safejax._src.checkpoint.options import LoadOptions, parse_options, shows_options
+from safejax._src.leaves.flatten import flatten
+from safejax._src.leaves.leaf import is_array, is_scalar
+from safejax._src.leaves.leaves import Leaves
+from safejax._src.reading.remote import FileSystem
+from safejax._src.storage.files import PathLike
 
 try:
     import equinox

@@ -11,7 +11,7 @@ Linen's variables are ordinary pytrees; what is particular to NNX is in `safejax
 from collections.abc import Mapping
 from typing import Any, TypeVar, Unpack, overload
 
-from safejax.adapter import (
+from safejax._src.adapter import (
     Source,
     Stored,
     explain_missing,
@@ -20,12 +20,12 @@ from safejax.adapter import (
     store,
     with_root,
 )
-from safejax.files import PathLike
+from safejax._src.checkpoint.options import LoadOptions, parse_options, shows_options
+from safejax._src.leaves.flatten import flatten
+from safejax._src.pytrees.structure import Kind, register_container
+from safejax._src.reading.remote import FileSystem
+from safejax._src.storage.files import PathLike
 from safejax.nnx import deserialize_like, is_nnx, load_into, values_of
-from safejax.options import LoadOptions, parse_options, shows_options
-from safejax.remote import FileSystem
-from safejax.structure import Kind, register_container
-from safejax.tree import flatten
 
 try:
     from flax.core import FrozenDict, freeze

@@ -12,14 +12,15 @@ from typing import Any, Final, TypeVar, Unpack, overload
 
 import jax
 
-from safejax.adapter import Source, Stored, explain_missing, fetch, refuse_foreign, store
-from safejax.files import PathLike
-from safejax.leaves import Leaves
-from safejax.names import split
-from safejax.options import LoadOptions, parse_options, shows_options
-from safejax.remote import FileSystem
-from safejax.structure import Kind, container_key, register_container, walk
-from safejax.tree import flatten
+from safejax._src.adapter import Source, Stored, explain_missing, fetch, refuse_foreign, store
+from safejax._src.checkpoint.options import LoadOptions, parse_options, shows_options
+from safejax._src.leaves.flatten import flatten
+from safejax._src.leaves.leaves import Leaves
+from safejax._src.pytrees.names import split
+from safejax._src.pytrees.structure import Kind, container_key, register_container
+from safejax._src.pytrees.walk import walk
+from safejax._src.reading.remote import FileSystem
+from safejax._src.storage.files import PathLike
 
 try:
     from haiku.data_structures import to_haiku_dict, to_immutable_dict

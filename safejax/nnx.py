@@ -8,13 +8,14 @@ from typing import Any, Final, TypeVar, Unpack
 
 import jax
 
-from safejax.adapter import Source, explain_missing, fetch
-from safejax.jax_registration import current_mesh
-from safejax.leaves import Leaves, is_array
-from safejax.options import LoadOptions, Options, parse_options, shows_options
-from safejax.remote import FileSystem
-from safejax.steps import apply
-from safejax.tree import flatten
+from safejax._src.adapter import Source, explain_missing, fetch
+from safejax._src.arrays.jax_private import current_mesh
+from safejax._src.checkpoint.options import LoadOptions, Options, parse_options, shows_options
+from safejax._src.leaves.flatten import flatten
+from safejax._src.leaves.leaf import is_array
+from safejax._src.leaves.leaves import Leaves
+from safejax._src.leaves.steps import apply
+from safejax._src.reading.remote import FileSystem
 
 try:
     from flax import nnx

@@ -14,15 +14,16 @@ from typing import Any, Final, TypeVar, Unpack, overload
 
 import numpy as np
 
-from safejax.adapter import Source, Stored, explain_missing, fetch, store
+from safejax._src.adapter import Source, Stored, explain_missing, fetch, store
+from safejax._src.arrays.lazy import LazyArray
+from safejax._src.checkpoint.options import LoadOptions, Options, parse_options, shows_options
+from safejax._src.leaves.leaf import is_array
+from safejax._src.leaves.leaves import Leaves
+from safejax._src.leaves.steps import apply
+from safejax._src.pytrees.structure import Kind, Structure, register_container
+from safejax._src.reading.remote import FileSystem
+from safejax._src.storage.files import PathLike
 from safejax.errors import LeafError, MismatchError
-from safejax.files import PathLike
-from safejax.lazy import LazyArray
-from safejax.leaves import Leaves, is_array
-from safejax.options import LoadOptions, Options, parse_options, shows_options
-from safejax.remote import FileSystem
-from safejax.steps import apply
-from safejax.structure import Kind, Structure, register_container
 
 try:
     from objax import RandomState, StateVar, TrainRef, TrainVar, VarCollection

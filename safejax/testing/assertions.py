@@ -6,14 +6,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from safejax.api import materialize
-from safejax.codec import encode
-from safejax.lazy import content_of
-from safejax.leaves import is_array
-from safejax.sources import observe_reads
-from safejax.steps import Chain, Step, chain
-from safejax.structure import walk
-from safejax.tree import flatten
+from safejax._src.arrays.materialize import materialize
+from safejax._src.checkpoint.codec import encode
+from safejax._src.leaves.flatten import flatten
+from safejax._src.leaves.leaf import content_of, is_array
+from safejax._src.leaves.steps import Chain, Step, chain
+from safejax._src.pytrees.walk import walk
+from safejax._src.reading.log import observe_reads
 
 
 def assert_trees_identical(actual: Any, expected: Any) -> None:

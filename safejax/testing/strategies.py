@@ -13,16 +13,17 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from numpy.typing import NDArray
 
-from safejax.dtypes import is_floating
-from safejax.leaves import Leaves, aval_of, is_array
-from safejax.steps import chain
-from safejax.transforms.cast import cast
-from safejax.transforms.prefix import prefix
-from safejax.transforms.rename import rename
-from safejax.transforms.reshape import reshape
-from safejax.transforms.split import split
-from safejax.transforms.stack import unstack
-from safejax.transforms.transpose import transpose
+from safejax._src.dtypes import is_floating
+from safejax._src.leaves.leaf import aval_of, is_array
+from safejax._src.leaves.leaves import Leaves
+from safejax._src.leaves.steps import chain
+from safejax._src.transforms.cast import cast
+from safejax._src.transforms.prefix import prefix
+from safejax._src.transforms.rename import rename
+from safejax._src.transforms.reshape import reshape
+from safejax._src.transforms.split import split
+from safejax._src.transforms.stack import unstack
+from safejax._src.transforms.transpose import transpose
 
 _NAMES: Final = (
     "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",

@@ -20,9 +20,10 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from safejax.contents import Content
-from safejax.lazy import LazyArray, content_of
-from safejax.placing import Placement
+from safejax._src.arrays.content import Content
+from safejax._src.arrays.lazy import LazyArray
+from safejax._src.arrays.placing import Placement
+from safejax._src.leaves.leaf import content_of
 
 P: Final = PartitionSpec
 DEVICES: Final = jax.devices()

@@ -11,7 +11,7 @@ from typing import Any, Final
 import jax
 import numpy as np
 
-from safejax.lazy import LazyArray
+from safejax._src.arrays.lazy import LazyArray
 
 _ARRAY_TYPE: Final = type(jax.numpy.zeros(()))
 _ARRAY_NAMES: Final = re.compile(r"[\w.]*(?:ArrayImpl|LazyArray|PRNGKeyArray)")

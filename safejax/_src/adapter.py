@@ -1,0 +1,94 @@
+"""What the framework adapters share: reading from bytes or a path, and writing to either."""
+
+import os
+from collections.abc import Mapping
+from typing import Any, Final, TypeAlias, cast
+
+from safejax._src.api import save, serialize
+from safejax._src.checkpoint.codec import IN_MEMORY, Buffer, decode
+from safejax._src.checkpoint.opening import open_path, shown_path
+from safejax._src.checkpoint.options import Options, Paths
+from safejax._src.leaves.leaves import Leaves
+from safejax._src.pytrees.structure import Kind
+from safejax._src.reading.remote import FileSystem
+from safejax._src.storage.files import PathLike
+from safejax.errors import LeafError
+
+Source: TypeAlias = Paths | Buffer
+"""The bytes of a safetensors file, or any path that `safejax.load` takes."""
+
+Stored: TypeAlias = Any
+"""Bytes, or the path that was given. `Any`, since the overloads of an adapter's `serialize` say
+which of them, and a union would not."""
+
+_FRAMEWORKS: Final = ("flax", "haiku", "objax", "equinox")
+
+
+def store(
+    tree: Any,
+    filename: PathLike | None,
+    metadata: Mapping[str, str] | None,
+    fs: FileSystem,
+) -> Stored:
+    """The bytes of the file; or, if a filename is given, that filename, once it is written."""
+    if filename is None:
+        if fs is not None:
+            raise TypeError("fs: expected a filename with it, got none: give both, or neither")
+        return serialize(tree, metadata=metadata)
+    save(tree, filename, metadata=metadata, fs=fs)
+    return filename
+
+
+def fetch(source: Source, fs: FileSystem, options: Options) -> tuple[Leaves, str]:
+    """The Leaves in a file, unread, and the name that errors have for the file."""
+    if isinstance(source, str | os.PathLike | list | tuple):
+        return open_path(source, fs, verify=options.verify, access=options.access), shown_path(
+            source
+        )
+    if not isinstance(source, bytes | bytearray | memoryview):
+        raise TypeError(
+            f"expected the path or the bytes of a safetensors file, got {type(source).__name__}"
+        )
+    for argument, given in (("fs", fs is not None), ("access", options.access != "auto")):
+        if given:
+            raise TypeError(f"{argument}: expected a path with it, got bytes: leave it out")
+    return decode(cast("Buffer", source), verify=options.verify), IN_MEMORY
+
+
+def with_root(leaves: Leaves, kind: Kind) -> Leaves:
+    """The leaves with `kind` as that of the root, unless their structure records one already."""
+    known = leaves.structure
+    if "" in known.kinds or () in known.paths.values():
+        return leaves
+    structure = known._replace(kinds={**known.kinds, "": kind})
+    return Leaves(leaves, structure, leaves.metadata)
+
+
+def refuse_foreign(tree: Any, framework: str) -> None:
+    """Raise `LeafError` if `tree` is a container, or a model, of another framework."""
+    cls = type(tree)
+    # A user's model has a class of their own; its base classes show the framework.
+    modules = [base.__module__.partition(".")[0] for base in cls.__mro__]
+    owner = next((module for module in modules if module in _FRAMEWORKS), framework)
+    if owner != framework:
+        raise LeafError(
+            f"safejax.{framework}: expected a tree of {framework}, got "
+            f"{cls.__module__}.{cls.__qualname__}, which belongs to {owner}: use safejax.{owner}"
+        )
+
+
+def explain_missing(
+    error: ModuleNotFoundError, framework: str, packages: Mapping[str, str]
+) -> None:
+    """Raise an error that names the remedy if the module not found is one of the framework's.
+
+    `packages` has the modules that our extra `framework` installs, each with its package on PyPI.
+    Nothing is raised for any other module: installing the extra would not mend that, and `error`
+    says by itself what is wrong.
+    """
+    if error.name is not None and error.name in packages:
+        raise ModuleNotFoundError(
+            f"safejax.{framework} needs {packages[error.name]}, which is not installed ({error}): "
+            f"pip install 'safejax[{framework}]'",
+            name=error.name,
+        ) from error

@@ -1,0 +1,253 @@
+"""Save and load: the main functions, for whole trees."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar, Unpack, cast, overload
+
+import jax
+
+from safejax._src.arrays.materialize import Progress
+from safejax._src.checkpoint.codec import IN_MEMORY, Buffer, decode
+from safejax._src.checkpoint.layout import Layout, layout
+from safejax._src.checkpoint.opening import Path, open_path, shown_path
+from safejax._src.checkpoint.options import (
+    LoadOptions,
+    Paths,
+    TreeOptions,
+    parse_options,
+    shows_options,
+)
+from safejax._src.checkpoint.shards import Folder, folder_of
+from safejax._src.leaves.flatten import flatten
+from safejax._src.leaves.leaf import aval_of, is_array
+from safejax._src.leaves.leaves import Leaves, checked_metadata
+from safejax._src.leaves.like import committed_sharding
+from safejax._src.leaves.steps import TransformArgument, apply
+from safejax._src.reading.remote import FileSystem
+from safejax._src.storage.files import PathLike, checked_path, write_atomically
+from safejax._src.storage.remote import resolve_path, write_remotely
+
+_Tree = TypeVar("_Tree")
+
+
+def save(
+    tree: Any,
+    path: PathLike,
+    *,
+    transform: TransformArgument | None = None,
+    metadata: Mapping[str, str] | None = None,
+    max_shard_bytes: int | None = None,
+    checksum: bool = False,
+    progress: Progress | None = None,
+    fs: FileSystem = None,
+) -> None:
+    """Store a pytree as a safetensors file at `path`: completely, or not at all.
+
+    Leaves are JAX arrays (lazy ones are streamed from their file), NumPy arrays, typed PRNG
+    keys, Python scalars, strings and None, in any pytree. `transform` is applied to the Leaves
+    first. `metadata` maps strings to strings. `checksum` records digests of the leaves' bytes,
+    which `load(..., verify=True)` checks (`pip install 'safejax[checksum]'`).
+    `progress(done, total)` is called with bytes of the file. The tree is not changed, and the
+    same tree always gives the same bytes.
+
+    With `max_shard_bytes`, `path` is a folder. Tensors are distributed, by name, over files
+    `model-00001-of-0000N.safetensors` with at most that many bytes of data each (a larger tensor
+    gets a file of its own), and `model.safetensors.index.json` records which file holds which
+    tensor, as Hugging Face's libraries do; if one file is enough, it is `model.safetensors`. The
+    folder is replaced as a whole, so that no reader sees half of it; other files in it are kept.
+
+    `path` may be a URL, or a path of the fsspec file system `fs`. The file then appears only
+    when it is complete, as far as that file system guarantees it.
+
+    >>> import jax.numpy as jnp, safejax, tempfile, os
+    >>> path = os.path.join(tempfile.mkdtemp(), "params.safetensors")
+    >>> safejax.save({"mlp": {"w": jnp.ones((4, 2))}}, path, metadata={"step": "3"})
+    >>> safejax.load(path)["mlp"]["w"]
+    LazyArray(float32[4,2], name='mlp.w', unread)
+
+    Raises `LeafError` for a leaf that no file can hold, `TransformError` if the transform cannot
+    be applied, and `OSError` if the file cannot be written; an existing file is then kept.
+    """
+    target = checked_path(path)
+    leaves = _leaves(tree, transform, metadata)
+    plan: Layout | Folder
+    if max_shard_bytes is None:
+        plan = layout(leaves, target, checksum=checksum)
+    else:
+        plan = folder_of(leaves, target, _checked_size(max_shard_bytes), checksum=checksum)
+    done = 0
+
+    def wrote(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        if progress is not None:
+            progress(done, plan.nbytes)
+
+    fs, target = resolve_path(target, fs)
+    if isinstance(plan, Folder):
+        if fs is not None:
+            raise ValueError(
+                f"{target}: max_shard_bytes: expected a local folder, which can be replaced as a "
+                f"whole, got one of {type(fs).__name__}: save locally and copy, the index last"
+            )
+        plan.write(target, wrote)
+    elif fs is None:
+        write_atomically(target, plan.chunks(), wrote, plan.late_head)
+    else:
+        if checksum:  # Bytes cannot be changed once they are sent, so digests are made first.
+            for _ in plan.chunks():
+                pass
+        write_remotely(fs, target, plan.chunks(), wrote)
+
+
+def serialize(
+    tree: Any,
+    *,
+    transform: TransformArgument | None = None,
+    metadata: Mapping[str, str] | None = None,
+    checksum: bool = False,
+) -> bytes:
+    """The bytes of the safetensors file that `save` would write.
+
+    The arguments are those of `save`, and so are the errors.
+
+    >>> import jax.numpy as jnp, safejax
+    >>> safejax.deserialize(safejax.serialize({"w": jnp.arange(3)}))["w"].sum().item()
+    3
+    """
+    return layout(_leaves(tree, transform, metadata), IN_MEMORY, checksum=checksum).to_bytes()
+
+
+@overload
+def load(
+    path: Paths, *, like: None = None, fs: FileSystem = None, **options: Unpack[LoadOptions]
+) -> Any: ...
+@overload
+def load(
+    path: Paths, *, like: _Tree, fs: FileSystem = None, **options: Unpack[LoadOptions]
+) -> _Tree: ...
+@shows_options
+def load(
+    path: Paths, *, like: Any = None, fs: FileSystem = None, **options: Unpack[LoadOptions]
+) -> Any:
+    """The pytree at a path, with lazy leaves; only headers are read.
+
+    `path` is a safetensors file, an index (`*.index.json`), a folder with one of these, or a
+    list of files. An index says which tensor is in which file; one that disagrees with the files
+    is an error.
+
+    The order is: decode, `transform`, match `like`, choose the sharding. Each leaf is read and
+    placed on its devices when its values are first needed, and a process reads only the bytes
+    that its own devices hold.
+
+    `like` is a tree of arrays or `jax.ShapeDtypeStruct`s. Its structure is rebuilt, leaves are
+    matched by name, and shapes and dtypes are checked; to a type checker the result has the type
+    of `like`. Without it, the structure that the file records is built; node types that are not
+    built in come back as dicts of their fields. With `strict=False`, missing leaves are taken
+    from `like` and unexpected ones are left out, with a `PartialLoadWarning` that names them.
+
+    `sharding` is one `Sharding` or `Device`, a prefix tree of them (None is the default), or a
+    function `(name, aval) -> Sharding | Device | None`, as `sharding_rules` makes. Where it
+    gives no sharding, that of the leaf in `like` is used if it is committed or abstract, and
+    otherwise JAX's default device, uncommitted.
+
+    `transform` is a transform, a chain of them, or any function from Leaves to Leaves.
+
+    `verify` compares what is read, when it is read, with the digests that
+    `save(..., checksum=True)` recorded, in blocks of 1 MiB or more. A slice is verified by the
+    blocks that it overlaps.
+
+    `path` may be a URL, or a path of the fsspec file system `fs`; only the byte ranges that are
+    needed are requested. `access` says how local files are read. By default they are mapped, and
+    used in place where they are aligned (`"map"`), but on a network file system they are read
+    (`"read"`). With `"copy"`, no array refers to the file once it is placed.
+
+    >>> import jax, jax.numpy as jnp, safejax, tempfile, os
+    >>> path = os.path.join(tempfile.mkdtemp(), "params.safetensors")
+    >>> safejax.save({"w": jnp.ones((4, 2))}, path)
+    >>> mesh = jax.make_mesh((1,), ("x",))
+    >>> rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+    >>> tree = safejax.load(path, sharding=rows)
+    >>> tree["w"].shape, tree["w"].is_placed
+    ((4, 2), False)
+
+    Raises `FileNotFoundError`; `InvalidFileError` for a file that is not a safetensors file;
+    `MismatchError`, which reports everything that does not match `like`; `ShardingError`, which
+    reports every leaf that the sharding does not divide; `TransformError`; `ChecksumError` where
+    `verify` finds no digests and, when a leaf is read, where its bytes are not those that were
+    saved.
+    """
+    parsed = parse_options(load, options)
+    files = cast("Path", path)
+    leaves = open_path(files, fs, verify=parsed.verify, access=parsed.access)
+    return parsed.tree(leaves, shown_path(files), like)
+
+
+@overload
+def deserialize(data: Buffer, *, like: None = None, **options: Unpack[TreeOptions]) -> Any: ...
+@overload
+def deserialize(data: Buffer, *, like: _Tree, **options: Unpack[TreeOptions]) -> _Tree: ...
+@shows_options
+def deserialize(data: Buffer, *, like: Any = None, **options: Unpack[TreeOptions]) -> Any:
+    """The pytree in the bytes of a safetensors file, with lazy leaves that read `data` later.
+
+    The options are those of `load`, without the ones that say how a file is read; so are the
+    errors.
+
+    >>> import jax.numpy as jnp, safejax
+    >>> safejax.deserialize(safejax.serialize({"w": jnp.ones((4, 2))}))
+    {'w': LazyArray(float32[4,2], name='w', unread)}
+    """
+    parsed = parse_options(deserialize, options)
+    return parsed.tree(decode(data, verify=parsed.verify), IN_MEMORY, like)
+
+
+def abstract(tree: Any) -> Any:
+    """The same tree with each array as a `jax.ShapeDtypeStruct`, sharding included; reads nothing.
+
+    The result can be passed as `like`. Leaves that are not arrays are kept.
+
+    >>> import jax.numpy as jnp, safejax
+    >>> safejax.abstract({"w": jnp.ones(3), "step": 1})["step"]
+    1
+    """
+
+    def of_leaf(leaf: Any) -> Any:
+        if not is_array(leaf):
+            return leaf
+        # JAX may move an uncommitted array to others; a sharding in like would commit it.
+        aval = aval_of(leaf)
+        return jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=committed_sharding(leaf))
+
+    return jax.tree.map(of_leaf, tree)
+
+
+def metadata(source: Paths | Buffer, *, fs: FileSystem = None) -> dict[str, str]:
+    """The user's metadata in a file, given its path or its bytes; only the header is read.
+
+    The strings that `save(..., metadata=m)` stored come back unchanged; safejax's own record is
+    left out. For several files, entries on which they disagree are left out.
+
+    >>> import jax.numpy as jnp, safejax
+    >>> safejax.metadata(safejax.serialize({"w": jnp.ones(3)}, metadata={"step": "7"}))
+    {'step': '7'}
+    """
+    if isinstance(source, bytes | bytearray | memoryview):
+        return dict(decode(cast("Buffer", source)).metadata)
+    return dict(open_path(cast("Path", source), fs).metadata)
+
+
+def _leaves(
+    tree: Any, transform: TransformArgument | None, metadata: Mapping[str, str] | None
+) -> Leaves:
+    """The Leaves of a tree as they are stored: transformed, and with the user's metadata."""
+    leaves = tree if isinstance(tree, Leaves) else flatten(tree)
+    leaves = apply(transform, leaves)
+    if metadata is None:
+        return leaves
+    return leaves.replace(metadata={**leaves.metadata, **checked_metadata(metadata)})
+
+
+def _checked_size(nbytes: object) -> int:
+    if type(nbytes) is not int or nbytes < 1:
+        raise ValueError(f"max_shard_bytes: expected a number of bytes, 1 or more, got {nbytes!r}")
+    return nbytes

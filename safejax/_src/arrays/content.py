@@ -1,0 +1,42 @@
+"""Contents: what a leaf holds on the host: a view, and the implementation of typed keys."""
+
+from functools import lru_cache
+from typing import Any, NamedTuple, final
+
+import jax
+
+from safejax._src.reading.view import View
+
+
+@lru_cache(maxsize=64)
+def key_dtype(key: str) -> Any:
+    """The dtype of key arrays of the implementation named `key`."""
+    return jax.eval_shape(lambda: jax.random.key(0, impl=key)).dtype
+
+
+@lru_cache(maxsize=64)
+def key_data_shape(key: str) -> tuple[int, ...]:
+    """The shape of the uint32 data of one key of the implementation named `key`."""
+    return jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0, impl=key))).shape
+
+
+@final
+class Content(NamedTuple):
+    """The content of a leaf.
+
+    For a typed key array, `view` is its key data, uint32 with the axes of a single key last, and
+    `key` is the name of the implementation. For any other leaf, `key` is None.
+    """
+
+    view: View
+    key: str | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the leaf, without the axes of a single key."""
+        return self.view.shape[: len(self.view.shape) - self.key_axes]
+
+    @property
+    def key_axes(self) -> int:
+        """The number of trailing axes of `view` that belong to a single key."""
+        return 0 if self.key is None else len(key_data_shape(self.key))

@@ -1,0 +1,87 @@
+"""Families of contents: those of many leaves that differ in one number only."""
+
+from abc import ABC, abstractmethod
+from typing import Any, Self, final
+
+from numpy.typing import NDArray
+
+from safejax._src.arrays.content import Content
+from safejax._src.dtypes import Dtype
+from safejax._src.reading.source import BufferSource, Source
+from safejax._src.reading.view import Strided
+from safejax._src.reading.windows import Window
+
+
+class Alike(ABC):
+    """A family of contents that differ in one number, each made when it is needed.
+
+    A file may have 100,000 tensors, and a loop may read every row of one. None of the contents
+    is a key array.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def content(self, number: int) -> Content:
+        """The content of the leaf with this number."""
+
+    def read(self, number: int) -> NDArray[Any]:
+        """The values of that leaf, as `content(number).view.read()` returns them."""
+        return self.content(number).view.read()
+
+
+@final
+class Tensors(Alike):
+    """Tensors of the same dtype and window in one source; the number is that of the first byte."""
+
+    __slots__ = ("_dtype", "_source", "_window")
+
+    def __init__(self, source: Source, dtype: Dtype, window: Window) -> None:
+        self._source = source
+        self._dtype = dtype
+        self._window = window
+
+    def of(self, source: Source) -> Self:
+        """The same tensors of another source."""
+        return self if source is self._source else type(self)(source, self._dtype, self._window)
+
+    def content(self, number: int) -> Content:
+        return Content(Strided(self._source, number, self._dtype, self._window))
+
+
+@final
+class Rows(Alike):
+    """The rows of a leaf; the number is the index of the row."""
+
+    __slots__ = ("_shown", "_view", "size")
+
+    def __init__(self, view: Strided) -> None:
+        self._view = view
+        self.size = view.shape[0]
+        # In memory or in a mapped file, a row is an index into one array. The last entry is the
+        # number of bytes in a row.
+        self._shown: tuple[BufferSource, NDArray[Any], int] | None = None
+        source = view.source
+        # NumPy returns scalars for the rows of one axis, and the bytes of bools may be invalid.
+        simple = len(view.shape) > 1 and view.dtype.kind != "b"
+        if isinstance(source, BufferSource) and simple:
+            nbytes = view.row(0).window.distinct * view.dtype.itemsize
+            self._shown = source, source.show(view.begin, view.dtype, view.window), nbytes
+
+    @classmethod
+    def of(cls, content: Content) -> Self | None:
+        """The rows of a content; None if it has none, or if they are not this simple."""
+        view = content.view
+        if content.key is not None or not isinstance(view, Strided):
+            return None
+        return cls(view) if view.shape and view.size else None
+
+    def content(self, number: int) -> Content:
+        return Content(self._view.row(number))
+
+    def read(self, number: int) -> NDArray[Any]:
+        if self._shown is None:
+            return super().read(number)
+        source, values, nbytes = self._shown
+        source.asked(nbytes)
+        return values[number]

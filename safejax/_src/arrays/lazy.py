@@ -1,0 +1,444 @@
+"""The lazy leaf: a JAX array, as far as JAX and its users can see, that reads when it must.
+
+What a leaf is (shape, dtype, sharding, aval) is known when it is made. Its values are read and
+placed on its devices at the first use that needs them; the placed array is kept, and made
+again if it was donated away. Everything that this class does not answer itself, it hands to
+the placed array.
+"""
+
+import math
+import sys
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, cast, final
+
+import jax
+import numpy as np
+from jax.experimental.layout import Format
+from jax.sharding import Sharding
+from numpy.typing import NDArray
+
+from safejax._src.arrays import jax_private
+from safejax._src.arrays.content import Content, key_dtype
+from safejax._src.arrays.families import Alike, Rows
+from safejax._src.arrays.forwarding import COMPARISONS, HANDED_ON, ONLY_OF_KEYS
+from safejax._src.arrays.indexing import basic_index, placement_of_part
+from safejax._src.arrays.jax_private import abstract_value
+from safejax._src.arrays.placing import Placement, default_placement, is_worth_a_thread, place
+from safejax._src.arrays.precision import NarrowingNotice
+from safejax._src.arrays.untraced import concretely
+from safejax._src.dtypes import Dtype
+from safejax._src.reading.windows import BasicIndex
+from safejax.errors import UnsupportedJaxError
+
+_CONFIG: Final[Any] = jax.config
+_ARRAY_TYPE: Final = jax_private.concrete_array_type()
+
+
+@final
+class LazyArray(jax.Array):
+    """An array whose values are read, and placed on its devices, at the first need.
+
+    Made by `load`, `deserialize` and `decode`, and by transforms of arrays. `shape`, `dtype`,
+    `sharding`, `repr` and everything that JAX asks before it runs (`jax.tree`,
+    `jax.eval_shape`, `jax.jit(f).lower`) read nothing. `leaf[i]`, with ints, slices and `...`,
+    of a leaf that is not placed is a lazy leaf too and reads no more than its own bytes.
+    `numpy.asarray(leaf)` reads the source exactly as it is stored.
+    """
+
+    __slots__ = (
+        "_aval", "_content", "_lock", "_name", "_notice", "_placed", "_placement", "_rows",
+        # Arrays can be referred to weakly; the base class does not always leave room for it.
+        *(() if jax.Array.__weakrefoffset__ else ("__weakref__",)),
+    )  # fmt: skip
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+    def __init__(
+        self,
+        content: Content,
+        name: str,
+        placement: Placement | None = None,
+        notice: NarrowingNotice | None = None,
+        *,
+        dtype: Any = None,
+    ) -> None:
+        placement = placement or default_placement()
+        self._content: Content | tuple[Alike, int] = content
+        self._name = name
+        self._placement = placement
+        # The rows, the first one as a leaf, and JAX's default device that it is bound for.
+        self._rows: tuple[Rows, LazyArray, Any] | None = None
+        self._notice = notice or NarrowingNotice()
+        self._placed: jax.Array | None = None
+        self._lock = threading.Lock()
+        if content.key is not None:
+            dtype = key_dtype(content.key)
+        elif dtype is None:
+            dtype = jax.dtypes.canonicalize_dtype(content.view.dtype)
+        self._aval = abstract_value(content.shape, dtype, placement.sharding)
+
+    def beside(self, alike: Alike, number: int, name: str) -> "LazyArray":
+        """A leaf of the same load, placement, shape and dtype, that holds `alike`'s `number`."""
+        leaf = LazyArray.__new__(LazyArray)
+        leaf._content = (alike, number)
+        leaf._name = name
+        leaf._placement = self._placement
+        leaf._rows = None
+        leaf._notice = self._notice
+        leaf._placed = None
+        leaf._lock = threading.Lock()
+        leaf._aval = self._aval
+        return leaf
+
+    # ---- known without reading
+
+    @property
+    def name(self) -> str:
+        """The leaf's name in its file or its Leaves."""
+        return self._name
+
+    @property
+    def content(self) -> Content:
+        """What the leaf holds on the host's side, unread."""
+        content = self._content
+        if not isinstance(content, Content):
+            alike, number = content
+            content = self._content = alike.content(number)
+        return content
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether the values are on their devices now."""
+        return self._placed is not None and not self._placed.is_deleted()
+
+    @property
+    def aval(self) -> Any:
+        return self._aval
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._aval.shape
+
+    @property
+    def dtype(self) -> Any:
+        return self._aval.dtype
+
+    @property
+    def ndim(self) -> int:
+        return len(self._aval.shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self._aval.shape)
+
+    @property
+    def itemsize(self) -> int:
+        return self._aval.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.itemsize
+
+    @property
+    def weak_type(self) -> bool:
+        self._refuse_for_keys("weak_type")
+        return False
+
+    @property
+    def sharding(self) -> Sharding:
+        return self._placement.sharding
+
+    @property
+    def committed(self) -> bool:
+        return self._placement.committed
+
+    # By these names JAX asks, before it runs.
+    _sharding = sharding
+    _committed = committed
+
+    @property
+    def device(self) -> Any:
+        devices = self._placement.sharding.device_set
+        return next(iter(devices)) if len(devices) == 1 else self._placement.sharding
+
+    def devices(self) -> set[Any]:
+        return set(self._placement.sharding.device_set)
+
+    @property
+    def format(self) -> Any:
+        self._refuse_for_keys("format")
+        if not self.is_placed:
+            sharding = self._placement.sharding
+            layout = jax_private.default_layout(self._aval.shape, self._aval.dtype, sharding)
+            if layout is not None:
+                return Format(layout, sharding)
+        return cast("Any", self.placed()).format
+
+    def _refuse_for_keys(self, attribute: str) -> None:
+        if self.content.key is not None:
+            raise AttributeError(f"'LazyArray' object has no attribute {attribute!r}")
+
+    @property
+    def is_fully_addressable(self) -> bool:
+        return self._placement.sharding.is_fully_addressable
+
+    @property
+    def is_fully_replicated(self) -> bool:
+        return self._placement.sharding.is_fully_replicated
+
+    def is_deleted(self) -> bool:
+        """False: what was donated or deleted is placed again when it is needed."""
+        return False
+
+    def delete(self) -> None:
+        """Free the placed array; the next need places it again."""
+        if self._placed is not None:
+            self._placed.delete()
+
+    def __len__(self) -> int:
+        if not self._aval.shape:
+            raise TypeError("len() of unsized object")
+        return self._aval.shape[0]
+
+    def __repr__(self) -> str:
+        state = "placed" if self.is_placed else "unread"
+        if _MISSING:  # JAX shows this where it refuses a leaf.
+            state += "; call safejax.materialize(tree) first"
+        return f"LazyArray({self._aval.str_short()}, name={self._name!r}, {state})"
+
+    __str__ = __repr__
+
+    def __format__(self, spec: str) -> str:
+        return format(self.placed(), spec) if spec else repr(self)
+
+    def __copy__(self) -> "LazyArray":
+        return self.at_placement(self._placement)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LazyArray":
+        return self.__copy__()
+
+    def at_placement(self, placement: Placement) -> "LazyArray":
+        """The same leaf, unread, bound for other devices."""
+        return self._with(self.content, placement)
+
+    def _with(self, content: Content, placement: Placement | None) -> "LazyArray":
+        # The dtype too: the x64 mode may have changed since this leaf was made.
+        dtype = self._aval.dtype
+        return LazyArray(content, self._name, placement, self._notice, dtype=dtype)
+
+    # ---- read
+
+    def placed(self) -> jax.Array:
+        """The plain array, on its devices; read and placed now if it is not yet."""
+        placed = self._placed
+        if placed is not None and not placed.is_deleted():
+            return placed
+        if _MISSING:
+            raise UnsupportedJaxError(self._unsupported())
+        self.warn_if_narrowed()
+        concretely(self.place_here, self._placed_dtype())
+        placed = self._placed
+        assert placed is not None
+        return placed
+
+    def traced_as(self) -> Any:
+        """The abstract value that a trace sees: what JAX asks for first."""
+        if _MISSING:
+            raise UnsupportedJaxError(self._unsupported())
+        return self._aval
+
+    def warn_if_narrowed(self) -> None:
+        """Give the notice that placing the leaf will narrow it, if it will.
+
+        It must be called in the user's thread, since the one that places has no caller.
+        """
+        stored, placed = self.content.view.dtype, self._placed_dtype()
+        if stored != placed and placed.kind in "fc" and not self.is_placed:
+            self._notice.give(self._name, stored, placed)
+
+    def place_here(self) -> list[NDArray[Any]]:
+        """Place the leaf if it is not; to be called where no trace is (`concretely`).
+
+        What comes back are the blocks of it that were not read: they are used in place.
+        """
+        in_place: list[NDArray[Any]] = []
+        with self._lock:
+            if not self.is_placed:
+                self._placed = self._place(in_place)
+        return in_place
+
+    @property
+    def is_worth_a_thread(self) -> bool:
+        """Whether placing it takes time in which other threads get on."""
+        content, dtype = self.content, self._aval.dtype
+        return content.key is None and is_worth_a_thread(content.view, dtype, self._placement)
+
+    def _place(self, in_place: list[NDArray[Any]]) -> jax.Array:
+        content, placement, dtype = self.content, self._placement, self._placed_dtype()
+        view = content.view
+        array = place(view, dtype, content.key, placement, self._name, in_place)
+        assert content.key is not None or array.aval == self._aval
+        return array
+
+    def _unsupported(self) -> str:
+        return (
+            f"leaf {self._name!r}: JAX {jax.__version__} lacks the hooks for "
+            f"{', '.join(_MISSING)} that lazy leaves need: call safejax.materialize(tree) "
+            "first, and use the arrays that it gives"
+        )
+
+    def _placed_dtype(self) -> Dtype:
+        """The dtype of what is put on a device: of the key data, for keys."""
+        return self.content.view.dtype if self.content.key is not None else self._aval.dtype
+
+    def __array__(
+        self, dtype: Any = None, context: None = None, copy: bool | None = None
+    ) -> NDArray[Any]:
+        del context
+        content = self._content
+        if not isinstance(content, Content):
+            alike, number = content
+            host = alike.read(number)
+        elif content.key is None:
+            host = content.view.read()
+        else:
+            return self.placed().__array__(dtype)  # JAX's own refusal
+        return np.asarray(host, dtype) if copy is None else np.array(host, dtype, copy=copy)
+
+    if sys.version_info >= (3, 12):
+
+        def __buffer__(self, flags: int) -> memoryview:
+            """The values as they are stored, read-only, in place where they are in memory."""
+            dtype = self.content.view.dtype
+            if self.content.key is not None or dtype.kind not in "biufc" or not dtype.isnative:
+                raise BufferError(
+                    f"leaf {self._name!r}: expected a dtype that Python's buffers have, got "
+                    f"{self._aval.dtype}: take numpy.asarray(leaf)"
+                )
+            return memoryview(self.__array__()).toreadonly()
+
+    def __bytes__(self) -> bytes:
+        """The values as they are stored, in C order; for a scalar what `bytes` gives for an int."""
+        if self.content.key is not None:
+            raise TypeError("cannot convert a typed key array to bytes")
+        if not self._aval.shape and self._aval.dtype.kind in "iu":
+            return bytes(int(self.placed()))
+        return np.asarray(self).tobytes()
+
+    def __getitem__(self, index: Any) -> jax.Array:
+        if self._placed is None or self._placed.is_deleted():
+            if type(index) is int:
+                row = self._row(index)
+                if row is not None:
+                    return row
+            basic = basic_index(index, self._aval.shape)
+            placement = None if basic is None else self._placement_of_part(basic)
+            if basic is not None and placement is not None:
+                content = self.content
+                return self._with(Content(content.view.index(basic), content.key), placement)
+        return self.placed()[_plain(index)]
+
+    def __array_module__(self, types: Any) -> Any:
+        known = tuple(_ARRAY_TYPE if kind is LazyArray else kind for kind in types)
+        return cast("Any", self.placed()).__array_module__(known)
+
+    def __index__(self) -> int:
+        # Python asks this of whatever might be a size, before it asks for a buffer.
+        is_key = self.content.key is not None
+        if not is_key and (self._aval.shape or self._aval.dtype.kind not in "iu"):
+            raise TypeError("Only integer scalar arrays can be converted to a scalar index.")
+        return cast("Any", self.placed()).__index__()
+
+    def __reversed__(self) -> Any:
+        return reversed(cast("Any", self.placed()))
+
+    def _placement_of_part(self, index: tuple[BasicIndex, ...]) -> Placement | None:
+        """Where JAX puts `array[index]`; None where only the placed array can tell."""
+        content, placement = self.content, self._placement
+        return placement_of_part(placement, index, self._aval.shape, is_key=content.key is not None)
+
+    def _row(self, number: int) -> "LazyArray | None":
+        """`self[number]` where that is simple: what a loop over rows asks for."""
+        default, known = _CONFIG.jax_default_device, self._rows
+        if known is None or known[2] is not default:
+            rows = Rows.of(self.content)
+            placement = None if rows is None else self._placement_of_part((0, ...))
+            if rows is None or placement is None:
+                return None
+            known = self._rows = rows, self._with(rows.content(0), placement), default
+        rows, first, _ = known
+        if not -rows.size <= number < rows.size:
+            return None
+        return first.beside(rows, number % rows.size, self._name)
+
+    def __reduce__(self) -> Any:
+        return self.__reduce_ex__(2)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        placed = self.placed()
+        if self.content.key is not None:
+            # What keys give names their class, and pickle compares that with ours.
+            wrap = partial(jax.random.wrap_key_data, impl=self.content.key)
+            return wrap, (jax.random.key_data(placed),)
+        return placed.__reduce_ex__(protocol)
+
+    # JAX asks isinstance(x, ArrayImpl) wherever it looks at an array's sharding, and takes what
+    # says no for an array of NumPy's. Only the few functions that hand what says yes to C++,
+    # which looks at the real type, are told the truth.
+    @property
+    def __class__(self) -> type[Any]:  # pyright: ignore
+        if self.content.key is not None:
+            return LazyArray
+        caller = sys._getframe(1).f_code  # pyright: ignore[reportPrivateUsage]
+        return LazyArray if caller in jax_private.LOOK_AT_REAL_TYPES else _ARRAY_TYPE
+
+
+def _plain(value: Any) -> Any:
+    """The value with lazy leaves placed, one level into tuples, as operators need it.
+
+    JAX's operators hand back NotImplemented for a type that they do not know, and Python does
+    not try the reflected operator where both sides have one type.
+    """
+    if isinstance(value, LazyArray):
+        return value.placed()
+    if type(value) is tuple:
+        return tuple(_plain(item) for item in cast("tuple[Any, ...]", value))
+    return value
+
+
+# ---- everything else is the placed array's
+
+
+def _hand_on_the_rest() -> None:
+    own = set(vars(LazyArray))
+    names = [
+        name
+        for name in dir(_ARRAY_TYPE)
+        if name not in own and (name in HANDED_ON or not name.startswith("__"))
+    ]
+    for name in (*names, *COMPARISONS, *ONLY_OF_KEYS):
+        special = name.startswith("__") and callable(getattr(_ARRAY_TYPE, name, None))
+        setattr(LazyArray, name, _method(name) if special else _property(name))
+
+
+def _method(name: str) -> Callable[..., Any]:
+    def method(self: LazyArray, *args: Any, **kwargs: Any) -> Any:
+        attribute = getattr(self.placed(), name)
+        return attribute(*(_plain(arg) for arg in args), **kwargs)
+
+    method.__name__ = name
+    method.__qualname__ = f"LazyArray.{name}"
+    method.__doc__ = f"`{name}` of the placed array."
+    return method
+
+
+def _property(name: str) -> property:
+    def get(self: LazyArray) -> Any:
+        return getattr(self.placed(), name)
+
+    return property(get, doc=f"`{name}` of the placed array.")
+
+
+_hand_on_the_rest()
+_MISSING: Final = jax_private.register(LazyArray, LazyArray.traced_as, LazyArray.placed)

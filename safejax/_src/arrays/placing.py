@@ -1,0 +1,195 @@
+"""Placing: a view's values onto the devices of a sharding, always concrete.
+
+One block is read for each *distinct* index that this process's devices hold; replicas share
+it, and what no device here holds is never read. Blocks that look at a mapped file are handed
+to the device as they are, and XLA's CPU client uses them in place where they are aligned.
+"""
+
+import math
+from functools import lru_cache
+from typing import Any, Final, NamedTuple, cast, final
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from numpy.typing import NDArray
+
+from safejax._src.arrays import jax_private
+from safejax._src.arrays.content import key_data_shape
+from safejax._src.arrays.precision import narrowed
+from safejax._src.dtypes import Dtype
+from safejax._src.reading.file import MappedSource
+from safejax._src.reading.memory import ALIGNMENT, Allocator, Arena, aligned_empty
+from safejax._src.reading.source import BufferSource
+from safejax._src.reading.view import Strided, View
+from safejax.errors import PlacementError
+
+
+@final
+class Placement(NamedTuple):
+    """Where a leaf goes; not committed means: JAX may move it to meet other arrays."""
+
+    sharding: Sharding
+    committed: bool
+
+
+_CONFIG: Final[Any] = jax.config
+
+_WORTH_A_THREAD: Final = 256 << 10
+"""Bytes from which on two threads copy faster than one."""
+
+
+def default_placement() -> Placement:
+    """JAX's default device as it is now, uncommitted."""
+    device = _CONFIG.jax_default_device
+    if device is None:
+        device = jax.local_devices()[0]
+    elif isinstance(device, str):
+        device = jax.local_devices(backend=device)[0]
+    return _uncommitted_on(device)
+
+
+@lru_cache(maxsize=64)
+def _uncommitted_on(device: Any) -> Placement:
+    return Placement(SingleDeviceSharding(device), committed=False)
+
+
+@lru_cache(maxsize=64)
+def is_in_default_memory(sharding: Sharding) -> bool:
+    """Whether arrays of the sharding are in the memory that their devices compute in."""
+    kind = sharding.memory_kind
+    device: Any = next(iter(sharding.device_set))
+    return kind is None or kind == device.default_memory().kind
+
+
+def place(
+    view: View,
+    dtype: Dtype,
+    key: str | None,
+    placement: Placement,
+    name: str,
+    in_place: list[NDArray[Any]],
+) -> jax.Array:
+    """The array of a view, as `dtype`, where `placement` says.
+
+    With `key` the view is a key's data, uint32 with the key's own axes last, and a typed key
+    array comes back. Blocks that are not copied, but used where they lie in a mapped file, are
+    added to `in_place`. `name` is what errors call the leaf.
+
+    Raises `PrecisionError` where a narrower integer `dtype` cannot hold a value; whatever is
+    raised says for which leaf.
+    """
+    task = _Task(view, dtype, name, in_place)
+    try:
+        if key is None:
+            return _placed(task, placement)
+        of_data = _of_key_data(placement.sharding, len(key_data_shape(key)))
+        data = _placed(task, Placement(of_data, placement.committed))
+        return jax.random.wrap_key_data(data, impl=key)
+    except AttributeError as error:
+        # hasattr() would take it for a missing attribute of the array.
+        raise PlacementError(f"leaf {name!r}: placing it failed: {error}") from error
+    except Exception as error:
+        error.add_note(f"while placing leaf {name!r}")
+        raise
+
+
+def is_worth_a_thread(view: View, dtype: Dtype, placement: Placement) -> bool:
+    """Whether placing a view takes time outside of Python, so that threads of their own help.
+
+    Not so where it is used in place, or little is copied out of memory: threads then do no more
+    than wait for each other. Of many blocks the first one tells.
+    """
+    if not isinstance(view, Strided) or not isinstance(view.source, BufferSource):
+        return True
+    if view.nbytes < _WORTH_A_THREAD:
+        return False
+    if view.dtype != dtype:
+        return True
+    device = _only_device(placement.sharding)
+    if device is None:
+        indices = _indices(view, placement.sharding)
+        if not indices:
+            return False
+        device, index = next(iter(indices.items()))
+        view = view.index(index)
+    return view.peek(alignment_for(device, dtype)) is None
+
+
+class _Task(NamedTuple):
+    """What the blocks of a leaf are made of, and where it is told which are used in place."""
+
+    view: View
+    dtype: Dtype
+    name: str
+    in_place: list[NDArray[Any]]
+
+
+def _placed(task: _Task, placement: Placement) -> jax.Array:
+    view, sharding = task.view, placement.sharding
+    device = _only_device(sharding)
+    if device is None:
+        blocks = _blocks(task, sharding)
+    else:
+        blocks = {device: _block(task, view, device, aligned_empty)}
+    return jax_private.array_of_blocks(
+        view.shape, task.dtype, sharding, blocks, committed=placement.committed
+    )
+
+
+@lru_cache(maxsize=64)
+def _only_device(sharding: Sharding) -> Any | None:
+    """The device that holds all of an array; None if there are more, or none of this process."""
+    devices = sharding.device_set
+    return next(iter(devices)) if len(devices) == 1 and sharding.is_fully_addressable else None
+
+
+def _blocks(task: _Task, sharding: Sharding) -> dict[Any, NDArray[Any]]:
+    """What each device of this process is given."""
+    view = task.view
+    indices = _indices(view, sharding)
+    bounds = {
+        device: tuple((part.start, part.stop) for part in index)
+        for device, index in indices.items()
+    }
+    # The shards of an array are let go together.
+    size = math.prod(sharding.shard_shape(view.shape)) * task.dtype.itemsize
+    arena = Arena(len(set(bounds.values())), size)
+    distinct: dict[tuple[Any, ...], NDArray[Any]] = {}
+    # Behind a barrier every block needs the whole operand, which is made once for all.
+    with view.kept():
+        for device, index in indices.items():
+            if bounds[device] not in distinct:
+                distinct[bounds[device]] = _block(task, view.index(index), device, arena.empty)
+    return {device: distinct[bounds[device]] for device in indices}
+
+
+def _indices(view: View, sharding: Sharding) -> dict[Any, tuple[slice, ...]]:
+    """The part of the view that each device of this process holds."""
+    return cast("Any", sharding.addressable_devices_indices_map(view.shape))
+
+
+def _of_key_data(sharding: Sharding, key_axes: int) -> Sharding:
+    """The sharding of the data of keys, whose own axes, the last ones, are not split."""
+    if not isinstance(sharding, NamedSharding):
+        return sharding
+    spec = PartitionSpec(*sharding.spec, *(None,) * key_axes)
+    return NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
+
+
+def _block(task: _Task, view: View, device: Any, empty: Allocator) -> NDArray[Any]:
+    """What a device is given: of the dtype, aligned for it, and changed by nobody."""
+    if view.dtype != task.dtype:
+        return narrowed(view.read(), task.dtype, task.name, empty)
+    block = view.look(alignment_for(device, view.dtype))
+    if block is None:
+        block = empty(view.shape, view.dtype)
+        view.read_into(block)
+    elif device.platform == "cpu" and any(isinstance(s, MappedSource) for s in view.sources):
+        task.in_place.append(block)
+    return block
+
+
+def alignment_for(device: Any, dtype: Dtype) -> int:
+    """Bytes that a block must begin on for a device to take it as it lies."""
+    # Others than the CPU copy it to memory of their own.
+    return ALIGNMENT if device.platform == "cpu" else dtype.alignment

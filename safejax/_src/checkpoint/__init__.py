@@ -1,0 +1,1 @@
+"""Checkpoints: Leaves to the bytes of one or several safetensors files, and back."""

@@ -1,0 +1,89 @@
+"""The union of several files: their leaves, structures and metadata as one."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+from safejax._src.format.index import Index
+from safejax._src.leaves.leaf import is_array
+from safejax._src.leaves.leaves import Leaves
+from safejax._src.pytrees.structure import Kind, Structure
+from safejax.errors import InvalidFileError
+
+
+def union(parts: Sequence[tuple[str, Leaves]], index: Index | None, file: str) -> Leaves:
+    """The leaves of several files as one; an index must name exactly the tensors of its files.
+
+    Raises `InvalidFileError` for a name that is in two files, or not in the file that the index
+    gives for it.
+    """
+    owner: dict[str, str] = {}
+    entries: dict[str, Any] = {}
+    for shard, leaves in parts:
+        for name, leaf in leaves.items():
+            if name in owner:
+                raise InvalidFileError(
+                    f"{file}: tensor {name!r}: expected it in one file, got it in {owner[name]} "
+                    f"and {shard}"
+                )
+            owner[name] = shard
+            entries[name] = leaf
+    if index is not None:
+        _check_places(owner, entries, index, file)
+        entries = {name: entries[name] for name in (*index.weight_map, *entries)}
+    metadata = _common(leaves.metadata for _, leaves in parts)
+    structure = _common_structure([leaves.structure for _, leaves in parts])
+    return Leaves(entries, structure, metadata)
+
+
+def _check_places(
+    owner: Mapping[str, str], entries: Mapping[str, Any], index: Index, file: str
+) -> None:
+    for name, shard in index.weight_map.items():
+        found = owner.get(name)
+        if found is None or os.path.basename(found) != os.path.basename(shard):
+            elsewhere = "no file has it" if found is None else f"it is in {found}"
+            raise InvalidFileError(f"{file}: tensor {name!r}: expected it in {shard}, {elsewhere}")
+    for name in entries.keys() - index.weight_map.keys():
+        if is_array(entries[name]):
+            raise InvalidFileError(
+                f"{file}: tensor {name!r} of {owner[name]}: expected the index to name every "
+                "tensor of its files, but it omits this one: load the files as a list, or "
+                "complete the index"
+            )
+
+
+def _common(tables: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """The entries of all tables, without those on which the tables disagree."""
+    merged: dict[str, str] = {}
+    disputed: set[str] = set()
+    for table in tables:
+        for key, value in table.items():
+            if merged.setdefault(key, value) != value:
+                disputed.add(key)
+    return {key: value for key, value in merged.items() if key not in disputed}
+
+
+def _common_structure(structures: list[Structure]) -> Structure:
+    """The paths of all structures, and the kinds in which they do not contradict each other."""
+    if len(structures) == 1:
+        return structures[0]
+    kinds: dict[str, list[Kind]] = {}
+    paths: dict[str, tuple[str, ...]] = {}
+    for structure in structures:
+        paths |= structure.paths
+        for key, kind in structure.kinds.items():
+            kinds.setdefault(key, []).append(kind)
+    together = {key: _kind_of_all(found) for key, found in kinds.items()}
+    return Structure({key: kind for key, kind in together.items() if kind is not None}, paths)
+
+
+def _kind_of_all(kinds: list[Kind]) -> Kind | None:
+    """The kind of a container whose children are in several files; None if they disagree."""
+    if len({kind._replace(order=None, aliases=()) for kind in kinds}) > 1:
+        return None
+    orders = [kind.order for kind in kinds if kind.order is not None]
+    whole = tuple(chain.from_iterable(orders)) if len(orders) == len(kinds) else None
+    aliases = tuple(chain.from_iterable(kind.aliases for kind in kinds))
+    return kinds[0]._replace(order=whole, aliases=aliases)

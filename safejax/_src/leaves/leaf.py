@@ -1,0 +1,160 @@
+"""One leaf: its kind, the values that it holds, its abstract value, and its description."""
+
+from functools import lru_cache
+from typing import Any, Final, cast
+
+import jax
+import numpy as np
+from jax.core import Tracer
+from numpy.typing import NDArray
+
+from safejax._src.arrays.content import Content, key_data_shape, key_dtype
+from safejax._src.arrays.lazy import LazyArray
+from safejax._src.dtypes import stored_as
+from safejax._src.pytrees.structure import EMPTY
+from safejax._src.reading.array import AbstractSource, ArraySource
+from safejax._src.reading.view import Strided, View
+from safejax._src.reading.windows import Window
+from safejax.errors import LeafError
+
+_SCALARS: Final = (bool, int, float, complex, str)
+_ARRAYS: Final = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)
+
+
+def is_array(leaf: object) -> bool:
+    """Whether a leaf is a JAX array (lazy or not), a NumPy array or an abstract array."""
+    return isinstance(leaf, _ARRAYS)
+
+
+def is_scalar(leaf: object) -> bool:
+    """Whether a leaf is a Python scalar or a string, and not of a subclass."""
+    return type(leaf) in _SCALARS
+
+
+def check_leaf(name: str, leaf: object) -> None:
+    """Raise `LeafError` if Leaves cannot hold `leaf`."""
+    if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+        if isinstance(leaf, Tracer):
+            raise LeafError(
+                f"leaf {name!r}: expected an array with values, got a tracer, {leaf}: safejax "
+                "cannot be called inside jit, grad or vmap; call it on their results"
+            )
+    elif isinstance(leaf, np.ndarray | np.generic):
+        dtype = cast("NDArray[Any]", leaf).dtype
+        if not _is_storable(dtype) or isinstance(leaf, np.ma.MaskedArray):
+            raise LeafError(
+                f"leaf {name!r}: expected an array of a dtype that JAX has, got "
+                f"{type(leaf).__module__}.{type(leaf).__qualname__} of {dtype}: convert it "
+                "first, for example with astype"
+            )
+    elif not (is_scalar(leaf) or leaf is None or leaf is EMPTY):
+        raise LeafError(
+            f"leaf {name!r}: expected an array, a Python scalar, a string or None, got "
+            f"{type(leaf).__module__}.{type(leaf).__qualname__}: convert it with numpy.asarray, "
+            "or leave it out of the tree"
+        )
+
+
+@lru_cache(maxsize=256)
+def _is_storable(dtype: np.dtype[Any]) -> bool:
+    return stored_as(dtype.newbyteorder("="), ()) is not None
+
+
+def content_of(leaf: object) -> Content | None:
+    """What an array, or an abstract one, holds; None for what is no array.
+
+    Raises `LeafError` for arrays whose values cannot be had: tracers, and arrays that other
+    processes hold a part of.
+    """
+    if isinstance(leaf, LazyArray):
+        return leaf.content
+    if isinstance(leaf, Tracer):
+        raise LeafError(
+            f"expected an array with values, got a tracer, {leaf}: safejax cannot be "
+            "called inside jit, grad or vmap; call it on their results"
+        )
+    if isinstance(leaf, jax.Array):
+        key = None
+        if _is_key(leaf.dtype):
+            key = str(jax.random.key_impl(leaf))
+            leaf = jax.random.key_data(leaf)
+        if not leaf.is_fully_addressable:
+            raise LeafError(
+                "expected an array that this process holds all of, got one with the sharding "
+                f"{leaf.sharding}, a part of which is on other processes: gather it first, with "
+                "jax.experimental.multihost_utils.process_allgather"
+            )
+        return Content(_view_of_array(leaf), key)
+    if isinstance(leaf, np.ndarray | np.generic):
+        return Content(_view_of_array(np.asarray(leaf)))
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        shape: tuple[int, ...] = leaf.shape
+        dtype: Any = leaf.dtype
+        key = None
+        if _is_key(dtype):
+            key = _key_of_dtype(dtype)
+            shape, dtype = (*shape, *key_data_shape(key)), np.dtype(np.uint32)
+        window = Window.whole(shape)
+        return Content(Strided(AbstractSource(), 0, np.dtype(dtype), window), key)
+    return None
+
+
+def like_leaf(leaf: Any, content: Content, name: str) -> Any:
+    """A leaf that holds `content`, as abstract, or as bound for its devices, as `leaf` is."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        dtype = content.view.dtype if content.key is None else key_dtype(content.key)
+        return jax.ShapeDtypeStruct(content.shape, dtype)
+    if isinstance(leaf, LazyArray):
+        return leaf if content is leaf.content else LazyArray(content, name)
+    return LazyArray(content, name)
+
+
+def _view_of_array(array: jax.Array | NDArray[Any]) -> View:
+    dtype = np.dtype(array.dtype).newbyteorder("=")
+    return Strided(ArraySource(array), 0, dtype, Window.whole(array.shape))
+
+
+def _is_key(dtype: Any) -> bool:
+    return jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+
+
+def _key_of_dtype(dtype: Any) -> str:
+    for key in ("threefry2x32", "rbg", "unsafe_rbg"):
+        if key_dtype(key) == dtype:
+            return key
+    raise LeafError(f"expected keys of an implementation that JAX ships, got {dtype}")
+
+
+def content_at(name: str, leaf: Any) -> Content:
+    """The unread content of an array leaf; `LeafError`, with its name, if it has none."""
+    try:
+        content = content_of(leaf)
+    except LeafError as error:
+        raise LeafError(f"leaf {name!r}: {error}") from None
+    assert content is not None
+    return content
+
+
+def aval_of(leaf: Any) -> jax.ShapeDtypeStruct:
+    """The shape and dtype that an array leaf will have once it is placed; reads nothing."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    if isinstance(leaf, jax.Array):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    content = content_of(leaf)
+    assert content is not None
+    if content.key is not None:
+        return jax.ShapeDtypeStruct(content.shape, key_dtype(content.key))
+    return jax.ShapeDtypeStruct(content.shape, jax.dtypes.canonicalize_dtype(content.view.dtype))
+
+
+def describe(leaf: Any) -> str:
+    """A short description of a leaf for messages: `float32[4,3]`, `int 3`, `None`."""
+    if is_array(leaf):
+        name = getattr(leaf.dtype, "name", str(leaf.dtype))
+        return f"{name}[{','.join(map(str, leaf.shape))}]"
+    if is_scalar(leaf):
+        # Python refuses to write very long ints in decimal.
+        long = isinstance(leaf, int) and leaf.bit_length() > 128
+        return f"{type(leaf).__name__} {hex(leaf) if long else repr(leaf):.80}"
+    return "an empty container" if leaf is EMPTY else repr(leaf)

@@ -1,0 +1,81 @@
+"""Sharding rules: patterns of names and their partition specs over a mesh."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final, final
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+
+from safejax._src.pytrees.patterns import Template, Where, predicate
+from safejax.errors import ShardingError
+
+_predicate: Final = lru_cache(maxsize=1024)(predicate)  # Each rule is tried on every name.
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ShardingRules:
+    """Patterns with their partition specs over a mesh, as a sharding function."""
+
+    mesh: Mesh
+    rules: tuple[tuple[Where, PartitionSpec], ...]
+    must_match: bool = True
+
+    def __call__(self, name: str, aval: jax.ShapeDtypeStruct) -> Sharding:
+        """The sharding of the first rule that matches `name`; replicated if none does."""
+        del aval
+        for where, spec in self.rules:
+            if _predicate(where)(name):
+                return NamedSharding(self.mesh, spec)
+        return NamedSharding(self.mesh, PartitionSpec())
+
+
+def sharding_rules(
+    mesh: Mesh,
+    rules: Iterable[tuple[Where, PartitionSpec | None]],
+    *,
+    must_match: bool = True,
+) -> ShardingRules:
+    """A sharding function that chooses by name: `sharding_rules(mesh, [(pattern, spec), ...])`.
+
+    A pattern is matched on whole names: `*` is any run of characters, `{i}` one segment. The
+    first pattern that matches wins, and a leaf that none matches is replicated over the mesh. A
+    spec of None is `PartitionSpec()`. With `must_match`, `load` raises an error if a pattern
+    matches no array.
+
+    >>> import jax
+    >>> from jax.sharding import PartitionSpec as P
+    >>> mesh = jax.make_mesh((1,), ("x",))
+    >>> rules = sharding_rules(mesh, [("*.kernel", P(None, "x")), ("*", P())])
+    >>> rules("mlp.kernel", jax.ShapeDtypeStruct((4, 2), "float32")).spec == P(None, "x")
+    True
+
+    Raises `ShardingError` for anything that is not a mesh or a spec and for a spec with an axis
+    that the mesh does not have, and `TransformError` for an invalid pattern.
+    """
+    if not isinstance(mesh, Mesh):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ShardingError(f"sharding_rules: expected a jax.sharding.Mesh, got {mesh!r}")
+    checked: list[tuple[Where, PartitionSpec]] = []
+    for rule in rules:
+        if not isinstance(rule, tuple | list) or len(rule) != 2:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ShardingError(f"sharding_rules: expected pairs (pattern, spec), got {rule!r}")
+        where, spec = rule
+        spec = PartitionSpec() if spec is None else spec
+        if not isinstance(spec, PartitionSpec):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ShardingError(
+                f"sharding_rules: {where!r}: expected a PartitionSpec or None, got {spec!r}"
+            )
+        if isinstance(where, str):
+            Template.parse(where)
+        elif not callable(where):  # pyright: ignore[reportUnnecessaryComparison]
+            raise ShardingError(
+                f"sharding_rules: expected a pattern or a function of the name, got {where!r}"
+            )
+        try:
+            NamedSharding(mesh, spec)
+        except ValueError as error:
+            raise ShardingError(f"sharding_rules: {where!r}: {error}") from error
+        checked.append((where, spec))
+    return ShardingRules(mesh, tuple(checked), must_match)

@@ -1,0 +1,200 @@
+"""Steps: pure functions, most of them with an inverse, that compose into one value.
+
+    to_bytes = chain(flatten, cast("bfloat16", source="float32"), encode)
+
+`chain(a, b)` applies `a`, then `b`; its inverse applies their inverses in reverse order.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, NoReturn, TypeAlias, TypeVar, final, overload
+
+import numpy as np
+
+from safejax._src.arrays.lazy import LazyArray
+from safejax._src.leaves.leaf import check_leaf, content_at
+from safejax._src.leaves.leaves import Leaves
+from safejax.errors import NotInvertibleError, TransformError
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+
+
+TransformArgument: TypeAlias = Callable[[Leaves], Leaves]
+"""A transform, or any function from Leaves to Leaves."""
+
+
+class Step(ABC, Generic[_In, _Out]):
+    """A pure function of one value, which may have an inverse.
+
+    Building, chaining and printing a step read nothing.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def __call__(self, value: _In, /) -> _Out:
+        """The result of the step for `value`, which is not changed."""
+
+    @property
+    def inverse(self) -> "Step[_Out, _In]":
+        """The step that reverses this one; `NotInvertibleError` if there is none."""
+        self._refuse_inverse()
+
+    def _refuse_inverse(self) -> NoReturn:
+        raise NotInvertibleError(
+            f"{self!r}: expected a step with an inverse, this one has none: "
+            "pair it with one by step(forward, inverse)"
+        )
+
+
+class Transform(Step[Leaves, Leaves]):
+    """A step from Leaves to Leaves, whose inverse is one, too.
+
+    Subclass it for a transform of your own, or make one of two functions with `step`.
+    """
+
+    __slots__ = ()
+
+    @property
+    def inverse(self) -> "Transform":
+        """The transform that reverses this one; `NotInvertibleError` if there is none."""
+        self._refuse_inverse()
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class FunctionStep(Step[_In, _Out]):
+    """A pair of functions as a step; see `step`."""
+
+    forward: Callable[[_In], _Out]
+    backward: Callable[[_Out], _In] | None = None
+
+    def __call__(self, value: _In, /) -> _Out:
+        return self.forward(value)
+
+    @property
+    def inverse(self) -> "FunctionStep[_Out, _In]":
+        if self.backward is None:
+            raise NotInvertibleError(
+                f"{self!r}: expected a step with an inverse, this one was made without one: "
+                "give the function that reverses it, step(forward, inverse)"
+            )
+        return FunctionStep(self.backward, self.forward)
+
+    def __repr__(self) -> str:
+        functions = (self.forward,) if self.backward is None else (self.forward, self.backward)
+        return f"step({', '.join(_function_name(function) for function in functions)})"
+
+
+@dataclass(frozen=True, slots=True)
+class Chain(Step[Any, Any]):
+    """Steps that are applied one after the other; see `chain`."""
+
+    steps: tuple[Step[Any, Any], ...]
+
+    def __call__(self, value: Any, /) -> Any:
+        for part in self.steps:
+            value = part(value)
+        return value
+
+    @property
+    def inverse(self) -> "Chain":
+        return Chain(self._inverses())
+
+    def _inverses(self) -> tuple[Step[Any, Any], ...]:
+        return tuple(part.inverse for part in reversed(self.steps))
+
+    def __repr__(self) -> str:
+        return f"chain({', '.join(map(repr, self.steps))})"
+
+
+@final
+@dataclass(frozen=True, slots=True, repr=False)
+class TransformChain(Chain, Transform):
+    """Transforms that are applied one after the other, which is a transform; see `chain`."""
+
+    @property
+    def inverse(self) -> "TransformChain":
+        return TransformChain(self._inverses())
+
+
+def step(
+    forward: Callable[[_In], _Out], inverse: Callable[[_Out], _In] | None = None
+) -> FunctionStep[_In, _Out]:
+    """A step that applies `forward`, and whose inverse, if given, applies `inverse`.
+
+    >>> from safejax import Leaves, step
+    >>> upper = step(lambda leaves: leaves.replace({k.upper(): v for k, v in leaves.items()}),
+    ...              lambda leaves: leaves.replace({k.lower(): v for k, v in leaves.items()}))
+    >>> list(upper.inverse(upper(Leaves({"a": 1}))))
+    ['a']
+
+    Raises `TransformError` if either is not callable.
+    """
+    for function in (forward,) if inverse is None else (forward, inverse):
+        if not callable(function):
+            raise TransformError(f"expected a function for step(…), got {function!r}")
+    return FunctionStep(forward, inverse)
+
+
+@overload
+def chain(*steps: Transform) -> Transform: ...
+@overload
+def chain(*steps: Callable[[Any], Any]) -> Chain: ...
+def chain(*steps: Callable[[Any], Any]) -> Step[Any, Any]:
+    """A step that applies `steps` one after the other, in the given order.
+
+    A chain of transforms only is a `Transform`. A plain function is a step without an inverse.
+    Chains within chains are flattened, so that equal pipelines are equal values. `chain()`
+    returns what it is given.
+
+    >>> from safejax import cast, chain, encode, flatten
+    >>> chain(flatten, cast("bfloat16", source="float32"), encode).inverse
+    chain(decode, cast('float32', source='bfloat16'), unflatten)
+
+    Raises `TransformError` for anything that is not callable.
+    """
+    parts: list[Step[Any, Any]] = []
+    for part in steps:
+        if isinstance(part, Chain):
+            parts.extend(part.steps)
+        elif isinstance(part, Step):
+            parts.append(part)
+        else:
+            parts.append(step(part))
+    if all(isinstance(part, Transform) for part in parts):
+        return TransformChain(tuple(parts))
+    return Chain(tuple(parts))
+
+
+def apply(transform: Callable[[Leaves], Leaves] | None, leaves: Leaves) -> Leaves:
+    """The result of a user's transform; `TransformError` if it does not return Leaves."""
+    if transform is None:
+        return leaves
+    if not callable(transform):
+        raise TransformError(
+            f"transform: expected a function from Leaves to Leaves, got {transform!r}"
+        )
+    result = transform(leaves)
+    if not isinstance(result, Leaves):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TransformError(
+            f"{transform!r}: expected it to return Leaves, got {type(result).__name__}: end it "
+            "with leaves.replace(...)"
+        )
+    if any(isinstance(leaf, np.ndarray | np.generic) for leaf in result.values()):
+        # An array that a user's function computed with NumPy becomes a lazy leaf like the others.
+        return result.map(_lazy)
+    return result
+
+
+def _lazy(name: str, leaf: Any) -> Any:
+    if not isinstance(leaf, np.ndarray | np.generic):
+        return leaf
+    check_leaf(name, leaf)
+    return LazyArray(content_at(name, leaf), name)
+
+
+def _function_name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__qualname__", repr(function))

@@ -1,0 +1,183 @@
+"""Plans: what a load would read, place and copy, in bytes, by device and by process."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What is requested from sources: bytes, and the contiguous spans that they form."""
+
+    nbytes: int
+    spans: int
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.nbytes + other.nbytes, self.spans + other.spans)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class BlockPlan:
+    """One block of a leaf: the devices that hold it, and what it costs to read and to place.
+
+    `nbytes` is its size on a device. `in_place` says that the devices use the mapped file itself;
+    `whole` says that a reshape reads all of the leaf for any part of it.
+    """
+
+    devices: tuple[Any, ...]
+    reads: Cost
+    nbytes: int
+    in_place: bool
+    whole: bool
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class LeafPlan:
+    """A leaf: its shape and dtype once it is placed, its sharding, and its distinct blocks."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Any
+    sharding: Any
+    blocks: tuple[BlockPlan, ...]
+
+    @property
+    def in_place(self) -> bool:
+        """Whether none of its bytes is copied on the host."""
+        return all(block.in_place for block in self.blocks)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class DevicePlan:
+    """The bytes read for a device (replicas share a read), and the bytes placed on it."""
+
+    reads: Cost
+    places: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ProcessPlan:
+    """The bytes that a process reads, each once, those that it copies, and its peak host memory.
+
+    The memory of arrays on the CPU is counted; that of mapped files is not.
+    """
+
+    reads: Cost
+    copies: int
+    peak_host_bytes: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a load would read, place and copy, and the errors it would raise; printed as a table.
+
+    `problems` has the messages of the errors that it would raise, and of its warnings.
+    """
+
+    source: str
+    leaves: tuple[LeafPlan, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all leaves, each counted once, in the dtypes in which they are placed."""
+        return sum(_size(leaf) for leaf in self.leaves)
+
+    @property
+    def reads(self) -> Cost:
+        """What all processes together request from files."""
+        return sum((process.reads for process in self.processes.values()), Cost(0, 0))
+
+    @property
+    def devices(self) -> Mapping[Any, DevicePlan]:
+        """What is read for each device and placed on it, in the order of device ids."""
+        found: dict[Any, DevicePlan] = {}
+        for _, block in self._blocks():
+            for device in block.devices:
+                seen = found.get(device, DevicePlan(Cost(0, 0), 0))
+                found[device] = DevicePlan(seen.reads + block.reads, seen.places + block.nbytes)
+        return dict(sorted(found.items(), key=lambda item: item[0].id))
+
+    @property
+    def processes(self) -> Mapping[int, ProcessPlan]:
+        """What each process reads and copies, by its index."""
+        found: dict[int, ProcessPlan] = {}
+        for leaf, block in self._blocks():
+            for number in {device.process_index for device in block.devices}:
+                seen = found.get(number, ProcessPlan(Cost(0, 0), 0, 0))
+                copied = 0 if block.in_place else block.nbytes
+                # On the CPU the copy is the array; elsewhere it is freed once it was transferred.
+                lasts = any(
+                    device.platform == "cpu" and device.process_index == number
+                    for device in block.devices
+                )
+                peak = seen.peak_host_bytes + copied if lasts else max(seen.peak_host_bytes, copied)
+                if block.whole:
+                    peak = max(peak, seen.peak_host_bytes + copied + _size(leaf))
+                found[number] = ProcessPlan(seen.reads + block.reads, seen.copies + copied, peak)
+        return dict(sorted(found.items()))
+
+    def _blocks(self) -> Iterator[tuple[LeafPlan, BlockPlan]]:
+        for leaf in self.leaves:
+            for block in leaf.blocks:
+                yield leaf, block
+
+    def __str__(self) -> str:
+        rows: list[tuple[str, ...]] = [
+            ("", "bytes read", "spans", "bytes placed", "bytes copied", "peak on host")
+        ]
+        devices = self.devices
+        for device, each in devices.items():
+            counts = (each.reads.nbytes, each.reads.spans, each.places)
+            rows.append((f"device {device}", *map(_n, counts), "", ""))
+        for number, each in self.processes.items():
+            placed = sum(
+                device_plan.places
+                for device, device_plan in devices.items()
+                if device.process_index == number
+            )
+            rows.append(
+                (f"process {number}", _n(each.reads.nbytes), _n(each.reads.spans), _n(placed),
+                 _n(each.copies), _n(each.peak_host_bytes))
+            )  # fmt: skip
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        table = [
+            "  ".join(
+                cell.ljust(width) if column == 0 else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in rows
+        ]
+        in_place = sum(leaf.in_place for leaf in self.leaves)
+        whole = [leaf.name for leaf in self.leaves if any(block.whole for block in leaf.blocks)]
+        notes = [
+            f"{self.source}: {len(self.leaves)} leaves, {_n(self.nbytes)} bytes",
+            f"{in_place} used in place, {len(self.leaves) - in_place} copied",
+        ]
+        if whole:
+            notes.append(f"read whole for any part of them: {listed(whole)}")
+        notes.extend(f"problem: {problem}" for problem in self.problems)
+        return "\n".join([notes[0], *table, *notes[1:]])
+
+
+def _size(leaf: LeafPlan) -> int:
+    return math.prod(leaf.shape) * leaf.dtype.itemsize
+
+
+_SHOWN: Final = 5
+
+
+def listed(names: list[str]) -> str:
+    more = f", … {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(map(repr, names[:_SHOWN])) + more
+
+
+def _n(count: int) -> str:
+    return f"{count:,}"

@@ -1,0 +1,179 @@
+"""The walk through a pytree, one container at a time: its leaves by name, and its structure."""
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import Callable, Container, Mapping
+from typing import Any, Final, NamedTuple, cast, final
+
+import jax
+import numpy as np
+from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
+
+from safejax._src.collector import collector_paused, collector_resumed
+from safejax._src.pytrees.names import METADATA_NAME, SEPARATOR, join, split
+from safejax._src.pytrees.structure import (
+    EMPTY,
+    MAX_DEPTH,
+    Empty,
+    Kind,
+    Segments,
+    Structure,
+    container_key,
+    path_of,
+)
+from safejax.errors import LeafError
+
+
+@final
+class Walk(NamedTuple):
+    """The entries of a tree by name, in JAX's order, and its structure.
+
+    `entries` holds the leaves, and None or `EMPTY` where the tree has nothing.
+    """
+
+    entries: dict[str, Any]
+    structure: Structure
+
+
+def walk(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> Walk:
+    """The entries and the structure of a pytree; `is_leaf` is that of `jax.tree_util`.
+
+    Raises `LeafError` for dict keys that no record can hold, and for a depth over `MAX_DEPTH`.
+    """
+    entries: dict[str, Any] = {}
+    names: list[str] = []
+    nothing: dict[str, Empty | None] = {}
+    kinds: dict[str, Kind] = {}
+    paths: dict[str, Segments] = {}
+    pending: list[tuple[Segments, Any]] = [((), tree)]
+    with collector_paused():
+        while pending:
+            segments, node = pending.pop()
+            children = None if is_leaf is not None and is_leaf(node) else _children(node, segments)
+            if children:
+                named = _named(children)
+                if len(segments) == MAX_DEPTH:
+                    raise LeafError(
+                        f"expected a tree of at most {MAX_DEPTH} nested containers, got more at "
+                        f"{join(segments[:3])!r}…: flatten it a little"
+                    )
+                _record_kind(kinds, segments, node, named)
+                inner = [((*segments, segment), child) for segment, _, child in reversed(named)]
+                pending.extend(inner)
+                continue
+            # `__metadata__` is not the name of a tensor.
+            name = _free_name(join(segments), entries, METADATA_NAME)
+            if split(name) != segments and not _in_flat(kinds, name, segments):
+                paths[name] = segments
+            if children is None:
+                names.append(name)
+            else:
+                if node is not None:
+                    _record_kind(kinds, segments, node, [])
+                    node = EMPTY
+                nothing[name] = node
+            entries[name] = node
+    treedef = jax.tree_util.tree_structure(tree, is_leaf)
+    return Walk(entries, Structure(kinds, paths, tuple(names), nothing, treedef))
+
+
+# Asking JAX whether an object of one of these types is a leaf takes ten times as long.
+_LEAF_TYPES: Final = frozenset({np.ndarray, jax.ShapeDtypeStruct, bool, int, float, complex, str})
+# JAX flattens these with its own code, and may flatten any other type with a user's.
+_CONTAINER_TYPES: Final = frozenset({dict, list, tuple, OrderedDict, type(None)})
+
+
+def _children(node: Any, segments: Segments) -> list[tuple[Any, Any]] | None:
+    """The key entry and value of each child, in JAX's order; None for a leaf."""
+    if type(node) in _LEAF_TYPES or isinstance(node, jax.Array):
+        return None
+    of_the_user = type(node) not in _CONTAINER_TYPES
+    # Only the node itself is flattened, and nothing in it, not even if it contains itself.
+    is_leaf = iter([False])
+    try:
+        with collector_resumed() if of_the_user else contextlib.nullcontext():
+            pairs, _ = jax.tree_util.tree_flatten_with_path(
+                node, is_leaf=lambda _: next(is_leaf, True)
+            )
+    except (TypeError, ValueError) as error:
+        found = sorted({type(key).__name__ for key in node}) if isinstance(node, dict) else error
+        raise LeafError(
+            f"container {join(segments)!r}: expected dict keys that JAX can sort, or a node that "
+            f"it can flatten, got {found}: use keys of one type"
+        ) from error
+    if len(pairs) == 1 and not pairs[0][0]:
+        return None
+    return [(path[0], child) for path, child in pairs]
+
+
+def _named(children: list[tuple[Any, Any]]) -> list[tuple[str, Any, Any]]:
+    """The segment, the dict key (the segment in other containers) and the value of each child."""
+    named: list[tuple[str, Any, Any]] = []
+    taken: set[str] = set()
+    for entry, child in children:
+        match entry:
+            case DictKey():
+                key = entry.key
+            case GetAttrKey():
+                key = entry.name
+            case SequenceKey():
+                key = str(entry.idx)
+            case FlattenedIndexKey():
+                key = str(entry.key)
+            case _:
+                key = str(entry)
+        text = key if isinstance(key, str) else str(key)
+        # UTF-8 cannot hold half a surrogate pair; the record holds the key itself.
+        segment = _free_name(text.encode(errors="backslashreplace").decode(), taken)
+        taken.add(segment)
+        named.append((segment, key, child))
+    return named
+
+
+def _free_name(wanted: str, taken: Container[str], *reserved: str) -> str:
+    name, number = wanted, 0
+    while name in taken or name in reserved:
+        number += 1
+        name = f"{wanted}~{number}"
+    return name
+
+
+def _record_kind(
+    kinds: dict[str, Kind], segments: Segments, node: Any, named: list[tuple[str, Any, Any]]
+) -> None:
+    cls = cast("type[Any]", type(node))
+    is_plain = cls in (dict, list, tuple)
+    name = cls.__name__ if is_plain else f"{cls.__module__}.{cls.__qualname__}"
+    dict_like = isinstance(node, dict)
+    keys = tuple((segment, key) for segment, key, _ in named if segment != key)
+    for _, key in keys:
+        if not _is_storable_key(key):
+            raise LeafError(
+                f"container {join(segments)!r}: expected dict keys of str, int, bool, float, "
+                f"None, bytes or tuples of these, got {type(key).__name__} {key!r}: rename it"
+            )
+    order = tuple(segment for segment, _, _ in named) if isinstance(node, OrderedDict) else None
+    flat = (
+        dict_like
+        and any(SEPARATOR in segment for segment, _, _ in named)
+        and all(_is_entry(child) for _, _, child in named)
+    )
+    all_int = named and all(type(key) is int and text == str(key) for text, key, _ in named)
+    kind = Kind(name, "int" if all_int else keys, order, flat)
+    if kind != Kind():
+        kinds[container_key(segments)] = kind
+
+
+def _is_entry(child: Any) -> bool:
+    return child is not None and (isinstance(child, jax.Array) or jax.tree_util.all_leaves([child]))
+
+
+def _in_flat(kinds: Mapping[str, Kind], name: str, segments: Segments) -> bool:
+    """Whether a flat container around the leaf determines its path from its name alone."""
+    return join(segments) == name and path_of(name, kinds) == segments
+
+
+def _is_storable_key(key: Any) -> bool:
+    if isinstance(key, tuple):
+        return all(_is_storable_key(part) for part in cast("tuple[Any, ...]", key))
+    return key is None or type(key) in (str, int, bool, float, bytes)

@@ -1,0 +1,127 @@
+"""Concatenations: views of one dtype, one after the other along an axis."""
+
+from dataclasses import dataclass
+from typing import Any, cast, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safejax._src.dtypes import Dtype
+from safejax._src.reading.source import Source
+from safejax._src.reading.view import View
+from safejax._src.reading.windows import BasicIndex, Window, explicit_index
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Concatenation(View):
+    """Views of one dtype, joined along `axis`."""
+
+    parts: tuple[View, ...]
+    axis: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        first = self.parts[0].shape
+        along = sum(part.shape[self.axis] for part in self.parts)
+        return (*first[: self.axis], along, *first[self.axis + 1 :])
+
+    @property
+    def dtype(self) -> Dtype:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.parts[0].dtype
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return tuple(dict.fromkeys(source for part in self.parts for source in part.sources))
+
+    def index(self, index: tuple[BasicIndex, ...]) -> View:
+        entries = explicit_index(index, self.shape)
+        others = [entry if isinstance(entry, int) else _slice(*entry) for entry in entries]
+        along = entries[self.axis]
+        chosen: list[View] = []
+        begin = 0
+        for part in self.parts:
+            end = begin + part.shape[self.axis]
+            inner = _within(along, begin, end)
+            if inner is not None:
+                others[self.axis] = inner
+                chosen.append(part.index(tuple(others)))
+            begin = end
+        if not chosen:
+            others[self.axis] = slice(0, 0)
+            chosen.append(self.parts[0].index(tuple(others)))
+        if isinstance(along, tuple) and along[1] < 0:
+            chosen.reverse()
+        dropped = sum(isinstance(entry, int) for entry in entries[: self.axis])
+        return concatenation(tuple(chosen), self.axis - dropped)
+
+    def transpose(self, axes: tuple[int, ...]) -> View:
+        parts = tuple(part.transpose(axes) for part in self.parts)
+        return Concatenation(parts, axes.index(self.axis))
+
+    def expand(self, axis: int) -> View:
+        parts = tuple(part.expand(axis) for part in self.parts)
+        return Concatenation(parts, self.axis + (axis <= self.axis))
+
+    def reshape_in_place(self, shape: tuple[int, ...]) -> View | None:
+        # The parts stay joined along new axis k if the axes before k hold as many elements as
+        # those before the old axis, and each part fills whole rows of the axes after k.
+        before = Window.whole(self.shape[: self.axis]).size
+        for k in range(len(shape)):
+            row = Window.whole(shape[k + 1 :]).size
+            if Window.whole(shape[:k]).size != before or row == 0 or before == 0:
+                continue
+            sizes = [part.size // before for part in self.parts]
+            if any(size % row for size in sizes):
+                continue
+            parts = [
+                part.reshape_in_place((*shape[:k], size // row, *shape[k + 1 :]))
+                for part, size in zip(self.parts, sizes, strict=True)
+            ]
+            if all(part is not None for part in parts):
+                return concatenation(tuple(cast("list[View]", parts)), k)
+        return None
+
+    def read(self) -> NDArray[Any]:
+        result = np.empty(self.shape, self.dtype)
+        self.read_into(result)
+        return result
+
+    def read_into(self, out: NDArray[Any]) -> None:
+        lead = (slice(None),) * self.axis
+        begin = 0
+        for part in self.parts:
+            end = begin + part.shape[self.axis]
+            part.read_into(out[(*lead, slice(begin, end), ...)])
+            begin = end
+
+
+def concatenation(parts: tuple[View, ...], axis: int) -> View:
+    """The parts joined along an existing axis; a single part is returned as it is."""
+    return parts[0] if len(parts) == 1 else Concatenation(parts, axis)
+
+
+def stack(parts: tuple[View, ...], axis: int) -> View:
+    """The parts joined along a new axis."""
+    return concatenation(tuple(part.expand(axis) for part in parts), axis)
+
+
+def _slice(start: int, step: int, count: int) -> slice:
+    if count == 0:
+        return slice(0, 0)
+    end = start + step * count
+    return slice(start, None if end < 0 else end, step)
+
+
+def _within(along: int | tuple[int, int, int], begin: int, end: int) -> int | slice | None:
+    """The part of an index along the axis that is in `[begin, end)`, counted from `begin`."""
+    if isinstance(along, int):
+        return along - begin if begin <= along < end else None
+    start, step, count = along
+    # The positions start + step * k that fall in [begin, end), by ceiling division.
+    low, high = (begin, end) if step > 0 else (end - 1, begin - 1)
+    first = max(0, -((start - low) // step))
+    last = min(count, -((start - high) // step))
+    if first >= last:
+        return None
+    return _slice(start + step * first - begin, step, last - first)

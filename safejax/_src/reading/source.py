@@ -1,0 +1,136 @@
+"""Sources: where a leaf's values come from.
+
+A source is a flat run of bytes. `read(begin, dtype, window)` returns the elements that the
+window shows of a tensor that begins at byte `begin`, and each request is reported to the logs
+that are open. This module has the interface and the source that is a buffer in memory.
+"""
+
+import mmap
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safejax._src.dtypes import Dtype
+from safejax._src.reading.log import Read, open_logs, open_logs_lock
+from safejax._src.reading.memory import address, is_aligned
+from safejax._src.reading.windows import Window
+
+
+class Source(ABC):
+    """A flat run of bytes that leaves show windows of.
+
+    `name` identifies the source in errors and in `repr`. `stable` is true if nobody changes the
+    bytes, so that an array may go on using them in place.
+    """
+
+    name: str
+    stable: bool
+
+    @abstractmethod
+    def read(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
+        """The elements that `window` shows of the `dtype` tensor that begins at byte `begin`.
+
+        The array is read-only where it shares the source's own memory.
+        """
+
+    def look(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> NDArray[Any] | None:
+        """What `read` returns if it is usable without a copy; else None, and nothing is read.
+
+        That requires a C-ordered array in memory that begins on a multiple of `alignment` bytes
+        and never changes.
+        """
+        array = self.peek(begin, dtype, window, alignment)
+        if array is not None:
+            self._log(array.nbytes)
+        return array
+
+    def peek(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> NDArray[Any] | None:
+        """What `look` returns, but not logged: for callers that log their reads or read nothing."""
+        del begin, dtype, window, alignment
+        return None
+
+    def read_into(self, begin: int, dtype: Dtype, window: Window, out: NDArray[Any]) -> None:
+        """Copy what `read` returns into `out`, an array of the same shape and dtype."""
+        np.copyto(out, self.read(begin, dtype, window))
+
+    def cost(self, dtype: Dtype, window: Window) -> tuple[int, int]:
+        """The bytes of files that a read of `window` requests, and the number of their runs."""
+        if window.size == 0:
+            return 0, 0
+        firsts, _ = window.runs()
+        return window.distinct * dtype.itemsize, firsts.size
+
+    def _log(self, nbytes: int) -> None:
+        if open_logs:
+            with open_logs_lock:
+                for log in open_logs:
+                    log.reads.append(Read(self.name, nbytes))
+
+
+class BufferSource(Source):
+    """Bytes in memory that are read in place."""
+
+    stable = True
+
+    def __init__(self, buffer: bytes | mmap.mmap | NDArray[np.uint8], name: str) -> None:
+        self.name = name
+        if isinstance(buffer, np.ndarray):
+            buffer = read_only(buffer.view())
+        # The buffer is read-only, and so are the arrays that share its memory.
+        self._buffer = buffer
+        self._address = address(np.frombuffer(buffer, np.uint8)) if len(buffer) else 0
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r})"
+
+    def read(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
+        if window.size == 0:
+            return np.empty(window.shape, dtype)
+        self._check()
+        if open_logs:
+            self._log(window.distinct * dtype.itemsize)
+        return self.show(begin, dtype, window)
+
+    def show(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
+        """The array that `read` returns, not logged: callers log each use of it with `asked`."""
+        return show(self._buffer, begin, dtype, window)
+
+    def asked(self, nbytes: int) -> None:
+        """Log a read of `nbytes` bytes that a caller is about to take from an array of `show`."""
+        self._check()
+        self._log(nbytes)
+
+    def look(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> NDArray[Any] | None:
+        self._check()
+        return super().look(begin, dtype, window, alignment)
+
+    def peek(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> NDArray[Any] | None:
+        first = self._address + begin + window.offset * dtype.itemsize
+        if first % alignment or window.size == 0 or not self.stable:
+            return None
+        array = show(self._buffer, begin, dtype, window)
+        return array if array.flags.c_contiguous else None
+
+    def _check(self) -> None:
+        """Raise `ReadError` if the bytes are no longer there."""
+
+
+def show(
+    buffer: bytes | mmap.mmap | NDArray[np.uint8], begin: int, dtype: Dtype, window: Window
+) -> NDArray[Any]:
+    """The elements that `window` shows of the tensor that begins at byte `begin` of `buffer`."""
+    size = dtype.itemsize
+    strides = [stride * size for stride in window.strides]
+    return np.ndarray(window.shape, dtype, buffer, begin + window.offset * size, strides)
+
+
+def usable_in_place(array: NDArray[Any], alignment: int) -> NDArray[Any] | None:
+    """The array, read-only, if it is C-ordered and begins on `alignment` bytes; else None."""
+    return read_only(array) if is_aligned(array, alignment) else None
+
+
+def read_only(array: NDArray[Any]) -> NDArray[Any]:
+    array.flags.writeable = False
+    return array

@@ -1,0 +1,204 @@
+"""Views: the values of a leaf on the host, read only on request and only as far as requested.
+
+A view is one of three: a **strided** window on a flat source, a **concatenation** of views
+along an axis, or a **pointwise** function of a view. Indexing, transposing, expanding and
+copy-free reshapes are pushed down to the operands at once, so a view of a view is still one
+of the three, and reading a part requests only that part's bytes. A reshape that no window can
+express is a barrier: reading any part of it reads the whole operand.
+
+This module has the interface and the strided view.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safejax._src.dtypes import Dtype
+from safejax._src.reading.computed import ComputedSource
+from safejax._src.reading.source import Source
+from safejax._src.reading.windows import BasicIndex, Window
+
+
+class View(ABC):
+    """An array with a shape and a dtype, whose values are read only on request."""
+
+    __slots__ = ()
+
+    dtype: Dtype
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the array that `read` returns."""
+
+    @property
+    def size(self) -> int:
+        """The number of elements that the view shows."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """The size in bytes of the array that `read` returns."""
+        return self.size * self.dtype.itemsize
+
+    @property
+    @abstractmethod
+    def sources(self) -> tuple[Source, ...]:
+        """The sources that `read` requests bytes from."""
+
+    @property
+    def stable(self) -> bool:
+        """Whether nobody changes the bytes that are used in place."""
+        return all(source.stable for source in self.sources)
+
+    @abstractmethod
+    def index(self, index: tuple[BasicIndex, ...]) -> "View":
+        """The view of `array[index]`: ints in range, slices, at most one Ellipsis."""
+
+    @abstractmethod
+    def transpose(self, axes: tuple[int, ...]) -> "View":
+        """The view of `array.transpose(axes)`, for a permutation of all axes."""
+
+    @abstractmethod
+    def expand(self, axis: int) -> "View":
+        """The view with a new axis of size 1 at `axis`, in `range(ndim + 1)`."""
+
+    @abstractmethod
+    def reshape_in_place(self, shape: tuple[int, ...]) -> "View | None":
+        """The view of `array.reshape(shape)` if no copy is needed, else None."""
+
+    @abstractmethod
+    def read(self) -> NDArray[Any]:
+        """The values; read-only where the array shares a source's own memory."""
+
+    def look(self, alignment: int) -> NDArray[Any] | None:
+        """What `read` returns if it is usable without a copy; else None, and nothing is read.
+
+        That requires a C-ordered array in memory that begins on a multiple of `alignment` bytes
+        and never changes.
+        """
+        del alignment
+        return None
+
+    def read_into(self, out: NDArray[Any]) -> None:
+        """Copy what `read` returns into `out`, an array of the same shape and dtype."""
+        np.copyto(out, self.read())
+
+    def reshape(self, shape: tuple[int, ...]) -> "View":
+        """The view of `array.reshape(shape)`: without a copy, or behind a barrier."""
+        if Window.whole(shape).size != self.size:
+            raise ValueError(f"cannot reshape {list(self.shape)} to {list(shape)}")
+        in_place = self.reshape_in_place(shape)
+        if in_place is not None:
+            return in_place
+        return Strided(_barrier(self), 0, self.dtype, Window.whole(shape))
+
+    @contextmanager
+    def kept(self) -> Generator[None]:
+        """Inside the block, a barrier's operand is read once, however many parts are read."""
+        with ExitStack() as stack:
+            for source in self.sources:
+                if isinstance(source, ComputedSource):
+                    stack.enter_context(source.kept())
+            yield
+
+    def blocks(self, nbytes: int) -> Iterator["View"]:
+        """Views of at most about `nbytes` each that together make up this one, in C order.
+
+        Read each view before requesting the next: a barrier's operand is then read once.
+        """
+        if self.nbytes <= nbytes or self.size <= 1:
+            yield self
+            return
+        axis = next(axis for axis, size in enumerate(self.shape) if size > 1)
+        rows = max(1, nbytes // (self.nbytes // self.shape[axis]))
+        lead = (0,) * axis
+        kept = ExitStack()
+        try:
+            for begin in range(0, self.shape[axis], rows):
+                part = self.index((*lead, slice(begin, begin + rows)))
+                # Each part takes over what the last one kept, which ends when no part needs it.
+                following = ExitStack()
+                following.enter_context(part.kept())
+                kept.close()
+                kept = following
+                yield from part.blocks(nbytes)
+        finally:
+            kept.close()
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Strided(View):
+    """A strided window on the tensor of `dtype` that begins at byte `begin` of `source`."""
+
+    source: Source
+    begin: int
+    dtype: Dtype
+    window: Window
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.window.shape
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return (self.source,)
+
+    def index(self, index: tuple[BasicIndex, ...]) -> "Strided":
+        return self._show(self.window.index(index))
+
+    def row(self, number: int) -> "Strided":
+        """The view of `array[number]` for `number >= 0`: a shortcut for the common `index`."""
+        return self._show(self.window.row(number))
+
+    def transpose(self, axes: tuple[int, ...]) -> View:
+        return self._show(self.window.transpose(axes))
+
+    def expand(self, axis: int) -> View:
+        return self._show(self.window.expand(axis))
+
+    def reshape_in_place(self, shape: tuple[int, ...]) -> View | None:
+        window = self.window.reshape(shape)
+        return None if window is None else self._show(window)
+
+    def read(self) -> NDArray[Any]:
+        array = self.source.read(self.begin, self.dtype, self.window)
+        return _proper_bools(array) if self.dtype.kind == "b" else array
+
+    def peek(self, alignment: int) -> NDArray[Any] | None:
+        """What `look` returns, as far as known without a read; for callers that do not use it."""
+        return self.source.peek(self.begin, self.dtype, self.window, alignment)
+
+    def look(self, alignment: int) -> NDArray[Any] | None:
+        array = self.source.look(self.begin, self.dtype, self.window, alignment)
+        if array is not None and self.dtype.kind == "b" and _proper_bools(array) is not array:
+            return None
+        return array
+
+    def read_into(self, out: NDArray[Any]) -> None:
+        self.source.read_into(self.begin, self.dtype, self.window, out)
+        if self.dtype.kind == "b":
+            np.copyto(out, _proper_bools(out))
+
+    def _show(self, window: Window) -> "Strided":
+        return Strided(self.source, self.begin, self.dtype, window)
+
+
+def _proper_bools(array: NDArray[Any]) -> NDArray[Any]:
+    """The array with each byte 0 or 1: a file may hold other bytes, and XLA relies on these."""
+    raw = array.view(np.uint8)
+    if raw.size == 0 or raw.max() <= 1:
+        return array
+    return np.asarray(raw != 0)  # For a 0-d array, NumPy returns a scalar.
+
+
+def _barrier(operand: View) -> Source:
+    name = " and ".join(source.name for source in operand.sources)
+    return ComputedSource(operand.read, f"reshaped {name}", operand.stable, operand)

@@ -1,0 +1,1 @@
+"""Storage: the places that hold files, local or remote. It knows neither safetensors nor JAX."""

@@ -1,0 +1,37 @@
+"""What not every operating system has: locks, reads at a position, advice about memory."""
+
+import ctypes
+import os
+import sys
+from collections.abc import Callable
+from typing import Final
+
+try:
+    import fcntl as fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+
+CAN_READ: Final = hasattr(os, "preadv")
+"""Whether the system can read at an offset into existing memory; Windows cannot."""
+
+
+def madvise() -> Callable[[int, int, int | None], int]:
+    """`madvise` that returns errno; unlike `mmap.madvise` it lets other threads run meanwhile."""
+    call = ctypes.CDLL(None, use_errno=True).madvise
+    call.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+    def advise(begin: int, nbytes: int, advice: int | None) -> int:
+        return ctypes.get_errno() if call(begin, nbytes, advice) else 0
+
+    return advise
+
+
+def sync_file_range() -> Callable[[int, int, int, int], int] | None:
+    """`sync_file_range`, which lets other threads run meanwhile; None if the system lacks it."""
+    if sys.platform != "linux":
+        return None
+    call = getattr(ctypes.CDLL(None), "sync_file_range", None)
+    if call is not None:
+        call.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+    return call

@@ -1,0 +1,122 @@
+"""`rename`: other names for leaves, by templates."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import final
+
+from safejax._src.leaves.leaves import Leaves
+from safejax._src.leaves.steps import Transform
+from safejax._src.pytrees.patterns import Template
+from safejax._src.transforms.renaming import Renamed
+from safejax._src.transforms.selection import nothing_matched
+from safejax.errors import TransformError
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Rename(Transform):
+    """Names that match a template, changed to what another template makes; see `rename`."""
+
+    rules: tuple[tuple[Template, Template], ...]
+    strict: bool = False
+    must_match: bool = True
+
+    def __call__(self, leaves: Leaves, /) -> Leaves:
+        back = self.inverse
+        renamed = Renamed(self)
+        used: set[int | None] = set()
+        forward, backward = _Renamer(self.rules), _Renamer(back.rules)
+        for name, leaf in leaves.items():
+            rule, target = forward.rename(name)
+            if rule is None and self.strict:
+                raise TransformError(
+                    f"{self!r}: expected a template for every leaf, {name!r} matches none: "
+                    "add one, or pass strict=False"
+                )
+            used.add(rule)
+            renamed.add(target, leaf, name)
+            _, returned = backward.rename(target)
+            if returned != name:
+                raise TransformError(
+                    f"{self!r}: expected a name that the inverse maps back, got {target!r} for "
+                    f"{name!r}, which it maps to {returned!r}: make the templates more specific"
+                )
+        for number, (source, _) in enumerate(self.rules):
+            if self.must_match and number not in used:
+                raise nothing_matched(self, repr(source.text), leaves)
+        return leaves.replace(renamed.entries)
+
+    @property
+    def inverse(self) -> "Rename":
+        rules = tuple((target, source) for source, target in self.rules)
+        return Rename(rules, self.strict, self.must_match)
+
+    def __repr__(self) -> str:
+        rules = {source.text: target.text for source, target in self.rules}
+        strict = ", strict=True" if self.strict else ""
+        return f"rename({rules!r}{strict}{'' if self.must_match else ', must_match=False'})"
+
+
+@final
+class _Renamer:
+    """The rules, compiled."""
+
+    def __init__(self, rules: tuple[tuple[Template, Template], ...]) -> None:
+        self._rules = [(source.matcher(), target) for source, target in rules]
+
+    def rename(self, name: str) -> tuple[int | None, str]:
+        """The number of the first rule that matches `name`, and the new name."""
+        for number, (match, target) in enumerate(self._rules):
+            values = match(name)
+            if values is not None:
+                return number, target.fill(values)
+        return None, name
+
+
+def rename(
+    templates: Mapping[str, str], *, strict: bool = False, must_match: bool = True
+) -> Rename:
+    """A transform that renames leaves; its inverse restores their names.
+
+    Each key is a template that is matched on whole names; its value is the template of the new
+    name, with the same placeholders. `{i}` is one segment, and `*` is any run of characters; the
+    first `*` of the key corresponds to the first of the value. The first template that matches a
+    name is applied. A name that matches none is kept or, with `strict`, is an error; a template
+    that matches no name is an error, unless `must_match` is false. Values, shapes and dtypes are
+    kept, and nothing is read.
+
+    >>> from safejax import Leaves, rename
+    >>> t = rename({"encoder.layer.{i}.weight": "layers.{i}.kernel"})
+    >>> list(t(Leaves({"encoder.layer.0.weight": 1})))
+    ['layers.0.kernel']
+    >>> t.inverse
+    rename({'layers.{i}.kernel': 'encoder.layer.{i}.weight'})
+
+    Raises `TransformError` when it is built with invalid templates or with placeholders that
+    differ, and when it is applied to leaves of which two would get the same name, or one would
+    get a name that the inverse does not map back.
+    """
+    if not isinstance(templates, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TransformError(f"rename: expected a mapping of templates, got {templates!r}")
+    rules: list[tuple[Template, Template]] = []
+    for old, new in templates.items():
+        for text in (old, new):
+            if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise TransformError(f"rename: expected templates to be strings, got {text!r}")
+        source, target = Template.parse(old), Template.parse(new)
+        if set(source.placeholders) != set(target.placeholders):
+            raise TransformError(
+                f"rename: expected the same placeholders in {old!r} and {new!r}, got "
+                f"{sorted(source.placeholders)} and {sorted(target.placeholders)}: the inverse "
+                "could not fill in the others"
+            )
+        for _, earlier in rules:
+            if earlier.text == target.text:
+                raise TransformError(
+                    f"rename: expected a new name for each template, got {new!r} twice: the "
+                    "inverse could not choose between them"
+                )
+        rules.append((source, target))
+    if not rules:
+        raise TransformError("rename: expected at least one template, got none")
+    return Rename(tuple(rules), strict, must_match)

@@ -1,0 +1,138 @@
+"""What transforms that give new names share: templates, and a distinct name for each leaf."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, final
+
+import jax
+
+from safejax._src.arrays.content import Content
+from safejax._src.leaves.leaf import like_leaf
+from safejax._src.leaves.leaves import Leaves
+from safejax._src.leaves.steps import Transform
+from safejax._src.pytrees.names import check_name
+from safejax._src.pytrees.patterns import Template
+from safejax._src.transforms.selection import nothing_matched
+from safejax.errors import TransformError
+
+
+@final
+class Renamed:
+    """The entries of new Leaves, each under a name of its own.
+
+    `claimed` says whether the inverse of the transform applies to a name. The name of a leaf that
+    the transform itself leaves alone must not be such a name.
+    """
+
+    def __init__(
+        self, transform: Transform, claimed: Callable[[str], bool] = lambda _: False
+    ) -> None:
+        self.entries: dict[str, Any] = {}
+        self._transform = transform
+        self._claimed = claimed
+        self._origins: dict[str, str] = {}
+
+    def leave(self, name: str, leaf: Any) -> None:
+        """Keep `leaf` under its name."""
+        if self._claimed(name):
+            raise TransformError(
+                f"{self._transform!r}: leaf {name!r}: expected leaves that are left alone to have "
+                "names unlike the new ones, the inverse would apply to this one as well: give the "
+                "new leaves other names"
+            )
+        self.add(name, leaf, name)
+
+    def add(self, name: str, leaf: Any, origin: str) -> None:
+        """Add `leaf`, whose name was `origin`, as `name`; `TransformError` if that is taken."""
+        if name in self.entries:
+            raise TransformError(
+                f"{self._transform!r}: expected a name for each leaf, got {name!r} for both "
+                f"{self._origins[name]!r} and {origin!r}"
+            )
+        if name != origin:
+            check_name(name)
+        self.entries[name] = leaf
+        self._origins[name] = origin
+
+
+def filled(
+    transform: Transform,
+    template: Template,
+    back: Callable[[str], dict[str, str] | None],
+    values: dict[str, str],
+    name: str,
+) -> str:
+    """The new name of the leaf `name`; `back`, the inverse, must match it with the same values."""
+    target = template.fill(values)
+    if back(target) != values:
+        raise TransformError(
+            f"{transform!r}: expected a name that the inverse maps back, got {target!r} for "
+            f"{name!r}, which it matches with {back(target)}: make the templates more specific"
+        )
+    return target
+
+
+def parted(
+    transform: Transform,
+    leaves: Leaves,
+    template: Template,
+    must_match: bool,
+    claimed: Callable[[str], bool],
+    parts: Callable[[str, Any, dict[str, str]], Iterable[tuple[str, Content]]],
+) -> Leaves:
+    """The leaves, with each that matches `template` replaced by its `parts`.
+
+    `parts(name, leaf, values)` gives names and contents; `values` are those of the placeholders.
+    """
+    match = template.matcher()
+    renamed = Renamed(transform, claimed)
+    matched = False
+    for name, leaf in leaves.items():
+        values = match(name)
+        if values is None:
+            renamed.leave(name, leaf)
+            continue
+        matched = True
+        for target, part in parts(name, leaf, values):
+            renamed.add(target, like_leaf(leaf, part, target), name)
+    if must_match and not matched:
+        raise nothing_matched(transform, repr(template.text), leaves)
+    return leaves.replace(renamed.entries)
+
+
+def gathered(
+    transform: Transform,
+    leaves: Leaves,
+    groups: Mapping[str, tuple[str, list[str]]],
+    into: Template,
+    whole: Callable[[list[str], str], Content],
+) -> Leaves:
+    """The leaves, with each group of them replaced by `whole(names, target)`.
+
+    `groups` maps each new name to the old name whose position it takes, and to all old names.
+    """
+    back = into.matcher()
+    renamed = Renamed(transform, lambda name: back(name) is not None)
+    group_of = {name: target for target, (_, names) in groups.items() for name in names}
+    for name, leaf in leaves.items():
+        target = group_of.get(name)
+        if target is None:
+            renamed.leave(name, leaf)
+            continue
+        place, names = groups[target]
+        if name == place:
+            made = like_leaf(_representative(leaves, names), whole(names, target), target)
+            renamed.add(target, made, name)
+    return leaves.replace(renamed.entries)
+
+
+def _representative(leaves: Leaves, names: list[str]) -> Any:
+    """The leaf that one made of all these will be like: an abstract one, if there is one."""
+    abstract = [leaves[name] for name in names if isinstance(leaves[name], jax.ShapeDtypeStruct)]
+    return (abstract or [leaves[names[0]]])[0]
+
+
+def parsed_template(step: str, text: object) -> Template:
+    """`text` as a template; `TransformError` if it is not one."""
+    if not isinstance(text, str):
+        raise TransformError(f"{step}: expected templates to be strings, got {text!r}")
+    return Template.parse(text)

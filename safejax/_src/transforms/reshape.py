@@ -1,0 +1,126 @@
+"""`reshape`: leaves in another shape, with their elements in C order."""
+
+import math
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+from safejax._src.arrays.content import Content
+from safejax._src.leaves.leaves import Leaves
+from safejax._src.leaves.steps import Transform
+from safejax._src.pytrees.patterns import Where
+from safejax._src.transforms.selection import map_contents, required_where, show_where
+from safejax.errors import NotInvertibleError, TransformError
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Reshape(Transform):
+    """Chosen leaves in another shape; see `reshape`."""
+
+    where: Where
+    shape: tuple[int, ...]
+    source: tuple[int, ...] | None = None
+    must_match: bool = True
+
+    def __call__(self, leaves: Leaves, /) -> Leaves:
+        return map_contents(self, leaves, self.where, self.must_match, self._reshape)
+
+    def _reshape(self, name: str, content: Content) -> Content:
+        found = content.shape
+        if self.source is not None and not _fits(self.source, found):
+            raise TransformError(
+                f"{self!r}: leaf {name!r}: expected the shape {list(self.source)}, got "
+                f"{list(found)}: narrow the pattern, or correct source"
+            )
+        shape = _resolved(self.shape, math.prod(found))
+        if shape is None:
+            raise TransformError(
+                f"{self!r}: leaf {name!r}: expected a shape that holds the {math.prod(found)} "
+                f"elements of {list(found)}, got {list(self.shape)}: narrow the pattern, or "
+                "correct the shape"
+            )
+        own = content.view.shape[len(found) :]
+        return Content(content.view.reshape((*shape, *own)), content.key)
+
+    @property
+    def inverse(self) -> "Reshape":
+        if self.source is None:
+            raise NotInvertibleError(
+                f"{self!r}: expected a reshape whose inverse has a target, this one takes any "
+                "shape: give the shape before it, as in source=(-1, 768)"
+            )
+        return Reshape(self.where, self.source, self.shape, self.must_match)
+
+    def __repr__(self) -> str:
+        source = "" if self.source is None else f", source={self.source}"
+        must_match = "" if self.must_match else ", must_match=False"
+        return f"reshape({show_where(self.where)}, {self.shape}{source}{must_match})"
+
+
+def reshape(
+    where: Where,
+    shape: Sequence[int],
+    *,
+    source: Sequence[int] | None = None,
+    must_match: bool = True,
+) -> Reshape:
+    """A transform that gives leaves another shape, as `numpy.reshape` does, in C order.
+
+    `shape` may contain one -1, the size that remains. `source` is the shape that the leaves must
+    have before, and may contain one -1 as well; with it, the transform has an inverse. A reshape
+    that NumPy can do without a copy, for example `W.T.reshape(in, heads, dim)`, reads only the
+    bytes of the part that is needed. Any other, for example one that merges the axes of a
+    transposed leaf, reads the whole leaf whenever a part of it is read. Typed keys keep the axes
+    of their data. A pattern that matches no leaf is an error, unless `must_match` is false.
+
+    >>> import jax.numpy as jnp
+    >>> from safejax import flatten, reshape
+    >>> heads = reshape("*.query", (-1, 4, 8), source=(-1, 32))
+    >>> heads(flatten({"attention": {"query": jnp.ones((16, 32))}}))["attention.query"].shape
+    (16, 4, 8)
+    >>> heads.inverse
+    reshape('*.query', (-1, 32), source=(-1, 4, 8))
+
+    Raises `TransformError` when it is built with anything that is not a shape, and when it is
+    applied to a leaf of another size, or of a shape that does not match `source`.
+    """
+    required_where("reshape", where)
+    target = _shape("shape", shape)
+    return Reshape(where, target, None if source is None else _shape("source", source), must_match)
+
+
+def _shape(argument: str, shape: Sequence[int]) -> tuple[int, ...]:
+    try:
+        sizes = tuple(map(operator.index, shape))
+    except TypeError:
+        sizes = (-2,)
+    if any(size < -1 for size in sizes) or sizes.count(-1) > 1:
+        raise TransformError(
+            f"reshape: expected {argument} to be sizes, one of which may be -1, got {shape!r}"
+        )
+    if -1 in sizes and 0 in sizes:
+        raise TransformError(
+            f"reshape: expected {argument} to determine the size at -1, got a 0 next to it in "
+            f"{shape!r}"
+        )
+    return sizes
+
+
+def _fits(pattern: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    return len(pattern) == len(shape) and all(
+        wanted in (-1, size) for wanted, size in zip(pattern, shape, strict=True)
+    )
+
+
+def _resolved(shape: tuple[int, ...], size: int) -> tuple[int, ...] | None:
+    """The shape with its -1 replaced; None if it does not have `size` elements."""
+    known = math.prod(axis for axis in shape if axis != -1)
+    if -1 not in shape:
+        return shape if known == size else None
+    return (
+        tuple(size // known if axis == -1 else axis for axis in shape)
+        if size % known == 0
+        else None
+    )

@@ -1,0 +1,231 @@
+"""`stack` and `unstack`: numbered leaves into one with an axis for the number, and back."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, final
+
+from safejax._src.arrays.content import Content
+from safejax._src.leaves.leaf import content_at, describe, is_array
+from safejax._src.leaves.leaves import Leaves
+from safejax._src.leaves.steps import Transform
+from safejax._src.pytrees.names import SEPARATOR
+from safejax._src.pytrees.patterns import Template
+from safejax._src.reading.concatenation import stack as stack_views
+from safejax._src.transforms.renaming import filled, gathered, parsed_template, parted
+from safejax._src.transforms.selection import checked_axis, nothing_matched
+from safejax.errors import TransformError
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Stack(Transform):
+    """Numbered leaves that are stacked into one; see `stack`."""
+
+    template: Template
+    into: Template
+    axis: int = 0
+    must_match: bool = True
+
+    def __call__(self, leaves: Leaves, /) -> Leaves:
+        groups = self._groups(leaves)
+        if self.must_match and not groups:
+            raise nothing_matched(self, repr(self.template.text), leaves)
+
+        def whole(names: list[str], target: str) -> Content:
+            return self._stacked(leaves, names, target)
+
+        return gathered(self, leaves, groups, self.into, whole)
+
+    def _groups(self, leaves: Leaves) -> dict[str, tuple[str, list[str]]]:
+        """The groups of `gathered`, with old names in the order of their numbers."""
+        (index,) = _index_of(self.template, self.into)
+        match, back = self.template.matcher(), self.into.matcher()
+        numbered: dict[str, dict[int, str]] = {}
+        for name in leaves:
+            values = match(name)
+            if values is None or not _is_number(values[index]):
+                continue
+            text = values.pop(index)
+            if str(int(text)) != text:
+                raise TransformError(
+                    f"{self!r}: leaf {name!r}: expected numbers without padding, 0, 1, 2 …, got "
+                    f"{text!r}: the inverse could not restore it; rename it first"
+                )
+            target = filled(self, self.into, back, values, name)
+            numbered.setdefault(target, {})[int(text)] = name
+        for target, names in numbered.items():
+            gap = next(number for number in range(len(names) + 1) if number not in names)
+            if gap < len(names):
+                some = ", ".join(map(str, sorted(names)[:8])) + (" …" if len(names) > 8 else "")
+                raise TransformError(
+                    f"{self!r}: {target!r}: expected the numbers 0 to {max(names)}, {gap} is "
+                    f"missing, got {some}"
+                )
+        return {
+            target: (names[0], [names[number] for number in range(len(names))])
+            for target, names in numbered.items()
+        }
+
+    def _stacked(self, leaves: Leaves, names: list[str], target: str) -> Content:
+        first = leaves[names[0]]
+        for name in names:
+            leaf = leaves[name]
+            alike = is_array(leaf) and is_array(first)
+            if not (alike and (leaf.shape, leaf.dtype) == (first.shape, first.dtype)):
+                raise TransformError(
+                    f"{self!r}: expected arrays of one shape and dtype, got {describe(first)} for "
+                    f"{names[0]!r} and {describe(leaf)} for {name!r}: narrow the template"
+                )
+        contents = [content_at(name, leaves[name]) for name in names]
+        if len({(content.view.dtype, content.key) for content in contents}) > 1:
+            raise TransformError(f"{self!r}: {target!r}: expected one stored dtype, got several")
+        axis = checked_axis(self, self.axis, len(first.shape) + 1, names[0])
+        view = stack_views(tuple(content.view for content in contents), axis)
+        return Content(view, contents[0].key)
+
+    @property
+    def inverse(self) -> "Unstack":
+        return Unstack(self.into, self.template, self.axis, self.must_match)
+
+    def __repr__(self) -> str:
+        return f"stack({_arguments(self)})"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Unstack(Transform):
+    """Leaves that are unstacked into numbered ones; see `unstack`."""
+
+    template: Template
+    into: Template
+    axis: int = 0
+    must_match: bool = True
+
+    def __call__(self, leaves: Leaves, /) -> Leaves:
+        (index,) = _index_of(self.into, self.template)
+        back = self.into.matcher()
+
+        def parts(name: str, leaf: Any, values: dict[str, str]) -> Iterator[tuple[str, Content]]:
+            for number, part in enumerate(self._parts(name, leaf)):
+                numbered = {**values, index: str(number)}
+                yield filled(self, self.into, back, numbered, name), part
+
+        def claimed(name: str) -> bool:
+            return _is_number((back(name) or {}).get(index, ""))
+
+        return parted(self, leaves, self.template, self.must_match, claimed, parts)
+
+    def _parts(self, name: str, leaf: Any) -> list[Content]:
+        if not is_array(leaf) or not leaf.shape:
+            raise TransformError(
+                f"{self!r}: leaf {name!r}: expected an array with an axis to unstack, got "
+                f"{describe(leaf)}: narrow the template"
+            )
+        axis = checked_axis(self, self.axis, len(leaf.shape), name)
+        if not leaf.shape[axis]:
+            raise TransformError(
+                f"{self!r}: leaf {name!r}: expected one element or more along axis {axis}, got "
+                f"the shape {list(leaf.shape)}: no leaf would remain of it"
+            )
+        content = content_at(name, leaf)
+        lead = (slice(None),) * axis
+        return [
+            Content(content.view.index((*lead, number)), content.key)
+            for number in range(leaf.shape[axis])
+        ]
+
+    @property
+    def inverse(self) -> Stack:
+        return Stack(self.into, self.template, self.axis, self.must_match)
+
+    def __repr__(self) -> str:
+        return f"unstack({_arguments(self)})"
+
+
+def stack(
+    template: str, into: str | None = None, *, axis: int = 0, must_match: bool = True
+) -> Stack:
+    """A transform that stacks numbered leaves into one, as `jax.lax.scan` takes them.
+
+    One placeholder of `template` is the number: the one that `into`, the template of the new
+    name, does not have. Without `into`, the segment of the number is left out: `layers.{i}.*`
+    becomes `layers.*`. The numbers must be 0 to n-1, without padding, and the leaves must have
+    the same shape and dtype; the new axis, of size n, is at `axis`. Names with any other text in
+    the place of the number are left alone. The inverse is `unstack`. A lazy leaf stays lazy, and
+    a part of it reads only the bytes that the part needs. A template that matches no leaf is an
+    error, unless `must_match` is false.
+
+    >>> import jax.numpy as jnp
+    >>> from safejax import flatten, stack
+    >>> tree = {"layers": [{"w": jnp.ones((2, 3))}, {"w": jnp.zeros((2, 3))}]}
+    >>> stack("layers.{i}.*")(flatten(tree))["layers.w"].shape
+    (2, 2, 3)
+    >>> stack("layers.{i}.*").inverse
+    unstack('layers.*', 'layers.{i}.*')
+
+    Raises `TransformError` when it is built with templates whose placeholders do not fit, and when
+    it is applied to leaves of which one is missing, or differs in shape or dtype.
+    """
+    source = parsed_template("stack", template)
+    if into is None:
+        named = [p for p in source.placeholders if not p.startswith("*")]
+        segments = template.split(SEPARATOR)
+        rest = [s for s in segments if not (len(named) == 1 and s == f"{{{named[0]}}}")]
+        if len(rest) != len(segments) - 1 or not rest:
+            raise TransformError(
+                "stack: expected a template with one segment for the number, as in "
+                f"'layers.{{i}}.*', got {template!r}: give the new name, into=..."
+            )
+        into = SEPARATOR.join(rest)
+    target = parsed_template("stack", into)
+    _check_templates("stack", source, target)
+    return Stack(source, target, checked_axis("stack", axis), must_match)
+
+
+def unstack(template: str, into: str, *, axis: int = 0, must_match: bool = True) -> Unstack:
+    """A transform that splits a leaf into numbered ones along `axis`; the inverse of `stack`.
+
+    `into` is the template of the new names. It has the placeholders of `template`, and one more
+    for the number, from 0 to n-1. A template that matches no leaf is an error, unless
+    `must_match` is false.
+
+    >>> import jax.numpy as jnp
+    >>> from safejax import flatten, unstack
+    >>> tree = {"layers": {"w": jnp.ones((2, 3))}}
+    >>> list(unstack("layers.*", "layers.{i}.*")(flatten(tree)))
+    ['layers.0.w', 'layers.1.w']
+
+    Raises `TransformError` when it is built with templates whose placeholders do not fit, and when
+    it is applied to a leaf without that axis, or with size 0 along it.
+    """
+    source, target = parsed_template("unstack", template), parsed_template("unstack", into)
+    _check_templates("unstack", target, source)
+    return Unstack(source, target, checked_axis("unstack", axis), must_match)
+
+
+def _index_of(numbered: Template, plain: Template) -> set[str]:
+    return set(numbered.placeholders) - set(plain.placeholders)
+
+
+def _check_templates(step: str, numbered: Template, plain: Template) -> None:
+    index = _index_of(numbered, plain)
+    if len(index) != 1 or next(iter(index)).startswith("*"):
+        raise TransformError(
+            f"{step}: expected one placeholder of {numbered.text!r} that {plain.text!r} lacks, "
+            f"for the number, got {sorted(index) or 'none'}"
+        )
+    if not set(plain.placeholders) <= set(numbered.placeholders):
+        raise TransformError(
+            f"{step}: expected the placeholders of {plain.text!r} in {numbered.text!r}, got "
+            f"{sorted(set(plain.placeholders))} and {sorted(set(numbered.placeholders))}"
+        )
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
+def _arguments(transform: Stack | Unstack) -> str:
+    axis = "" if transform.axis == 0 else f", axis={transform.axis}"
+    must_match = "" if transform.must_match else ", must_match=False"
+    return f"{transform.template.text!r}, {transform.into.text!r}{axis}{must_match}"

@@ -1,0 +1,82 @@
+"""The benchmarks run, on a tiny tree, and what they report is whole; no time is asserted."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.cases import CASES, Case, chosen
+from benchmarks.report import table
+from benchmarks.sides import SIDES, WRITERS
+from benchmarks.targets import targets
+from benchmarks.trees import Spec, same_bits
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_the_command_measures_and_writes_a_report(tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "benchmarks", "--size", "0.25", "--repeats", "1",
+            "--only", "columns", "--sides", "safejax", "--json", str(out),
+            "--folder", str(tmp_path),
+        ],
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list(tmp_path.iterdir()) == [out]
+    report = json.loads(out.read_text())
+    (case,) = report["cases"]
+    assert list(case["sides"]) == ["safejax"]
+    for side in case["sides"].values():
+        assert side["error"] is None
+        assert len(side["seconds"]) == 1
+    assert case["sides"]["safejax"]["read"] == case["tree_bytes"]
+    rows = {(row["case"], row["compared"]) for row in report["targets"]}
+    assert ("columns", "bytes requested / needed") in rows
+    assert table(report) in done.stdout
+    assert {"processor", "cores", "memory_gib", "file_system"} <= report["machine"].keys()
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_every_side_has_the_function_of_its_cases(case: Case) -> None:
+    for name in case.sides:
+        side = SIDES[name]
+        if not side.missing:
+            module = importlib.import_module(f"benchmarks.sides.{case.module or side.module}")
+            function = case.limits if name == "limit" and case.limits else case.function
+            assert callable(getattr(module, function))
+        assert (side.file or case.file) in WRITERS
+
+
+def test_what_is_chosen() -> None:
+    names = [case.name for case in chosen(["save", "devices"], quick=False, size=1 << 30)]
+    assert names == ["save", "rows", "columns", "mesh", "replicated"]
+    assert "load_4096" not in [case.name for case in chosen([], quick=True, size=1 << 26)]
+    with pytest.raises(KeyError, match="nothing"):
+        chosen(["nothing"], quick=False, size=1 << 30)
+
+
+def test_trees_are_of_the_size_that_is_asked_for() -> None:
+    for spec in (Spec(1 << 20), Spec(1 << 30), Spec(1 << 20, 100), Spec(1 << 16, 10)):
+        assert 0.7 < spec.exact_nbytes / spec.nbytes < 1.3
+        assert all(axis % 8 == 0 for shape in spec.shapes().values() for axis in shape)
+    one, other = [leaf for name, leaf in Spec(1 << 20).leaves() if "kernel" in name][:2]
+    assert not same_bits(one, other)
+
+
+def test_targets_of_what_failed_or_was_left_out_are_no_rows() -> None:
+    side = {"error": "broke", "seconds": [], "private": None, "read": None, "facts": {}}
+    case = {"name": "load", "sides": {"safejax": side}, "file_bytes": 1, "copied_bytes": 0}
+    assert targets([case]) == []
+    good = {**side, "error": None, "seconds": [1.0, 3.0], "min": 1.0, "median": 2.0, "read": 1}
+    slow = {**good, "min": 6.0, "median": 6.0}
+    case["sides"] = {"safejax": good, "safetensors.flax": slow}
+    rows = {row["compared"]: row for row in targets([case])}
+    assert rows["safetensors.flax / safejax"]["of_median"] == 3.0
+    assert rows["safetensors.flax / safejax"]["met"] == "min only"
+    assert rows["bytes requested / needed"]["met"] == "yes"

@@ -1,0 +1,39 @@
+"""The examples run as they stand, in processes of their own, as a reader would run them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.system.test_minilm import fetched
+
+EXAMPLES = sorted((Path(__file__).parent.parent.parent / "examples").glob("*.py"))
+EXPECTED = {
+    "across_frameworks.py": "and back, with every byte of the file equal: True",
+    "equinox_mlp.py": "MLP: outputs equal: True",
+    "flax_linen.py": "dict of ['batch_stats', 'params']: outputs equal: True",
+    "flax_nnx.py": "outputs equal: True\nkernel loaded: True",
+    "haiku_resnet.py": "outputs equal: True",
+    "minilm.py": (
+        "subject: True\n"
+        "exported   to 4 files; names, dtypes and bytes of all tensors the same: True"
+    ),
+    "objax_convnet.py": "outputs equal: True",
+    "quickstart.py": "equal bit for bit to those before saving: True",
+}
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_example_runs(example: Path, tmp_path: Path) -> None:
+    arguments = [str(fetched())] if example.name == "minilm.py" else []
+    done = subprocess.run(
+        [sys.executable, "-W", "error:::safejax", str(example), *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert EXPECTED[example.name] in done.stdout

@@ -1,0 +1,402 @@
+"""Training goes on on another mesh: ten steps after a restore are the ten without it, bit for bit.
+
+A state is saved from eight devices after two steps, and loaded lazily onto the eight in another
+arrangement. What goes on without a file is moved there by `jax.device_put` at that moment, so
+that both compute with the same shardings; on the same mesh nothing is moved.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import chex
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import safejax
+import safejax.equinox
+import safejax.flax
+from tests.system.test_training_goes_on import (
+    OPTIMIZER,
+    EquinoxNet,
+    FullState,
+    LinenNet,
+    NnxNet,
+    bits,
+)
+
+_RNG = np.random.default_rng(0)
+BATCHES = [
+    (_RNG.normal(size=(16, 4)).astype(np.float32), _RNG.normal(size=(16, 1)).astype(np.float32))
+    for _ in range(12)
+]
+MESHES = {
+    "2x4 to 4x2": ((2, 4), (4, 2)),
+    "4x2 to 8x1": ((4, 2), (8, 1)),
+    "2x4 stays": ((2, 4), (2, 4)),
+}
+
+
+def mesh_of(shape: tuple[int, int]) -> Mesh:
+    return jax.make_mesh(shape, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+
+
+def chosen(mesh: Mesh, name: str, aval: Any) -> NamedSharding:
+    """Features over the model axis where it divides them, a key for each example with it."""
+    if is_key(aval):
+        return NamedSharding(mesh, P("data") if aval.ndim else P())
+    for axis in reversed(range(aval.ndim)):
+        if aval.shape[axis] % mesh.shape["model"] == 0:
+            return NamedSharding(mesh, P(*[None] * axis, "model"))
+    return NamedSharding(mesh, P())
+
+
+def is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def moved(tree: Any, mesh: Mesh) -> Any:
+    def move(leaf: Any) -> Any:
+        is_array = isinstance(leaf, jax.Array)
+        return jax.device_put(leaf, chosen(mesh, "", leaf)) if is_array else leaf
+
+    return jax.tree.map(move, tree)
+
+
+def arrays(tree: Any) -> list[jax.Array]:
+    return [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a framework trains, and how its state goes through a file: `restore` is lazy."""
+
+    start: Callable[[int], Any]
+    step: Callable[[Any, Any, Any], tuple[Any, Any]]
+    save: Callable[[Any, Path], Any]
+    restore: Callable[[Path, Any], Any]
+    """From the path, with this for `sharding=`."""
+    values: Callable[[Any], Any] = lambda state: state
+    move: Callable[[Any, Mesh], Any] = moved
+
+
+def check(training: Training, before: Mesh, after: Mesh, path: Path) -> None:
+    state = training.move(training.start(0), before)
+    for x, y in BATCHES[:2]:
+        state, _ = training.step(state, *on(before, x, y))
+    training.save(state, path)
+    assert any(not leaf.is_fully_replicated for leaf in arrays(training.values(state)))
+    if before == after:
+        own = {
+            name: leaf.sharding
+            for name, leaf in safejax.flatten(training.values(state)).items()
+            if isinstance(leaf, jax.Array)
+        }
+        restored = training.restore(path, lambda name, aval: own[name])
+    else:
+        state = training.move(state, after)
+        restored = training.restore(path, partial(chosen, after))
+
+    lazy = arrays(training.values(restored))
+    assert len(lazy) == len(arrays(training.values(state))) > 5
+    for leaf, other in zip(lazy, arrays(training.values(state)), strict=True):
+        assert isinstance(leaf, safejax.LazyArray)
+        assert not leaf.is_placed
+        assert leaf.sharding.is_equivalent_to(other.sharding, leaf.ndim)
+
+    start = bits(training.values(state))
+    losses: list[bytes] = []
+    for x, y in BATCHES[2:]:
+        state, loss = training.step(state, *on(after, x, y))
+        restored, same = training.step(restored, *on(after, x, y))
+        assert np.asarray(same).tobytes() == np.asarray(loss).tobytes()
+        assert np.isfinite(loss)
+        losses.append(np.asarray(loss).tobytes())
+    assert len(set(losses)) == 10
+    assert bits(training.values(restored)) == bits(training.values(state)) != start
+
+
+def on(mesh: Mesh, *batch: Any) -> Any:
+    return jax.device_put(batch, NamedSharding(mesh, P("data")))
+
+
+# ---- flax
+
+
+NET = LinenNet()
+
+
+def linen_start(seed: int) -> FullState:
+    keys = {"params": jax.random.key(seed), "dropout": jax.random.key(1)}
+    variables = jax.jit(NET.init)(keys, BATCHES[0][0])
+    return FullState.create(
+        apply_fn=NET.apply,
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        tx=OPTIMIZER,
+        key=jax.random.key(seed + 7),
+    )
+
+
+@jax.jit
+def linen_step(state: FullState, x: Any, y: Any) -> tuple[FullState, Any]:
+    key, dropout = jax.random.split(state.key)
+
+    def loss(params: Any) -> Any:
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        out, updated = NET.apply(variables, x, rngs={"dropout": dropout}, mutable=["batch_stats"])
+        return ((out - y) ** 2).mean(), updated["batch_stats"]
+
+    (value, stats), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
+    return state.apply_gradients(grads=gradients).replace(batch_stats=stats, key=key), value
+
+
+LINEN = Training(
+    linen_start,
+    linen_step,
+    safejax.save,
+    lambda path, sharding: safejax.load(
+        path, like=jax.eval_shape(linen_start, 1), sharding=sharding
+    ),
+)
+
+
+# ---- NNX
+
+
+def nnx_start(seed: int) -> tuple[NnxNet, nnx.Optimizer]:
+    model = NnxNet(seed)
+    return model, nnx.Optimizer(model, OPTIMIZER, wrt=nnx.Param)
+
+
+@nnx.jit
+def nnx_update(model: NnxNet, optimizer: nnx.Optimizer, x: Any, y: Any) -> Any:
+    value, gradients = nnx.value_and_grad(lambda model: ((model(x) - y) ** 2).mean())(model)
+    optimizer.update(model, gradients)
+    return value
+
+
+def nnx_restore(path: Path, sharding: Any) -> Any:
+    abstract = nnx.eval_shape(lambda: nnx_start(1))
+    safejax.flax.load_into(abstract, path, sharding=sharding)
+    return abstract
+
+
+def nnx_moved(state: Any, mesh: Mesh) -> Any:
+    nnx.update(state, moved(nnx.state(state), mesh))
+    return state
+
+
+NNX = Training(
+    nnx_start,
+    lambda state, x, y: (state, nnx_update(*state, x, y)),
+    lambda state, path: safejax.flax.serialize(state, filename=path),
+    nnx_restore,
+    lambda state: nnx.to_pure_dict(nnx.state(state)),
+    nnx_moved,
+)
+
+
+# ---- equinox
+
+
+def equinox_start(seed: int) -> Any:
+    model, statistics = eqx.nn.make_with_state(EquinoxNet)(jax.random.key(seed))
+    moments = OPTIMIZER.init(eqx.filter(model, eqx.is_inexact_array))
+    return model, statistics, moments, jax.random.key(seed + 7)
+
+
+@eqx.filter_jit
+def equinox_step(state: Any, x: Any, y: Any) -> tuple[Any, Any]:
+    model, statistics, moments, key = state
+    key, dropout = jax.random.split(key)
+
+    @eqx.filter_value_and_grad(has_aux=True)
+    def loss(model: Any) -> Any:
+        run = jax.vmap(model, axis_name="batch", in_axes=(0, None, 0), out_axes=(0, None))
+        out, updated = run(x, statistics, jax.random.split(dropout, len(x)))
+        return ((out - y) ** 2).mean(), updated
+
+    (value, statistics), gradients = loss(model)
+    trained = eqx.filter(model, eqx.is_inexact_array)
+    updates, moments = OPTIMIZER.update(gradients, moments, trained)
+    return (eqx.apply_updates(model, updates), statistics, moments, key), value
+
+
+EQUINOX = Training(
+    equinox_start,
+    equinox_step,
+    lambda state, path: safejax.equinox.serialize(state, filename=path),
+    lambda path, sharding: safejax.equinox.deserialize(
+        path, like=eqx.filter_eval_shape(equinox_start, 1), sharding=sharding
+    ),
+)
+
+
+# ---- a chex dataclass, with a key for each example, of another implementation than JAX's default
+
+
+@chex.dataclass
+class Chexed:
+    params: dict[str, jax.Array]
+    average: dict[str, jax.Array]
+    moments: optax.OptState
+    keys: jax.Array
+    step: jax.Array
+
+
+def weights(seed: int, dtype: Any = jnp.float32) -> dict[str, jax.Array]:
+    one, other = jax.random.split(jax.random.key(seed))
+    return {
+        "hidden": jax.random.normal(one, (4, 8)),
+        "bias": jnp.zeros(8),
+        "out": jax.random.normal(other, (8, 1), dtype),
+    }
+
+
+def mse(params: dict[str, jax.Array], x: Any, y: Any, keep: Any = 1) -> jax.Array:
+    hidden = jax.nn.relu(x @ params["hidden"] + params["bias"]) * keep
+    return ((hidden @ params["out"] - y) ** 2).mean()
+
+
+def chex_start(seed: int) -> Chexed:
+    params = weights(seed, jnp.bfloat16)
+    return Chexed(
+        params=params,
+        average=jax.tree.map(jnp.copy, params),
+        moments=OPTIMIZER.init(params),
+        keys=jax.random.split(jax.random.key(seed, impl="rbg"), 16),
+        step=jnp.asarray(0),
+    )
+
+
+@jax.jit
+def chex_step(state: Chexed, x: Any, y: Any) -> tuple[Chexed, Any]:
+    keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, state.step)
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, (8,)))(keys)
+    value, gradients = jax.value_and_grad(mse)(state.params, x, y, keep)
+    updates, moments = OPTIMIZER.update(gradients, state.moments, state.params)
+    params = optax.apply_updates(state.params, updates)
+    average = optax.incremental_update(params, state.average, 0.1)
+    return Chexed(
+        params=params, average=average, moments=moments, keys=keys, step=state.step + 1
+    ), value
+
+
+CHEX = Training(
+    chex_start,
+    chex_step,
+    safejax.save,
+    lambda path, sharding: safejax.load(
+        path, like=jax.eval_shape(chex_start, 1), sharding=sharding
+    ),
+)
+
+
+STATES = {"linen": LINEN, "nnx": NNX, "equinox": EQUINOX, "chex": CHEX}
+
+
+@pytest.mark.parametrize("meshes", MESHES)
+@pytest.mark.parametrize("state", STATES)
+def test_training_goes_on_from_a_file(state: str, meshes: str, tmp_path: Path) -> None:
+    before, after = map(mesh_of, MESHES[meshes])
+    check(STATES[state], before, after, tmp_path / "state.safetensors")
+
+
+# ---- optax
+
+
+def labels(params: dict[str, Any]) -> dict[str, str]:
+    return {name: "bias" if name == "bias" else "kernel" for name in params}
+
+
+OPTIMIZERS: dict[str, optax.GradientTransformation] = {
+    "sgd with momentum": optax.sgd(1e-2, momentum=0.9),
+    "adafactor": optax.adafactor(1e-2, min_dim_size_to_factor=4),
+    "masked": optax.masked(optax.adam(1e-2), {"hidden": True, "bias": False, "out": True}),
+    "partitioned": optax.partition({"bias": optax.sgd(1e-2), "kernel": optax.lion(1e-3)}, labels),
+    "injected": optax.inject_hyperparams(optax.adamw)(optax.cosine_decay_schedule(1e-1, 20)),
+    "accumulating": optax.MultiSteps(optax.adam(1e-2), 3).gradient_transformation(),
+    "noisy": optax.chain(optax.add_noise(0.1, 0.5, jax.random.key(3)), optax.adam(1e-2)),
+    "finite": optax.apply_if_finite(optax.rmsprop(1e-2), 3),
+    "schedule-free": optax.contrib.schedule_free_adamw(1e-2, warmup_steps=4),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizers_state_comes_back_by_like(name: str, tmp_path: Path) -> None:
+    optimizer = OPTIMIZERS[name]
+
+    def start(seed: int) -> Any:
+        params = weights(seed)
+        return params, optimizer.init(params)
+
+    @jax.jit
+    def step(state: Any, x: Any, y: Any) -> Any:
+        params, moments = state
+        value, gradients = jax.value_and_grad(mse)(params, x, y)
+        updates, moments = optimizer.update(gradients, moments, params)
+        return (optax.apply_updates(params, updates), moments), value
+
+    def restore(path: Path, sharding: Any) -> Any:
+        like = jax.eval_shape(start, 1)
+        restored = safejax.load(path, like=like, sharding=sharding)
+        assert jax.tree.structure(restored) == jax.tree.structure(like)
+        return restored
+
+    training = Training(start, step, safejax.save, restore)
+    check(training, mesh_of((2, 4)), mesh_of((4, 2)), tmp_path / "state.safetensors")
+
+
+# ---- the parameters alone
+
+
+PARAMS = safejax.chain(safejax.select("params.*"), safejax.prefix("params").inverse)
+FRESH = jax.eval_shape(linen_start, 1)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda path, sharding: safejax.load(
+            path, transform=safejax.select("params.*"), sharding=sharding
+        )["params"],
+        lambda path, sharding: safejax.load(path, transform=PARAMS, sharding=sharding),
+        lambda path, sharding: safejax.load(
+            path, transform=PARAMS, like=FRESH.params, sharding=sharding
+        ),
+        lambda path, sharding: safejax.flax.deserialize(
+            path, transform=PARAMS, like=FRESH.params, sharding=sharding
+        ),
+    ],
+    ids=["select", "without prefix", "like", "flax"],
+)
+def test_a_new_training_begins_with_the_parameters_of_a_state(
+    read: Callable[[Path, Any], Any], tmp_path: Path
+) -> None:
+    before, after = mesh_of((2, 4)), mesh_of((4, 2))
+    path = tmp_path / "state.safetensors"
+    state, _ = linen_step(moved(linen_start(0), before), *on(before, *BATCHES[0]))
+    safejax.save(state, path)
+    with safejax.observe_reads() as log:
+        params = safejax.materialize(read(path, partial(chosen, after)))
+    assert log.nbytes == sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
+
+    tuned = moved(linen_start(5), after)
+    expected = tuned.replace(params=moved(state.params, after))
+    tuned = tuned.replace(params=params)
+    assert jax.tree.structure(tuned) == jax.tree.structure(expected)
+    for x, y in BATCHES[2:]:
+        tuned, loss = linen_step(tuned, *on(after, x, y))
+        expected, same = linen_step(expected, *on(after, x, y))
+        assert np.asarray(loss).tobytes() == np.asarray(same).tobytes()
+    assert bits(tuned) == bits(expected)

@@ -1,0 +1,103 @@
+"""What is private to JAX and used here, by name: a JAX without it is a line of this test's report.
+
+Users of such a JAX get a softer answer (a slower way, or an error with a remedy).
+"""
+
+import ast
+import importlib
+import itertools
+import operator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental.layout import Layout
+
+from safejax._src.arrays import jax_private
+
+MODULE = Path(jax_private.__file__)
+
+# Module, what is asked of it, and whether one of several ways is enough.
+PRIVATE: list[tuple[str, str]] = [
+    ("jax._src.ad_util", "raw_jaxval_adders"),
+    ("jax._src.api", "block_until_ready"),
+    ("jax._src.array", "ArrayImpl"),
+    ("jax._src.core", "pytype_aval_mappings"),
+    ("jax._src.dispatch", "_batched_device_put_impl"),
+    ("jax._src.interpreters.pxla", "batched_device_put"),
+    ("jax._src.tree_util", "dispatch_registry.register_node"),
+]
+EITHER: list[list[tuple[str, str]]] = [
+    [
+        ("jax._src.dtypes", "register_canonicalize_value_handler"),
+        ("jax._src.dtypes", "canonicalize_value_handlers"),
+    ],
+    [("jax.sharding", "get_mesh"), ("jax._src.mesh", "get_concrete_mesh")],
+]
+
+
+def is_there(module: str, name: str) -> bool:
+    try:
+        operator.attrgetter(name)(importlib.import_module(module))
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
+@pytest.mark.parametrize(("module", "name"), PRIVATE)
+def test_jax_has_what_is_asked_of_it(module: str, name: str) -> None:
+    assert is_there(module, name), f"JAX {jax.__version__} has no {module}.{name}"
+
+
+@pytest.mark.parametrize("ways", EITHER)
+def test_jax_has_one_of_what_is_asked_of_it(ways: list[tuple[str, str]]) -> None:
+    assert any(is_there(*way) for way in ways), f"JAX {jax.__version__} has none of {ways}"
+
+
+def test_every_hook_is_found() -> None:
+    class Leaf:
+        pass
+
+    none: Any = lambda leaf: leaf  # noqa: E731 - never called
+    assert jax_private.register(Leaf, none, none) == ()
+
+
+def test_arrays_are_made_of_blocks_the_quick_way() -> None:
+    assert jax_private._batched_device_put is not None
+
+
+def test_layouts_are_known_without_an_array() -> None:
+    array = jnp.ones((2, 3))
+    layout = jax_private.default_layout(array.shape, array.dtype, array.sharding)
+    assert isinstance(layout, Layout)
+    assert layout == array.format.layout
+
+
+def test_the_functions_that_look_at_real_types_are_found() -> None:
+    codes = jax_private.LOOK_AT_REAL_TYPES
+    assert jax.block_until_ready.__code__ in codes
+    # JAX 0.12 has a second one.
+    copy = getattr(jax, "copy_to_host_async", None)
+    assert copy is None or copy.__code__ in codes
+    assert {code.co_name for code in codes} >= {"block_until_ready", "batched_device_put"}
+
+
+def test_every_private_module_that_is_imported_is_in_the_list() -> None:
+    tree = ast.parse(MODULE.read_text())
+    asked: set[tuple[str, str]] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and "_src" in node.module:
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                asked.add((name, "") if alias.name.islower() else (node.module, alias.name))
+    known = {module for module, _ in (*PRIVATE, *itertools.chain(*EITHER))}
+    known |= {f"{module}.{name}" for module, name in (*PRIVATE, *itertools.chain(*EITHER))}
+    known.add("jax._src.interpreters.mlir")  # JAX 0.8 only, beside the canonicalizer
+    missing = {
+        f"{module}.{name}".rstrip(".")
+        for module, name in asked
+        if f"{module}.{name}".rstrip(".") not in known
+    }
+    assert missing == set()

@@ -1,0 +1,289 @@
+"""`sharding=` in all its spellings, made into one sharding a leaf."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import (
+    AbstractMesh,
+    AxisType,
+    Mesh,
+    NamedSharding,
+    Sharding,
+    SingleDeviceSharding,
+)
+from jax.sharding import (
+    PartitionSpec as P,
+)
+
+from safejax._src.leaves.flatten import flatten
+from safejax._src.leaves.leaves import Leaves
+from safejax._src.leaves.rules import sharding_rules
+from safejax._src.leaves.shardings import resolve
+from safejax.errors import ShardingError, TransformError
+
+DEVICES = jax.devices()
+MESH = Mesh(np.asarray(DEVICES).reshape(2, 4), ("x", "y"))
+A = NamedSharding(MESH, P("x"))
+B = NamedSharding(MESH, P(None, "y"))
+C = NamedSharding(MESH, P())
+D3 = DEVICES[3]
+ON_3 = SingleDeviceSharding(D3)
+
+MATRIX = np.zeros((8, 8), np.float32)
+
+
+def resolved(argument: Any, tree: Any, defaults: dict[str, Sharding] | None = None) -> Any:
+    leaves = tree if isinstance(tree, Leaves) else flatten(tree)
+    return resolve(argument, defaults or {}, leaves, "m.safetensors")
+
+
+TREE = {"emb": MATRIX, "layers": [{"w": MATRIX, "b": MATRIX[0]}, {"w": MATRIX, "b": MATRIX[0]}]}
+NAMES = ["emb", "layers.0.b", "layers.0.w", "layers.1.b", "layers.1.w"]
+
+
+def by_shape(name: str, aval: jax.ShapeDtypeStruct) -> Sharding | None:
+    assert isinstance(aval, jax.ShapeDtypeStruct)
+    return {2: B, 1: A}[aval.ndim] if name.startswith("layers") else None
+
+
+def by_device(name: str, aval: jax.ShapeDtypeStruct) -> Any:
+    return D3
+
+
+LAYER = {"w": B, "b": A}
+SPELLINGS: dict[str, tuple[Any, list[Sharding | None]]] = {
+    "nothing": (None, [None] * 5),
+    "one sharding": (A, [A] * 5),
+    "one device": (D3, [ON_3] * 5),
+    "a function": (by_shape, [None, A, B, A, B]),
+    "a function that gives devices": (by_device, [ON_3] * 5),
+    "rules": (sharding_rules(MESH, [("*.w", P(None, "y")), ("*.b", P("x"))]), [C, A, B, A, B]),
+    "the whole tree": ({"emb": A, "layers": [LAYER, LAYER]}, [A, A, B, A, B]),
+    "a prefix": ({"emb": A, "layers": B}, None),
+    "a prefix with devices": ({"emb": D3, "layers": [A, D3]}, [ON_3, A, A, ON_3, ON_3]),
+    "a prefix with None": ({"emb": None, "layers": [None, LAYER]}, [None, None, None, A, B]),
+    "None for all": ({"emb": None, "layers": None}, [None] * 5),
+    "a tuple for a list": ({"emb": A, "layers": (LAYER, C)}, [A, A, B, C, C]),
+    "a dict for a list": ({"emb": A, "layers": {"0": C, "1": LAYER}}, [A, C, C, A, B]),
+    "ints for a list": ({"emb": A, "layers": {0: C, 1: LAYER}}, [A, C, C, A, B]),
+    "by name": ({"emb": C, "layers.0.b": A, "layers.0.w": B, "layers.1.b": A, "layers.1.w": B},
+                [C, A, B, A, B]),
+}  # fmt: skip
+SPELLINGS["a prefix"] = ({"emb": A, "layers": C}, [A, C, C, C, C])
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_every_spelling_gives_each_leaf_its_sharding(spelling: str) -> None:
+    argument, expected = SPELLINGS[spelling]
+    wanted = {name: item for name, item in zip(NAMES, expected, strict=True) if item is not None}
+    assert resolved(argument, TREE) == wanted
+
+
+def test_what_the_argument_leaves_open_is_in_the_defaults() -> None:
+    defaults = {"emb": B, "layers.0.b": A, "scalar": A}
+    assert resolved(None, TREE, defaults) == {"emb": B, "layers.0.b": A}
+    tree = {"emb": C, "layers": None}
+    assert resolved(tree, TREE, defaults) == {"emb": C, "layers.0.b": A}
+    assert resolved(C, TREE, defaults) == dict.fromkeys(NAMES, C)
+
+
+def test_a_function_sees_every_array_as_it_will_be_placed() -> None:
+    seen: dict[str, Any] = {}
+
+    def function(name: str, aval: jax.ShapeDtypeStruct) -> None:
+        seen[name] = (aval.shape, str(aval.dtype))
+
+    resolved(
+        function,
+        {"a": np.zeros((2, 3)), "b": [1, "x", None, {}], "k": jax.random.key(1), "n": np.int8(1)},
+    )
+    assert seen == {"a": ((2, 3), "float32"), "k": ((), "key<fry>"), "n": ((), "int8")}
+
+
+# Trees in which names alone would mislead.
+AWKWARD: dict[str, tuple[Any, Any, dict[str, Sharding]]] = {
+    "a bare leaf": (MATRIX, A, {"": A}),
+    "a bare leaf and a device": (MATRIX, D3, {"": ON_3}),
+    "an empty key": ({"": {"w": MATRIX}}, {"": A}, {".w": A}),
+    "dots in keys": ({"a.b": MATRIX, "a": {"b": MATRIX}}, {"a.b": A, "a": {"b": B}},
+                     {"a.b": B, "a.b~1": A}),
+    "dots in keys, a prefix": ({"a.b": MATRIX, "a": {"b": MATRIX}}, {"a.b": A, "a": B},
+                               {"a.b": B, "a.b~1": A}),
+    "a name that extends another": ({"w": MATRIX, "w.x": MATRIX}, {"w": A, "w.x": B},
+                                    {"w": A, "w.x": B}),
+    "a flat dict": ({"p": {"m.0.w": MATRIX, "m.1.w": MATRIX}}, {"p": {"m.0.w": A, "m.1.w": B}},
+                    {"p.m.0.w": A, "p.m.1.w": B}),
+    "a flat dict, a prefix": ({"p": {"m.0.w": MATRIX}}, {"p": A}, {"p.m.0.w": A}),
+    "int keys beside strings": ({"1": {1: MATRIX}}, {"1": {1: A}}, {"1.1": A}),
+    "tuple keys": ({("a", 1): MATRIX, ("a", 2): MATRIX}, {("a", 1): A, ("a", 2): B},
+                   {"('a', 1)": A, "('a', 2)": B}),
+    "metadata": ({"__metadata__": MATRIX}, {"__metadata__": A}, {"__metadata__~1": A}),
+    "scalars have one too": ({"w": MATRIX, "n": 3, "s": "x"}, {"w": A, "n": A, "s": C}, {"w": A}),
+    "scalars have None": ({"w": MATRIX, "n": 3}, {"w": A, "n": None}, {"w": A}),
+    "scalars are left out": ({"w": MATRIX, "n": 3, "none": None, "e": {}}, {"w": A}, {"w": A}),
+    "scalars stand as they are": ({"w": MATRIX, "n": 3, "s": "x"}, {"w": A, "n": 3, "s": "x"},
+                                  {"w": A}),
+    "one for scalars alone": ({"w": MATRIX, "h": {"lr": 0.1}}, {"w": A, "h": A}, {"w": A}),
+    "empty for empty": ({"w": MATRIX, "e": {}}, {"w": A, "e": {}}, {"w": A}),
+    "None for nothing": ({"w": MATRIX}, {"w": A, "gone": None}, {"w": A}),
+    "empty for nothing": ({"w": MATRIX}, {"w": A, "gone": {}}, {"w": A}),
+    "an empty tree": ({}, {}, {}),
+    "an empty tree, all": ({}, A, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", AWKWARD)
+def test_a_tree_of_shardings_speaks_of_places(case: str) -> None:
+    tree, argument, expected = AWKWARD[case]
+    leaves = flatten(tree)
+    assert resolve(argument, {}, leaves, "f") == expected
+    # And as it comes from a file, which has no treedef.
+    stored = Leaves(leaves, type(leaves.structure)(leaves.structure.kinds, leaves.structure.paths))
+    assert resolve(argument, {}, stored, "f") == expected
+
+
+WRONG: dict[str, tuple[Any, Any, list[str]]] = {
+    # Argument, tree, and what the message says.
+    "a spec": (P("x"), {"w": MATRIX}, ["leaf 'w'", "a PartitionSpec needs its mesh, NamedShard"]),
+    "a mesh": (MESH, {"w": MATRIX}, ["leaf 'w'", "a mesh needs a spec, NamedSharding(mesh"]),
+    "an abstract mesh": (AbstractMesh((2,), ("x",)), {"w": MATRIX}, ["'w'", "got AbstractMesh"]),
+    "specs in a tree": ({"w": P("x"), "v": A}, {"w": MATRIX, "v": MATRIX},
+                        ["leaf 'w'", "a PartitionSpec needs its mesh"]),
+    "a mesh in a tree": ({"w": MESH}, {"w": MATRIX}, ["leaf 'w'", "a mesh needs a spec"]),
+    "a string": ("x", {"w": MATRIX}, ["leaf 'w'", "got 'x'"]),
+    "a number": (3, {"w": MATRIX}, ["leaf 'w'", "got 3"]),
+    "a number in a tree": ({"a": 3}, {"a": {"w": MATRIX}}, ["leaf 'a.w'", "got 3"]),
+    "arrays": ({"w": MATRIX}, {"w": MATRIX}, ["leaf 'w'", "expected a Sharding, a Device, None"]),
+    "avals": ({"w": jax.ShapeDtypeStruct((8, 8), "float32")}, {"w": MATRIX}, ["leaf 'w'"]),
+    "an empty tree": ({}, {"w": MATRIX}, ["leaf 'w': expected the sharding tree to be a prefix"]),
+    "an empty container": ({"a": {}}, {"a": {"w": MATRIX}}, ["leaf 'a.w': expected the sharding"]),
+    "all that is left out": ({"v": A}, {"w": MATRIX, "v": MATRIX, "u": [MATRIX]},
+                             ["leaf 'w'", "leaf 'u.0'", "None for JAX's default device"]),
+    "a flat tree for a deep one": ({"w": A}, {"m": {"w": MATRIX}}, ["leaf 'm.w'", "sharding 'w'"]),
+    "deeper than the tree": ({"w": {"x": A}}, {"w": MATRIX}, ["leaf 'w'", "sharding 'w.x'"]),
+    "one too many": ({"w": A, "v": A, "u": D3}, {"w": MATRIX},
+                     ["sharding 'v'", "sharding 'u'", "none among 1 ('w'): remove it"]),
+    "a prefix by the letter": ({"a": A}, {"a.b": MATRIX, "a": MATRIX}, ["leaf 'a.b'"]),
+    "a function that gives a spec": (lambda name, aval: P("x"), {"w": MATRIX},
+                                     ["leaf 'w': expected the sharding function to return",
+                                      "needs its mesh"]),
+    "a function that gives a list": (lambda name, aval: [A], {"w": MATRIX}, ["leaf 'w'", "got ["]),
+    "rules that match nothing": (sharding_rules(MESH, [("*.kernel", P())]),
+                                 {"w": MATRIX, "v": MATRIX},
+                                 ["expected '*.kernel' to match", "2 ('v', 'w')",
+                                  "must_match=False"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_no_sharding_for_the_tree_is_told(case: str) -> None:
+    argument, tree, messages = WRONG[case]
+    with pytest.raises(ShardingError) as caught:
+        resolved(argument, tree)
+    assert str(caught.value).startswith("m.safetensors: ")
+    for message in messages:
+        assert message in str(caught.value)
+
+
+def test_every_leaf_that_a_sharding_does_not_divide_is_named_at_once() -> None:
+    tree = {"a": np.zeros((7, 8)), "b": np.zeros((8, 7)), "c": np.zeros(5), "d": np.float32(1)}
+    with pytest.raises(ShardingError) as caught:
+        resolved(A, tree)
+    text = str(caught.value)
+    assert "does not fit 3 of 4 leaves" in text
+    for name, described in (("a", "float64[7,8]"), ("c", "float64[5]"), ("d", "float32[]")):
+        assert f"leaf '{name}': expected a sharding that divides {described}, got" in text
+    assert "leaf 'b'" not in text
+
+
+@pytest.mark.parametrize(
+    ("shape", "sharding"),
+    [((8,), NamedSharding(MESH, P(None, "x"))), ((), NamedSharding(MESH, P("x"))),
+     ((8,), NamedSharding(MESH, P(None, None))),
+     ((3,), NamedSharding(MESH, P(("x", "y")))), ((0, 3), NamedSharding(MESH, P(None, "x")))],
+)  # fmt: skip
+def test_a_default_is_checked_as_well(shape: tuple[int, ...], sharding: Sharding) -> None:
+    with pytest.raises(ShardingError, match="leaf 'w': expected a sharding that divides"):
+        resolved(None, {"w": np.zeros(shape)}, {"w": sharding})
+
+
+def test_abstract_meshes_become_those_of_the_context() -> None:
+    explicit = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Explicit,))
+    abstract = NamedSharding(explicit.abstract_mesh, P("x"))
+    with pytest.raises(ShardingError, match=r"whose mesh is abstract: .*jax\.set_mesh\(mesh\)"):
+        resolved(abstract, {"w": MATRIX})
+    with jax.set_mesh(explicit):
+        assert resolved(abstract, {"w": MATRIX}) == {"w": NamedSharding(explicit, P("x"))}
+
+
+def test_memory_kinds_are_kept() -> None:
+    kind = DEVICES[0].default_memory().kind
+    sharding = NamedSharding(MESH, P("x"), memory_kind=kind)
+    assert resolved(sharding, {"w": MATRIX})["w"].memory_kind == kind
+
+
+# ---- rules
+
+
+def test_the_first_rule_that_matches_wins() -> None:
+    rules = sharding_rules(
+        MESH,
+        [("*.{i}.w", P("x")), (lambda name: name.endswith("w"), P("y")), ("head", None)],
+    )
+    aval = jax.ShapeDtypeStruct((8, 8), "float32")
+    expected = {"l.0.w": P("x"), "w": P("y"), "l.0.b": P(), "head": P(), "HEAD": P()}
+    assert {name: rules(name, aval).spec for name in expected} == expected
+    assert {rules(name, aval).mesh for name in expected} == {MESH}
+
+
+def test_a_rule_that_must_match() -> None:
+    tree = {"a.w": MATRIX, "n": 3}
+    assert resolved(sharding_rules(MESH, [("*.w", P("x"))]), tree) == {"a.w": A}
+    # A scalar is nothing to place.
+    with pytest.raises(ShardingError, match="expected 'n' to match an array"):
+        resolved(sharding_rules(MESH, [("n", P())]), tree)
+    rules = sharding_rules(MESH, [("gone", P("y")), ("*", P("x"))], must_match=False)
+    assert resolved(rules, tree) == {"a.w": A}
+    # A function is asked, and may say no.
+    assert resolved(sharding_rules(MESH, [(lambda name: False, P("y"))]), tree) == {"a.w": C}
+
+
+RULES: dict[str, tuple[Callable[[], Any], str]] = {
+    "no mesh": (lambda: sharding_rules(P(), []), "expected a jax.sharding.Mesh"),
+    "no spec": (lambda: sharding_rules(MESH, [("*", "x")]), "'*': expected a PartitionSpec or"),
+    "a sharding": (lambda: sharding_rules(MESH, [("*", A)]), "expected a PartitionSpec or None"),
+    "an axis the mesh lacks": (lambda: sharding_rules(MESH, [("*", P("z"))]), "'*': "),
+    "a dict": (lambda: sharding_rules(MESH, {"ab": P()}), "pairs (pattern, spec), got 'ab'"),
+    "a triple": (lambda: sharding_rules(MESH, [("*", P(), 1)]), "expected pairs"),
+    "no pattern": (lambda: sharding_rules(MESH, [(3, P())]), "expected a pattern or a function"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", RULES)
+def test_rules_are_checked_when_they_are_made(case: str) -> None:
+    make, message = RULES[case]
+    with pytest.raises(ShardingError) as caught:
+        make()
+    assert str(caught.value).startswith("sharding_rules: ")
+    assert message in str(caught.value)
+
+
+def test_a_wrong_pattern_is_told_when_the_rule_is_made() -> None:
+    with pytest.raises(TransformError, match="pattern"):
+        sharding_rules(MESH, [("{", P())])
+
+
+def test_rules_are_values() -> None:
+    rules = [("*.w", P("x"))]
+    assert sharding_rules(MESH, rules) == sharding_rules(MESH, rules)
+    assert sharding_rules(MESH, rules) != sharding_rules(MESH, rules, must_match=False)
+
+
+def test_nothing_is_placed() -> None:
+    array = jnp.ones((8, 8))
+    resolved(A, {"w": array})
+    assert array.sharding == SingleDeviceSharding(DEVICES[0])

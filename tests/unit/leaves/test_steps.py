@@ -1,0 +1,208 @@
+"""Steps: composition, inverses, equality and how they print."""
+
+import functools
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import safejax
+from safejax import (
+    LazyArray,
+    Leaves,
+    NotInvertibleError,
+    Step,
+    TransformError,
+    cast,
+    chain,
+    decode,
+    encode,
+    flatten,
+    rename,
+    step,
+    transpose,
+    unflatten,
+)
+from safejax._src.leaves.steps import Chain, apply
+from safejax._src.reading.log import observe_reads
+from safejax.errors import LeafError
+
+
+def double(x: int) -> int:
+    return 2 * x
+
+
+def halve(x: int) -> int:
+    return x // 2
+
+
+def increment(x: int) -> int:
+    return x + 1
+
+
+class Callable2:
+    def __call__(self, x: int) -> int:
+        return x
+
+    def __repr__(self) -> str:
+        return "Callable2()"
+
+
+TREE = {"mlp": {"w": jnp.ones((4, 2))}, "n": 3}
+
+# Every step there is, and the call that makes it.
+STEPS: dict[str, Step[Any, Any]] = {
+    "flatten": flatten,
+    "unflatten": unflatten,
+    "unflatten(like=dict of 2 leaves)": unflatten(like=TREE),
+    "encode": encode,
+    "decode": decode,
+    "step(double)": step(double),
+    "step(double, halve)": step(double, halve),
+    "step(Callable2())": step(Callable2()),
+    "cast('bfloat16')": cast("bfloat16"),
+    "cast('bfloat16', source='float32')": cast("bfloat16", source="float32"),
+    "cast('int8', source='float32', where='*.w')": cast("int8", source="float32", where="*.w"),
+    "cast('float16', where='a', must_match=False)": cast("float16", where="a", must_match=False),
+    "cast('float16', where=double)": cast("float16", where=double),
+    "rename({'a.{i}': 'b.{i}', '*.w': '*.kernel'})": rename({"a.{i}": "b.{i}", "*.w": "*.kernel"}),
+    "rename({'a': 'b'}, strict=True)": rename({"a": "b"}, strict=True),
+    "rename({'a': 'b'}, must_match=False)": rename({"a": "b"}, must_match=False),
+    "transpose('*.w')": transpose("*.w"),
+    "transpose('*.w', axes=(2, 0, 1))": transpose("*.w", axes=[2, 0, 1]),
+    "transpose('*.w', must_match=False)": transpose("*.w", must_match=False),
+    "chain()": chain(),
+    "chain(flatten, cast('bfloat16', source='float32'), encode)": chain(
+        flatten, cast("bfloat16", source="float32"), encode
+    ),
+    "chain(step(double), step(halve))": chain(double, halve),
+}
+
+
+@pytest.mark.parametrize("call", STEPS)
+def test_a_step_prints_as_the_call_that_made_it(call: str) -> None:
+    assert repr(STEPS[call]) == call
+    if "like" not in call:
+        namespace = {**vars(safejax), "double": double, "halve": halve, "Callable2": Callable2}
+        again = eval(call, namespace)
+        assert repr(again) == call
+        if "Callable2" not in call:
+            assert again == STEPS[call]
+            assert hash(again) == hash(STEPS[call])
+
+
+def test_steps_are_equal_only_to_themselves() -> None:
+    steps = list(STEPS.values())
+    for i, one in enumerate(steps):
+        for j, other in enumerate(steps):
+            assert (one == other) == (i == j)
+
+
+@pytest.mark.parametrize("call", STEPS)
+def test_steps_are_values(call: str) -> None:
+    fields = [field for cls in type(STEPS[call]).__mro__ for field in getattr(cls, "__slots__", ())]
+    for attribute in [*fields, "other"]:
+        with pytest.raises((AttributeError, TypeError)):
+            setattr(STEPS[call], attribute, None)
+
+
+def test_chain_applies_the_first_first() -> None:
+    assert chain(double, increment)(5) == 11
+    assert chain(increment, double)(5) == 12
+    assert chain()(5) == 5
+
+
+def test_the_inverse_of_a_chain_goes_the_other_way_round() -> None:
+    there = chain(step(double, halve), step(increment, lambda x: x - 1))
+    assert there(5) == 11
+    assert there.inverse(11) == 5
+    assert there.inverse.inverse == there
+    assert chain().inverse == chain()
+
+
+def test_chains_within_chains_are_opened() -> None:
+    a, b, c = step(double), step(halve), step(increment)
+    assert chain(chain(a, b), c) == chain(a, chain(b, c)) == chain(a, b, c) == Chain((a, b, c))
+    assert chain(chain(chain())) == chain()
+
+
+def test_a_long_chain_is_no_deep_one() -> None:
+    assert chain(*[increment] * 50_000)(0) == 50_000
+
+
+@pytest.mark.parametrize(
+    "without",
+    [
+        step(double),
+        chain(flatten, double),
+        cast("bfloat16"),
+        chain(flatten, cast("bfloat16"), encode),
+    ],
+    ids=repr,
+)
+def test_a_step_without_an_inverse_says_so(without: Step[Any, Any]) -> None:
+    with pytest.raises(
+        NotInvertibleError, match=r"(step\(double\)|cast\('bfloat16'\)): expected a"
+    ):
+        _ = without.inverse
+
+
+@pytest.mark.parametrize("wrong", [None, 3, "cast", {"a": "b"}])
+def test_what_is_no_function_is_no_step(wrong: Any) -> None:
+    with pytest.raises(TransformError, match="expected a function"):
+        step(wrong)
+    with pytest.raises(TransformError, match="expected a function"):
+        chain(flatten, wrong)
+    if wrong is not None:
+        with pytest.raises(TransformError, match="expected a function"):
+            step(double, wrong)
+        with pytest.raises(TransformError, match="expected a function"):
+            apply(wrong, Leaves({}))
+
+
+def test_a_transform_gives_leaves() -> None:
+    leaves = Leaves({"a": 1})
+    assert apply(None, leaves) is leaves
+    assert dict(apply(lambda leaves: leaves.replace({"b": 2}), leaves)) == {"b": 2}
+    with pytest.raises(
+        TransformError, match=r"<lambda>.*expected it to return Leaves, got dict: end"
+    ):
+        apply(lambda leaves: dict(leaves), leaves)
+    with pytest.raises(TransformError, match="got NoneType"):
+        apply(functools.partial(lambda _: None), leaves)
+    with pytest.raises(ZeroDivisionError):
+        apply(lambda leaves: 1 / 0, leaves)
+
+
+def test_what_numpy_computed_becomes_an_array_of_jax() -> None:
+    wide = np.array([2**40])
+    leaves = apply(lambda leaves: leaves.replace({"w": wide, "n": 1}), Leaves({}))
+    assert isinstance(leaves["w"], LazyArray)
+    assert np.asarray(leaves["w"]).tolist() == [2**40]
+    assert leaves["n"] == 1
+    with pytest.raises(LeafError, match="leaf 'w'"):
+        apply(lambda leaves: leaves.replace({"w": np.array(["x"])}), Leaves({}))
+
+
+def test_building_and_chaining_read_nothing() -> None:
+    tree = safejax.deserialize(safejax.serialize(TREE))
+    with observe_reads() as log:
+        pipeline = chain(flatten, cast("bfloat16", source="float32"), transpose("*.w"))
+        repr(pipeline), hash(pipeline), pipeline == chain(flatten), pipeline.inverse
+        leaves = pipeline(tree)
+        repr(leaves)
+        again = pipeline.inverse(leaves)
+        repr(again)
+        assert not log.reads
+    assert again["mlp"]["w"].shape == (4, 2)
+
+
+def test_a_step_of_ones_own() -> None:
+    class Upper(safejax.Transform):
+        def __call__(self, leaves: Leaves, /) -> Leaves:
+            return leaves.replace({name.upper(): leaf for name, leaf in leaves.items()})
+
+    assert chain(flatten, Upper(), encode)({"a": 1}) == encode(Leaves({"A": 1}))
+    with pytest.raises(NotInvertibleError, match="Upper"):
+        _ = Upper().inverse

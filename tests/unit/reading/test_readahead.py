@@ -1,0 +1,186 @@
+"""Reading ahead: the right pages, all of them, and nothing ends the process."""
+
+import gc
+import mmap
+import os
+import threading
+import weakref
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import safejax
+import safejax._src.arrays.materialize
+from benchmarks.measure import chill
+from safejax._src.reading import readahead
+from safejax._src.reading.memory import address
+from safejax._src.reading.readahead import _page_runs, read_ahead
+
+PAGE = mmap.PAGESIZE
+
+
+@pytest.mark.parametrize(
+    ("spans", "runs"),
+    [
+        ([], []),
+        ([(5, 1)], [(0, 1)]),
+        ([(PAGE, PAGE)], [(1, 2)]),
+        ([(PAGE - 1, 2)], [(0, 2)]),
+        ([(0, 10), (PAGE + 3, 10)], [(0, 2)]),  # they meet at a page's end
+        ([(0, 10), (2 * PAGE, 10)], [(0, 1), (2, 3)]),
+        ([(9 * PAGE, 10), (0, 10)], [(0, 1), (9, 10)]),  # by address
+        ([(0, 9 * PAGE), (PAGE, 10)], [(0, 9)]),
+        ([(100, 10), (50, 10), (100, 10)], [(0, 1)]),
+    ],
+)
+def test_spans_become_runs_of_pages(
+    spans: list[tuple[int, int]], runs: list[tuple[int, int]]
+) -> None:
+    assert _page_runs(spans) == [(begin * PAGE, end * PAGE) for begin, end in runs]
+
+
+@pytest.fixture
+def cold(tmp_path: Path) -> str:
+    """A file of 8 MiB that is on the disk alone."""
+    path = str(tmp_path / "cold")
+    with open(path, "wb") as file:
+        file.write(np.random.default_rng(0).bytes(8 << 20))
+    if chill(path) != 0.0:
+        pytest.skip("this system does not drop a file from its page cache, or does not tell")
+    return path
+
+
+def resident(array: np.ndarray) -> float:
+    """How much of the pages that the array looks at is in memory now."""
+    import ctypes
+
+    begin = address(array) // PAGE * PAGE
+    nbytes = address(array) + array.nbytes - begin
+    seen = np.zeros(-(-nbytes // PAGE), np.uint8)
+    mincore = ctypes.CDLL(None).mincore
+    arguments = (ctypes.c_void_p(begin), ctypes.c_size_t(nbytes), ctypes.c_void_p(address(seen)))
+    assert mincore(*arguments) == 0
+    return float((seen & 1).mean())
+
+
+def mapped(path: str) -> np.ndarray:
+    with open(path, "rb") as file:
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+
+
+def test_what_is_read_ahead_is_in_memory(cold: str) -> None:
+    whole = mapped(cold)
+    assert resident(whole) == 0
+    first, last = whole[100 : 1 << 20], whole[7 << 20 :]
+    thread = read_ahead([first, last])
+    assert thread is not None
+    thread.join()
+    assert resident(first) == resident(last) == 1
+
+
+def test_materialize_reads_ahead_what_is_used_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        safejax._src.arrays.materialize, "read_ahead", lambda blocks: asked.extend(blocks)
+    )
+    path = str(tmp_path / "model.safetensors")
+    tree = {"a": jnp.arange(64.0), "b": jnp.ones((8, 16)), "c": jnp.arange(7)}
+    safejax.save(tree, path)
+    placed = safejax.materialize(safejax.load(path))
+    expected = {leaf.unsafe_buffer_pointer(): leaf.nbytes for leaf in placed.values()}
+    assert {address(block): block.nbytes for block in asked} == expected
+    asked.clear()
+    # What is copied has been read.
+    safejax.materialize(safejax.load(path, access="copy"))
+    safejax.materialize(safejax.load(path, transform=safejax.transpose("b"))["b"])
+    assert asked == []
+
+
+def test_a_file_that_was_cut_short_ends_no_process(tmp_path: Path) -> None:
+    path = str(tmp_path / "short")
+    Path(path).write_bytes(bytes(64 * PAGE))
+    whole = mapped(path)
+    os.truncate(path, PAGE)
+    thread = read_ahead([whole])
+    assert thread is not None
+    thread.join()
+
+
+def test_the_arrays_are_kept_until_it_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "kept")
+    Path(path).write_bytes(bytes(4 << 20))
+    go_on, begun = threading.Event(), threading.Event()
+
+    def advise(begin: int, nbytes: int, advice: int | None) -> int:
+        begun.set()
+        assert go_on.wait(60)
+        return 0
+
+    monkeypatch.setattr(readahead, "madvise", lambda: advise)
+    array = mapped(path)
+    kept = weakref.ref(array)
+    thread = read_ahead([array])
+    assert thread is not None
+    del array
+    assert begun.wait(60)
+    gc.collect()
+    # Unmapped memory would be an error of madvise, or other memory by then.
+    assert kept() is not None
+    go_on.set()
+    thread.join()
+    assert kept() is None
+
+
+def test_a_file_that_fails_does_not_keep_others_from_being_read(cold: str, tmp_path: Path) -> None:
+    path = str(tmp_path / "short")
+    Path(path).write_bytes(bytes(64 * PAGE))
+    short, whole = mapped(path), mapped(cold)
+    os.truncate(path, PAGE)
+    # By address, either may be the first.
+    thread = read_ahead([short, whole, short])
+    assert thread is not None
+    thread.join()
+    assert resident(whole) == 1
+
+
+def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(readahead, "_CONTAINER_LIMITS", (str(limit),))
+    unlimited = readahead._most()
+    assert 1 << 20 < unlimited < os.sysconf("SC_PHYS_PAGES") * PAGE
+    for text, most in [("max\n", unlimited), ("6000\n", 3000), (f"{1 << 63}\n", unlimited)]:
+        limit.write_text(text)
+        assert readahead._most() == most
+
+
+def test_arrays_in_memory_are_not_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        safejax._src.arrays.materialize, "read_ahead", lambda blocks: asked.extend(blocks)
+    )
+    safejax.materialize(safejax.deserialize(safejax.serialize({"a": jnp.ones((64, 64))})))
+    assert asked == []
+
+
+def test_nothing_to_read_starts_no_thread() -> None:
+    assert read_ahead([]) is None
+
+
+def test_more_than_memory_holds_is_left_to_the_touch(
+    cold: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = mapped(cold)
+    monkeypatch.setattr(readahead, "_most", lambda: whole.nbytes - 1)
+    assert read_ahead([whole]) is None
+    assert resident(whole) == 0
+    thread = read_ahead([whole[PAGE:]])
+    assert thread is not None
+    thread.join()
+    assert resident(whole[PAGE:]) == 1

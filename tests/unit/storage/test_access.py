@@ -1,0 +1,263 @@
+"""How local files are got at: each way gives the same bits, and the choice is made in one place."""
+
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import safejax
+import safejax._src.arrays.placing
+import safejax.flax
+from safejax import ReadError
+from safejax._src.reading.file import FileSource, MappedSource
+from safejax._src.reading.memory import ALIGNMENT, Arena, address, aligned_empty, is_aligned
+from safejax._src.reading.windows import Window
+from safejax._src.storage import local, network
+from safejax.testing import ALL_DTYPES, assert_reads, assert_same_bits, assert_trees_identical
+
+WAYS: tuple[local.Access, ...] = ("auto", "map", "copy", "read")
+BIG = np.arange(3 << 18, dtype=np.int32).reshape(1024, 768)
+TREE = {
+    "big": BIG,
+    "bits": np.array([True, False, True]),
+    "none": np.zeros((0, 3), np.float32),
+    "one": np.array(2.5, np.float32),
+    "odd": np.arange(7, dtype=np.int8),
+}
+
+
+@pytest.fixture(params=["ours", "stock"])
+def path(request: Any, tmp_path: Path) -> Path:
+    """A file of ours, which is aligned, and one of safetensors, which is not."""
+    path = tmp_path / "m.safetensors"
+    if request.param == "ours":
+        safejax.save(TREE, path)
+    else:
+        safetensors.numpy.save_file(TREE, path, {"k": "v" * 11})
+    return path
+
+
+def source_of(leaf: Any) -> Any:
+    (source,) = leaf.content.view.sources
+    return source
+
+
+# ---- the same bits
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_way_gives_the_same_bits(path: Path, way: local.Access) -> None:
+    tree = safejax.load(path, access=way)
+    assert_trees_identical(tree, TREE)
+    mesh = jax.make_mesh((2, 4), ("x", "y"))
+    for spec in (P("x"), P(None, "y"), P("y", "x"), P()):
+        big = safejax.load(path, access=way, sharding=NamedSharding(mesh, P()))["big"]
+        big = big.at_placement(
+            safejax._src.arrays.placing.Placement(NamedSharding(mesh, spec), True)
+        )
+        assert_reads({"big": big}, BIG.nbytes)
+        assert_same_bits(big.placed(), BIG)
+    for index in [(3,), (slice(2, 900, 7), 5), (slice(None, None, -1),), (..., slice(0, 768, 2))]:
+        with safejax.observe_reads() as log:
+            part = np.asarray(tree["big"][index])
+        assert np.array_equal(part, BIG[index])
+        assert log.nbytes == part.nbytes
+    cast = safejax.load(path, access=way, transform=safejax.cast("float32", source="int32"))
+    assert_same_bits(cast["big"].placed(), BIG.astype(np.float32))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_placed_blocks_begin_where_a_device_takes_them(path: Path, way: local.Access) -> None:
+    for leaf in jax.tree.leaves(safejax.materialize(safejax.load(path, access=way))):
+        assert not leaf.size or leaf.unsafe_buffer_pointer() % ALIGNMENT == 0
+
+
+def test_random_windows_of_a_file_that_is_read(path: Path) -> None:
+    random = np.random.default_rng(0)
+    read, mapped = (source_of(safejax.load(path, access=way)["big"]) for way in ("read", "map"))
+    begin = safejax.load(path)["big"].content.view.begin
+    dtype = np.dtype(np.int32)
+    for _ in range(200):
+        window = Window.whole((8, 16, 6)).transpose(tuple(random.permutation(3)))
+        steps = random.choice([-3, -2, -1, 1, 2, 3], 3).tolist()
+        window = window.index(tuple(slice(None, None, step) for step in steps))
+        expected = mapped.read(begin, dtype, window)
+        assert np.array_equal(read.read(begin, dtype, window), expected)
+        for source in (read, mapped):
+            out = np.empty(window.shape, dtype)
+            source.read_into(begin, dtype, window, out)
+            assert np.array_equal(out, expected)
+
+
+# ---- the choice
+
+
+def test_local_files_are_mapped_and_files_on_a_network_are_read(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert type(source_of(safejax.load(path)["big"])) is MappedSource
+    for name in ("nfs", "nfs4", "cifs", "lustre", "fuse.gcsfuse", "fuse", "9p", "ceph"):
+        monkeypatch.setattr(
+            "safejax._src.storage.network._type_of_device", lambda _, name=name: name
+        )
+        assert network.is_on_network(str(path))
+        tree = safejax.load(path)
+        assert type(source_of(tree["big"])) is FileSource
+        assert_trees_identical(tree, TREE)
+        assert type(source_of(safejax.load(path, access="map")["big"])) is MappedSource
+    for name in ("ext4", "xfs", "btrfs", "tmpfs", "overlay", "zfs", "fuseblk", "apfs", ""):
+        monkeypatch.setattr(
+            "safejax._src.storage.network._type_of_device", lambda _, name=name: name
+        )
+        assert type(source_of(safejax.load(path)["big"])) is MappedSource
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/mountinfo"), reason="Linux tells the types")
+def test_types_of_file_systems_are_those_that_df_tells(tmp_path: Path) -> None:
+    for folder in (str(tmp_path), "/", "/dev/shm", "/proc", tempfile.gettempdir()):
+        done = subprocess.run(
+            ["df", "--output=fstype", folder], capture_output=True, text=True, check=True
+        )
+        found = network._type_of_device(os.stat(folder).st_dev)
+        assert found == done.stdout.split()[-1]
+
+
+def test_a_system_that_does_not_tell_is_taken_for_a_local_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network._type_of_device.cache_clear()
+    monkeypatch.setattr("safejax._src.storage.network._MOUNTS", "/nowhere")
+    try:
+        assert not network.is_on_network(str(path))
+    finally:
+        network._type_of_device.cache_clear()
+
+
+def test_only_mapped_and_aligned_leaves_are_used_in_place(path: Path) -> None:
+    for way in WAYS:
+        leaf = safejax.load(path, access=way)["big"]
+        mapped = address(np.asarray(safejax.load(path, access="map")["big"]))
+        in_place = leaf.placed().unsafe_buffer_pointer() == address(np.asarray(leaf))
+        assert in_place == (way in ("auto", "map") and mapped % ALIGNMENT == 0)
+
+
+@pytest.mark.parametrize("way", ["copy", "read"])
+def test_copies_do_not_look_at_the_file_any_more(path: Path, way: local.Access) -> None:
+    tree = safejax.materialize(safejax.load(path, access=way))
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert_same_bits(tree["big"], BIG)
+
+
+def test_a_file_that_is_read_is_not_mapped(path: Path) -> None:
+    tree = safejax.load(path, access="read")
+    safejax.materialize(tree)
+    assert str(path) not in Path("/proc/self/maps").read_text()
+    held = safejax.load(path, access="map")
+    assert str(path) in Path("/proc/self/maps").read_text()
+    assert held
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("loss", ["deleted", "replaced", "moved"])
+def test_the_file_that_was_opened_is_read(path: Path, way: local.Access, loss: str) -> None:
+    tree = safejax.load(path, access=way)
+    if loss == "deleted":
+        path.unlink()
+    elif loss == "moved":
+        path.rename(path.with_name("other"))
+    else:
+        safejax.save({"big": BIG * 2}, path)
+    assert_trees_identical(safejax.materialize(tree), jax.tree.map(np.asarray, TREE))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_file_that_was_cut_short_is_told(path: Path, way: local.Access) -> None:
+    tree = safejax.load(path, access=way)
+    os.truncate(path, path.stat().st_size // 2)
+    for use in (safejax.materialize, lambda tree: np.asarray(tree["big"])[::2].sum()):
+        with pytest.raises(ReadError, match="it was cut short since"):
+            use(tree)
+
+
+def test_a_system_that_cannot_read_so_maps(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("reading.file", "storage.local"):
+        monkeypatch.setattr(f"safejax._src.{module}.CAN_READ", False)
+    monkeypatch.setattr("safejax._src.storage.network._type_of_device", lambda _: "nfs")
+    assert_trees_identical(safejax.materialize(safejax.load(path)), safejax.load(path))
+    assert type(source_of(safejax.load(path)["big"])) is MappedSource
+    with pytest.raises(ValueError, match="this system has no preadv"):
+        safejax.load(path, access="read")
+
+
+# ---- what is no way
+
+
+def test_other_ways_are_told(path: Path) -> None:
+    for wrong in ("mmap", "", None, 3):
+        with pytest.raises(ValueError, match="access: expected one of 'auto', 'map', 'copy'"):
+            safejax.load(path, access=wrong)  # pyright: ignore
+    fs = fsspec.filesystem("memory")
+    safejax.save({"w": BIG}, "/a.safetensors", fs=fs)
+    try:
+        with pytest.raises(ValueError, match="access: expected 'auto' for a file that is requ"):
+            safejax.load("/a.safetensors", fs=fs, access="map")
+    finally:
+        fs.rm("/a.safetensors")
+    with pytest.raises(TypeError, match="access: expected a path with it, got bytes"):
+        safejax.flax.deserialize(path.read_bytes(), access="read")
+    assert safejax.flax.deserialize(path, access="read")["big"].shape == BIG.shape
+    with pytest.raises(IsADirectoryError):
+        FileSource(str(path.parent))
+
+
+# ---- memory
+
+
+@pytest.mark.parametrize("dtype", [d for d in ALL_DTYPES if d.itemsize > 1] + [np.dtype(np.int8)])
+@pytest.mark.parametrize("shape", [(), (0,), (3, 5), (1 << 20, 3)])
+def test_memory_is_aligned(dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    held = [aligned_empty(shape, dtype) for _ in range(3)]
+    for number, array in enumerate(held):
+        assert (array.shape, array.dtype) == (shape, dtype)
+        assert is_aligned(array) or not array.size
+        array[...] = np.ones((), dtype) * number
+    for number, array in enumerate(held):
+        assert (array == np.ones((), dtype) * number).all()
+
+
+@pytest.mark.parametrize("nbytes", [0, 1, 63, 64, 65, 1 << 20])
+@pytest.mark.parametrize("count", [0, 1, 3, 8])
+def test_an_arena_has_room_for_its_arrays(count: int, nbytes: int) -> None:
+    arena = Arena(count, nbytes)
+    held = [arena.empty((nbytes,), np.dtype(np.uint8)) for _ in range(count + 2)]
+    held.append(arena.empty((2, nbytes), np.dtype(np.uint8)))
+    for number, array in enumerate(held):
+        array[...] = number
+    for number, array in enumerate(held):
+        assert (array == number).all()
+        assert is_aligned(array) or not array.size
+    if nbytes > 64:
+        near = [abs(address(one) - address(held[0])) < count * 2 * nbytes for one in held[:count]]
+        assert all(near)
+
+
+def test_memory_is_freed_with_its_array() -> None:
+    def mapped() -> int:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+        return sum("rw-p 00000000 00:00 0" in line for line in lines)
+
+    arrays = [aligned_empty((8 << 20,), np.dtype(np.int8)) for _ in range(20)]
+    many = mapped()
+    del arrays
+    few = mapped()
+    assert few < many

@@ -1,0 +1,415 @@
+"""Files: wholly written or not at all, whatever happens in between."""
+
+import errno
+import os
+import resource
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from safejax._src import system
+from safejax._src.storage import files
+from safejax._src.storage.files import checked_path, write_atomically
+
+OLD, NEW = b"old" * 1000, b"new!" * 100_000
+
+
+def write(path: Any, data: bytes = NEW, count: int = 8) -> None:
+    size = -(-len(data) // count) or 1
+    parts = (memoryview(data)[at : at + size] for at in range(0, len(data), size))
+    write_atomically(str(path), parts, lambda nbytes: None)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder))
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(OLD)
+    return path
+
+
+# ---- what is written
+
+DATA = {"nothing": b"", "a byte": b"x", "much": os.urandom(3_000_001)}
+
+
+@pytest.mark.parametrize("data", DATA.values(), ids=DATA)
+@pytest.mark.parametrize("there", [False, True])
+def test_the_file_holds_the_chunks(tmp_path: Path, data: bytes, there: bool) -> None:
+    path = tmp_path / "m.safetensors"
+    if there:
+        path.write_bytes(b"longer than a byte")
+    done: list[int] = []
+    chunks = (memoryview(data)[at : at + 1000] for at in range(0, len(data), 1000))
+    write_atomically(str(path), chunks, done.append)
+    assert path.read_bytes() == data
+    assert sum(done) == len(data)
+    assert names(tmp_path) == ["m.safetensors"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002, 0o000])
+@pytest.mark.parametrize("old_mode", [None, 0o600, 0o644])
+def test_the_mode_follows_the_umask(tmp_path: Path, umask: int, old_mode: int | None) -> None:
+    path = tmp_path / "m"
+    if old_mode is not None:
+        path.touch(old_mode)
+    before = os.umask(umask)
+    try:
+        write(path)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
+
+
+LINKS: dict[str, Callable[[Path], str]] = {
+    "to a file": lambda folder: str(folder / "m.safetensors"),
+    "relative": lambda folder: "m.safetensors",
+    "to nothing yet": lambda folder: str(folder / "to be made"),
+    "into another folder": lambda folder: "other/to be made",
+    "to a link": lambda folder: "first",
+}
+
+
+@pytest.mark.parametrize("link", LINKS)
+def test_a_link_is_written_through(target: Path, link: str) -> None:
+    folder = target.parent
+    (folder / "other").mkdir()
+    (folder / "first").symlink_to("m.safetensors")
+    path = folder / "link"
+    path.symlink_to(LINKS[link](folder))
+    write(path)
+    assert path.is_symlink()
+    assert path.read_bytes() == NEW
+    assert path.resolve().read_bytes() == NEW
+    assert not any(name.startswith(".") for name in (*names(folder), *names(folder / "other")))
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "é" * 127, "🦎" * 63, ".hidden", "a b'\"\n", "%s"])
+def test_any_name_will_do(tmp_path: Path, name: str) -> None:
+    for data in (OLD, NEW):
+        write(tmp_path / name, data)
+        assert (tmp_path / name).read_bytes() == data
+    assert names(tmp_path) == [name]
+
+
+def test_a_path_may_be_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write("m")
+    assert names(tmp_path) == ["m"]
+
+
+@pytest.mark.parametrize("path", [b"bytes", 3, None, ["a"]])
+def test_a_path_is_a_string_or_pathlike(path: Any) -> None:
+    with pytest.raises(TypeError, match=r"expected a path.*safejax\.deserialize"):
+        checked_path(path)
+
+
+def test_the_data_is_on_disk_before_its_name_and_the_name_before_the_end(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def fsync(descriptor: int) -> None:
+        mode = os.fstat(descriptor).st_mode
+        whole = stat.S_ISREG(mode) and os.fstat(descriptor).st_size == len(NEW)
+        calls.append("folder" if stat.S_ISDIR(mode) else f"file, {'whole' if whole else 'torn'}")
+
+    def replace(source: str, destination: str) -> None:
+        calls.append("rename")
+        os.rename(source, destination)
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    monkeypatch.setattr(files.os, "replace", replace)
+    write(target)
+    assert calls == ["file, whole", "rename", "folder"]
+
+
+# ---- what fails
+
+
+class Stop(BaseException):
+    pass
+
+
+FAILURES: list[type[BaseException]] = [ValueError, OSError, KeyboardInterrupt, Stop, MemoryError]
+
+
+@pytest.mark.parametrize("error", FAILURES)
+@pytest.mark.parametrize("where", ["before", "in the middle", "while it is told"])
+def test_a_failure_keeps_the_old_file_and_leaves_no_litter(
+    target: Path, error: type[BaseException], where: str
+) -> None:
+    def chunks() -> Iterator[memoryview]:
+        if where == "before":
+            raise error("no")
+        for _ in range(100):
+            yield memoryview(b"x" * 10_000)
+        if where == "in the middle":
+            raise error("no")
+
+    def told(nbytes: int) -> None:
+        if where == "while it is told":
+            raise error("no")
+
+    for path in (target, target.parent / "new"):
+        with pytest.raises(error, match="no"):
+            write_atomically(str(path), chunks(), told)
+    assert target.read_bytes() == OLD
+    assert names(target.parent) == ["m.safetensors"]
+
+
+def test_a_file_size_limit_keeps_the_old_file(target: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            write(target)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.errno == errno.EFBIG
+    assert target.read_bytes() == OLD
+    assert names(target.parent) == ["m.safetensors"]
+
+
+@contextmanager
+def small_disk(folder: Path, nbytes: int) -> Iterator[Path]:
+    disk = folder / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={nbytes}", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
+    with small_disk(tmp_path, 256 * 1024) as disk:
+        path = disk / "m"
+        write(path, OLD)
+        for _ in range(3):
+            with pytest.raises(OSError, match="No space left") as caught:
+                write(path)
+            assert caught.value.errno == errno.ENOSPC
+            assert path.read_bytes() == OLD
+            assert names(disk) == ["m"]
+        write(path, OLD[:-1])
+        assert path.read_bytes() == OLD[:-1]
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "no" / "m.safetensors"
+    with pytest.raises(FileNotFoundError, match="make the folder first") as caught:
+        write(path)
+    assert str(path) in str(caught.value)
+    assert names(tmp_path) == []
+
+
+def test_a_folder_that_is_a_file_is_named(target: Path) -> None:
+    with pytest.raises(NotADirectoryError, match=str(target)):
+        write(target / "m")
+    assert target.read_bytes() == OLD
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to("..")])
+def test_a_target_that_is_a_folder_is_told(tmp_path: Path, make: Any) -> None:
+    path = tmp_path / "m"
+    make(path)
+    with pytest.raises(IsADirectoryError, match=f"a folder.*{path}"):
+        write(path)
+    assert names(tmp_path) == ["m"]
+
+
+def make_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(str(path))
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, make_socket], ids=["pipe", "socket"])
+def test_what_is_no_file_is_not_replaced(make: Any) -> None:
+    with tempfile.TemporaryDirectory() as folder:  # a socket's path must be short
+        path = Path(folder) / "m"
+        make(path)
+        before = path.lstat()
+        with pytest.raises(OSError, match="expected a regular file") as caught:
+            write(path)
+        assert str(path) in str(caught.value)
+        assert path.lstat().st_mode == before.st_mode
+        assert names(Path(folder)) == ["m"]
+
+
+def test_a_device_is_not_replaced() -> None:
+    with pytest.raises(OSError, match="expected a regular file"):
+        write("/dev/null")
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+
+
+def test_a_link_to_itself_is_no_target(tmp_path: Path) -> None:
+    (tmp_path / "m").symlink_to("m")
+    with pytest.raises(OSError, match=r"symbolic links|Too many levels"):
+        write(tmp_path / "m")
+    assert names(tmp_path) == ["m"]
+    assert (tmp_path / "m").is_symlink()
+
+
+# ---- in a process of its own
+
+# The module alone: it needs nothing but Python, and a process with JAX takes seconds to start.
+CHILD = f"""
+import importlib.util, os, sys
+spec = importlib.util.spec_from_file_location("files", {files.__file__!r})
+files = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(files)
+path, uid = sys.argv[1], int(sys.argv[2])
+if os.getuid() == 0:
+    os.setuid(uid)
+files.write_atomically(path, iter([memoryview(b"new")]), lambda nbytes: None)
+"""
+
+
+@pytest.fixture
+def folder_of_nobody() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp())
+    yield folder
+    folder.chmod(0o700)
+    shutil.rmtree(folder)
+
+
+def write_as_nobody(path: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", CHILD, str(path), "65534"]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
+
+
+def test_a_folder_that_may_not_be_written_is_told(folder_of_nobody: Path) -> None:
+    path = folder_of_nobody / "m.safetensors"
+    path.write_bytes(OLD)
+    folder_of_nobody.chmod(0o555)
+    done = write_as_nobody(path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("PermissionError: ")
+    assert str(folder_of_nobody) in done.stderr.splitlines()[-1]
+    assert path.read_bytes() == OLD
+    assert names(folder_of_nobody) == ["m.safetensors"]
+
+
+def test_a_folder_that_may_be_written_and_not_read_will_do(folder_of_nobody: Path) -> None:
+    path = folder_of_nobody / "m.safetensors"
+    folder_of_nobody.chmod(0o333)
+    done = write_as_nobody(path)
+    assert done.stderr == ""
+    assert path.read_bytes() == b"new"
+
+
+# ---- litter
+
+
+def litter(target: Path, number: int = 0) -> Path:
+    """What a killed save of `target` leaves."""
+    return target.parent / f".{target.name}.{number:016x}.safejax-tmp"
+
+
+def test_litter_of_the_same_target_is_removed(target: Path) -> None:
+    for number in range(5):
+        litter(target, number).write_bytes(b"torn")
+    write(target)
+    assert names(target.parent) == ["m.safetensors"]
+
+
+def test_what_only_looks_like_litter_stays(target: Path) -> None:
+    folder = target.parent
+    others = [".m.safetensors.txt", "m.safetensors.0.safejax-tmp", ".n.safetensors.0.safejax-tmp"]
+    for name in others:
+        (folder / name).write_bytes(b"x")
+    litter(target, 1).mkdir()
+    (folder / "kept").write_bytes(b"x")
+    litter(target, 2).symlink_to("kept")
+    before = names(folder)
+    write(target)
+    assert names(folder) == before
+
+
+def test_what_another_save_is_writing_stays(target: Path) -> None:
+    started, finish = threading.Event(), threading.Event()
+
+    def slowly() -> Iterator[memoryview]:
+        yield memoryview(b"slow")
+        started.set()
+        assert finish.wait(60)
+        yield memoryview(b"ly")
+
+    thread = threading.Thread(target=write_atomically, args=(str(target), slowly(), lambda n: None))
+    thread.start()
+    assert started.wait(60)
+    write(target)
+    assert target.read_bytes() == NEW
+    assert len(names(target.parent)) == 2
+    finish.set()
+    thread.join()
+    assert target.read_bytes() == b"slowly"
+    assert names(target.parent) == ["m.safetensors"]
+
+
+def test_a_file_system_without_locks_will_do(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(system.fcntl, "flock", flock)
+    litter(target).write_bytes(b"torn")
+    write(target)
+    assert target.read_bytes() == NEW
+    # Nobody knows whether its writer lives.
+    assert names(target.parent) == [litter(target).name, "m.safetensors"]
+
+
+def test_saves_of_one_target_at_a_time(target: Path) -> None:
+    contents = [bytes([65 + number]) * (200_000 + number) for number in range(8)]
+    failures: list[BaseException] = []
+    seen: set[bytes] = set()
+
+    def save(data: bytes) -> None:
+        try:
+            for _ in range(10):
+                write(target, data)
+                seen.add(target.read_bytes())
+        except BaseException as error:  # noqa: BLE001 - a thread's own is lost
+            failures.append(error)
+
+    threads = [threading.Thread(target=save, args=(data,)) for data in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert seen <= set(contents)
+    assert len(seen) > 1
+    assert target.read_bytes() in contents
+    assert names(target.parent) == ["m.safetensors"]
+
+
+def test_no_descriptor_is_left_open(target: Path) -> None:
+    def descriptors() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    def boom(nbytes: int) -> None:
+        raise ValueError("no")
+
+    before = descriptors()
+    for _ in range(50):
+        write(target)
+        with pytest.raises(ValueError, match="no"):
+            write_atomically(str(target), iter([memoryview(b"x")]), boom)
+    assert descriptors() == before

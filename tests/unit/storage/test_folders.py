@@ -1,0 +1,669 @@
+"""Checkpoints of several files: folders, indices and lists, read and written."""
+
+import ctypes
+import errno
+import json
+import os
+import random
+import resource
+import signal
+import stat
+import time
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import jax
+import jax.numpy as jnp
+import numpy as np
+import objax
+import pytest
+import safetensors
+import safetensors.numpy
+
+import safejax
+import safejax._src.storage.folders
+import safejax.haiku
+import safejax.objax
+from safejax import ChecksumError, InvalidFileError, LeafError, ReadError
+from safejax.testing import assert_reads, assert_same_bits, assert_trees_identical
+from tests.support.children import CHILDREN
+
+TREE = {
+    "layers": [{"w": np.arange(6, dtype=np.float32).reshape(2, 3) + i} for i in range(4)],
+    "heads": {7: jnp.arange(3, dtype=jnp.int4), 11: np.float64(0.1) * np.ones(2)},
+    "key": jax.random.key(3),
+    "empty": {},
+    "none": None,
+    "step": 10**30,
+    "tuple": (np.zeros((0, 2), np.int8), "text"),
+}
+INDEX = "model.safetensors.index.json"
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def index_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / INDEX).read_text())
+
+
+# ---- written, and read by us and by others
+
+
+@pytest.mark.parametrize("nbytes", [1, 24, 30, 48, 10**9])
+@pytest.mark.parametrize("checksum", [False, True])
+def test_a_tree_goes_into_files_and_comes_back(tmp_path: Path, nbytes: int, checksum: bool) -> None:
+    folder = tmp_path / "model"
+    safejax.save(TREE, folder, max_shard_bytes=nbytes, metadata={"by": "us"}, checksum=checksum)
+    for path in (folder, str(folder), *folder.glob("*.index.json")):
+        assert_trees_identical(safejax.load(path, verify=checksum), TREE)
+    assert safejax.metadata(folder) == {"by": "us"}
+    whole = safejax.flatten(TREE)
+    stored = {name for name, leaf in whole.items() if hasattr(leaf, "shape")}
+    files = sorted(folder.glob("*.safetensors"))
+    sizes = [sum(info["data_offsets"][1] for info in [last(path)]) for path in files]
+    assert all(size <= max(nbytes, 24) for size in sizes)
+    assert {name for path in files for name in safetensors.numpy.load_file(path)} == stored
+    if nbytes == 10**9:
+        assert names_in(folder) == ["model.safetensors"]
+        assert (folder / "model.safetensors").read_bytes() == safejax.serialize(
+            TREE, metadata={"by": "us"}, checksum=checksum
+        )
+        return
+    count = len(files)
+    assert [path.name for path in files] == [
+        f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)
+    ]
+    index = index_of(folder)
+    assert index["metadata"]["total_size"] == sum(sizes)
+    assert index["weight_map"].keys() == stored
+    for name, file in index["weight_map"].items():
+        with safetensors.safe_open(folder / file, "np") as opened:
+            assert name in opened.keys()  # noqa: SIM118
+            assert opened.metadata()["by"] == "us"
+
+
+def last(path: Path) -> dict[str, Any]:
+    """The entry of a file's last tensor."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    header.pop("__metadata__", None)
+    return list(header.values())[-1]
+
+
+def test_files_are_filled_as_far_as_the_limit(tmp_path: Path) -> None:
+    tree = {name: np.zeros(6, np.float32) for name in "abcde"}
+    for nbytes, expected in {24: "12345", 47: "12345", 48: "11223", 72: "11122"}.items():
+        folder = tmp_path / str(nbytes)
+        safejax.save(tree, folder, max_shard_bytes=nbytes)
+        files = index_of(folder)["weight_map"]
+        assert "".join(files[name][len("model-0000")] for name in "abcde") == expected
+    safejax.save(tree, tmp_path / "120", max_shard_bytes=120)
+    assert names_in(tmp_path / "120") == ["model.safetensors"]
+
+
+def test_the_same_tree_gives_the_same_files(tmp_path: Path) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    safejax.save(TREE, folders[0], max_shard_bytes=30)
+    safejax.save(safejax.load(folders[0]), folders[1], max_shard_bytes=30)
+    contents = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders]
+    assert contents[0] == contents[1]
+    assert len(contents[0]) > 3
+
+
+def test_a_shard_is_a_file_by_itself(tmp_path: Path) -> None:
+    safejax.save(TREE, tmp_path / "m", max_shard_bytes=1)
+    found: dict[str, Any] = {}
+    for path in (tmp_path / "m").glob("*.safetensors"):
+        found |= safejax.flatten(safejax.load(path))
+    whole = safejax.flatten(TREE)
+    for name, leaf in found.items():
+        assert_same_bits(leaf, whole[name], name)
+
+
+def test_only_headers_and_what_is_needed_is_read(tmp_path: Path) -> None:
+    safejax.save(TREE, tmp_path / "m", max_shard_bytes=30)
+    with safejax.observe_reads() as log:
+        tree = safejax.load(tmp_path / "m", transform=safejax.stack("layers.{i}.*"))
+        assert log.nbytes == 0
+    assert_reads(tree["layers"], 4 * 24)
+    options = {"like": safejax.abstract(tree), "transform": safejax.stack("layers.{i}.*")}
+    assert_trees_identical(safejax.load(tmp_path / "m", **options), tree)
+
+
+@pytest.mark.parametrize("nbytes", [1, 10**9])
+def test_damage_is_found_in_every_file_of_a_set(tmp_path: Path, nbytes: int) -> None:
+    folder = tmp_path / "m"
+    tree = {"a": np.ones(3, np.float32), "b": np.arange(4, dtype=np.int8)}
+    safejax.save(tree, folder, max_shard_bytes=nbytes, checksum=True)
+    files = sorted(folder.glob("*.safetensors"))
+    for path in files:
+        whole = path.read_bytes()
+        path.unlink()
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        for each in (folder, files):
+            loaded = safejax.load(each, verify=True)
+            with pytest.raises(ChecksumError, match=rf"{path.name}: leaf '[ab]'"):
+                safejax.materialize(loaded)
+        path.unlink()
+        path.write_bytes(whole)
+    assert_trees_identical(safejax.load(folder, verify=True), tree)
+
+
+def test_adapters_read_folders_and_lists(tmp_path: Path) -> None:
+    params = {"mlp/~/linear_0": {"w": np.ones((2, 3), np.float32), "b": np.ones(3, np.float32)}}
+    safejax.save(params, tmp_path / "m", max_shard_bytes=1)
+    assert_trees_identical(safejax.haiku.deserialize(tmp_path / "m"), params)
+    files = list((tmp_path / "m").glob("*.safetensors"))
+    assert_trees_identical(safejax.haiku.deserialize(files), params)
+
+
+# ---- what others wrote
+
+
+ONE, TWO = np.ones(3, np.float32), np.arange(4, dtype=np.int8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder as Hugging Face's libraries write it."""
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    parts = {"a-1.safetensors": {"h.0.w": ONE, "h.1.w": ONE}, "a-2.safetensors": {"wte": TWO}}
+    for name, tensors in parts.items():
+        safetensors.numpy.save_file(tensors, folder / name, {"format": "pt"})
+    weight_map = {name: file for file, tensors in parts.items() for name in tensors}
+    (folder / INDEX).write_text(
+        json.dumps({"metadata": {"total_size": 28.0}, "weight_map": weight_map})
+    )
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def test_an_index_of_others_is_read(folder: Path) -> None:
+    expected = {"h": {"0": {"w": ONE}, "1": {"w": ONE}}, "wte": TWO}
+    for path in (folder, folder / INDEX, [folder / "a-1.safetensors", folder / "a-2.safetensors"]):
+        assert_trees_identical(safejax.load(path), expected)
+        assert safejax.metadata(path) == {"format": "pt"}
+
+
+def test_leaves_come_in_the_order_of_the_index(folder: Path) -> None:
+    names = ["wte", "h.1.w", "h.0.w"]
+    files = ["a-2.safetensors", "a-1.safetensors", "a-1.safetensors"]
+    table = {"weight_map": dict(zip(names, files, strict=True))}
+    (folder / INDEX).write_text(json.dumps(table))
+    seen: list[str] = []
+    safejax.load(folder, transform=lambda leaves: seen.extend(leaves) or leaves)
+    assert seen == names
+
+
+def test_what_is_no_array_comes_along_with_its_file(folder: Path) -> None:
+    tree = {"wte": TWO, "step": 3, "none": None, "empty": {}}
+    safejax.save(tree, folder / "a-2.safetensors")
+    expected = {"h": {"0": {"w": ONE}, "1": {"w": ONE}}, **tree}
+    assert_trees_identical(safejax.load(folder), expected)
+
+
+def test_an_index_in_the_current_folder_is_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = safejax.load(folder)
+    monkeypatch.chdir(folder)
+    for path in (INDEX, f"./{INDEX}", ".", ["a-1.safetensors", "a-2.safetensors"]):
+        assert_trees_identical(safejax.load(path), expected)
+
+
+WRONG_INDICES: dict[str, tuple[Any, str]] = {
+    "no JSON": (b"{", "expected JSON"),
+    "no text": (b"\xff\xfe", "expected JSON"),
+    "twice a key": (b'{"weight_map":{"a":"b","a":"b"}}', "appears twice"),
+    "a list": ([], "expected a 'weight_map'"),
+    "no map": ({"metadata": {}}, "expected a 'weight_map'"),
+    "an empty map": ({"weight_map": {}}, "expected a 'weight_map'"),
+    "a map that is none": ({"weight_map": ["wte"]}, "expected a 'weight_map'"),
+    "a number": ({"weight_map": {"wte": 1}}, "tensor 'wte': expected the name of a file.*got 1"),
+    "a file above": ({"weight_map": {"wte": "../hf/a-2.safetensors"}}, r"got '\.\./hf"),
+    "a file far above": ({"weight_map": {"wte": "x/../../a-2.safetensors"}}, "the same folder"),
+    "a file of this folder": ({"weight_map": {"wte": "./a-2.safetensors"}}, r"got '\./a-2"),
+    "a file of the root": ({"weight_map": {"wte": "/etc/passwd"}}, "got '/etc/passwd'"),
+    "a file of Windows": ({"weight_map": {"wte": "..\\a"}}, "the same folder"),
+    "a file of a drive": ({"weight_map": {"wte": "c:a"}}, "the same folder"),
+    "no name": ({"weight_map": {"wte": ""}}, "the same folder"),
+    "a tensor too many": (
+        {"weight_map": {"h.0.w": "a-1.safetensors", "h.1.w": "a-1.safetensors",
+                        "gone": "a-1.safetensors"}},
+        "tensor 'gone': expected it in a-1.safetensors, no file has it",
+    ),
+    "a tensor elsewhere": (
+        {"weight_map": {"h.0.w": "a-1.safetensors", "h.1.w": "a-1.safetensors",
+                        "wte": "a-1.safetensors", "x": "a-2.safetensors"}},
+        "'wte': expected it in a-1.safetensors, it is in .*a-2.safetensors",
+    ),
+    "a tensor too few": (
+        {"weight_map": {"h.0.w": "a-1.safetensors", "wte": "a-2.safetensors"}},
+        "tensor 'h.1.w' of .*a-1.safetensors: expected the index to name every",
+    ),
+    "a record that is none": (
+        {"metadata": {"safejax": 1}, "weight_map": {"wte": "a-2.safetensors"}},
+        "expected the 'safejax' record to be a string",
+    ),
+    "a record of another version": (
+        {"metadata": {"safejax": '{"version":9}'}, "weight_map": {"wte": "a-2.safetensors"}},
+        "expected version 1",
+    ),
+    "a record that hides a tensor": (
+        {"metadata": {"safejax": '{"version":1,"values":{"wte":1}}'},
+         "weight_map": {"wte": "a-2.safetensors"}},
+        "expected values with names that no tensor has, got one for 'wte'",
+    ),
+    "a record of a name that is not there": (
+        {"metadata": {"safejax": '{"version":1,"paths":{"x":["x"]}}'},
+         "weight_map": {"wte": "a-2.safetensors"}},
+        "got one for 'x', which is not there",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG_INDICES)
+def test_a_wrong_index_is_told(case: str, folder: Path) -> None:
+    content, message = WRONG_INDICES[case]
+    data = content if isinstance(content, bytes) else json.dumps(content).encode()
+    (folder / INDEX).write_bytes(data)
+    for path in (folder, folder / INDEX):
+        with pytest.raises(InvalidFileError, match=message) as caught:
+            safejax.load(path)
+        assert str(folder / INDEX) in str(caught.value)
+
+
+def test_missing_files_are_all_named(folder: Path) -> None:
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"2 are not there: .*a-1\.saf.*a-2\.saf"):
+        safejax.load(folder)
+    with pytest.raises(FileNotFoundError):
+        safejax.load(folder / "gone.index.json")
+    with pytest.raises(FileNotFoundError):
+        safejax.load(folder / "gone")
+
+
+def test_a_name_in_two_files_is_told(folder: Path) -> None:
+    safetensors.numpy.save_file({"wte": TWO, "h.0.w": ONE}, folder / "a-2.safetensors")
+    files = sorted(folder.glob("*.safetensors"))
+    for path in (folder, files):
+        with pytest.raises(InvalidFileError, match=r"'h\.0\.w': expected it in one file.*a-1.*a-2"):
+            safejax.load(path)
+
+
+def test_a_folder_must_say_what_it_holds(folder: Path) -> None:
+    (folder / INDEX).unlink()
+    with pytest.raises(InvalidFileError, match=r"got a-1\.safetensors, a-2\.safetensors: name"):
+        safejax.load(folder)
+    (folder / "a-1.safetensors").unlink()
+    assert_trees_identical(safejax.load(folder), {"wte": TWO})
+    (folder / "a-2.safetensors").unlink()
+    with pytest.raises(InvalidFileError, match="got none"):
+        safejax.load(folder)
+    for name in "ab":
+        (folder / f"{name}.safetensors.index.json").write_text("{}")
+    safetensors.numpy.save_file({"wte": TWO}, folder / "c.safetensors")
+    with pytest.raises(InvalidFileError, match=r"got a\.safetensors\.index\.json, b\.saf"):
+        safejax.load(folder)
+
+
+def test_a_list_of_files(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    safejax.save({"l": [ONE, 3], "x": {1: ONE}}, paths[0], metadata={"a": "1", "both": "1"})
+    safejax.save({"m": {"b": None, "w": ONE}}, paths[1], metadata={"b": "2", "both": "2"})
+    expected = {"l": [ONE, 3], "x": {1: ONE}, "m": {"b": None, "w": ONE}}
+    assert_trees_identical(safejax.load(paths), expected)
+    assert_trees_identical(safejax.load(tuple(map(str, paths))), expected)
+    assert safejax.metadata(paths) == {"a": "1", "b": "2"}
+    with pytest.raises(InvalidFileError, match="an empty list"):
+        safejax.load([])
+    with pytest.raises(TypeError, match="expected a path"):
+        safejax.load([3])  # pyright: ignore
+    with pytest.raises(InvalidFileError, match=r"'l\.0': expected it in one file"):
+        safejax.load([paths[0], paths[0]])
+
+
+def test_what_two_files_say_of_one_container_differently_is_a_dict(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    safejax.save({"l": [ONE]}, paths[0])
+    safejax.save({"l": {1: ONE}}, paths[1])
+    assert_trees_identical(safejax.load(paths), {"l": {"0": ONE, "1": ONE}})
+
+
+def test_what_files_say_of_their_own_part_is_kept(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    safejax.save({"a.b": {"w": ONE}, "o": OrderedDict(d=ONE, c=ONE)}, paths[0])
+    safejax.save({"c.d": {"w": ONE}, "o": OrderedDict(b=ONE, a=ONE)}, paths[1])
+    tree = safejax.load(paths)
+    assert tree.keys() == {"a.b", "c.d", "o"}
+    assert tree["a.b"].keys() == tree["c.d"].keys() == {"w"}
+    assert type(tree["o"]) is OrderedDict
+    assert tree["o"].keys() == set("abcd")
+    # One file alone is all that there is, with its order.
+    assert list(safejax.load(paths[:1])["o"]) == ["d", "c"]
+
+
+def test_files_elsewhere(folder: Path) -> None:
+    fs = fsspec.filesystem("memory")
+    fs.put(str(folder) + "/", "/hf/", recursive=True)
+    try:
+        expected = safejax.load(folder)
+        files = ["/hf/a-1.safetensors", "/hf/a-2.safetensors"]
+        for path in ("/hf", f"/hf/{INDEX}", files):
+            assert_trees_identical(safejax.load(path, fs=fs), expected)
+        for url in ("memory://hf", f"memory://hf/{INDEX}", [f"memory:/{file}" for file in files]):
+            assert_trees_identical(safejax.load(url), expected)
+        fs.rm("/hf/a-2.safetensors")
+        with pytest.raises(FileNotFoundError, match=r"1 are not there: /hf/a-2"):
+            safejax.load("/hf", fs=fs)
+    finally:
+        fs.rm("/hf", recursive=True)
+
+
+# ---- replaced as one
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A folder with a set of files, and others."""
+    folder = tmp_path / "model"
+    safejax.save(version(1), folder, max_shard_bytes=1)
+    (folder / "config.json").write_text("{}")
+    (folder / "sub").mkdir()
+    (folder / "sub" / "vocab.txt").write_text("a")
+    (folder / "link").symlink_to("config.json")
+    return folder
+
+
+def version(number: int) -> dict[str, Any]:
+    """A tree all of whose leaves tell its number; the number of files goes with it."""
+    return {str(i): np.full(5, number, np.int32) for i in range(2 + number % 3)}
+
+
+def test_other_files_stay_and_old_shards_go(saved: Path) -> None:
+    saved.chmod(0o750)
+    mode = saved.stat().st_mode
+    before = safejax.load(saved)
+    safejax.save(version(2), saved, max_shard_bytes=1)
+    others = ["config.json", "link", "sub"]
+    shards = [f"model-{number:05}-of-00004.safetensors" for number in range(1, 5)]
+    assert names_in(saved) == sorted([*others, *shards, INDEX])
+    assert (saved / "sub" / "vocab.txt").read_text() == "a"
+    assert os.readlink(saved / "link") == "config.json"
+    assert saved.stat().st_mode == mode
+    assert_trees_identical(before, version(1))
+    safejax.save(version(3), saved, max_shard_bytes=1000)
+    assert names_in(saved) == sorted([*others, "model.safetensors"])
+    safejax.save(version(4), saved, max_shard_bytes=1)
+    assert_trees_identical(safejax.load(saved), version(4))
+    assert names_in(saved.parent) == ["model"]
+
+
+def test_a_tree_goes_back_into_the_folder_that_it_looks_at(saved: Path) -> None:
+    tree = safejax.load(saved)
+
+    def double_of(array: Any) -> Any:
+        return array * 2
+
+    double = safejax.elementwise(double_of, "*")
+    safejax.save(tree, saved, transform=double, max_shard_bytes=1)
+    assert_trees_identical(safejax.load(saved), jax.tree.map(double_of, version(1)))
+    assert_trees_identical(tree, version(1))
+
+
+def test_a_link_to_a_folder_is_written_through(saved: Path) -> None:
+    link = saved.parent / "link"
+    link.symlink_to("model")
+    safejax.save(version(5), link, max_shard_bytes=1)
+    assert link.is_symlink()
+    assert_trees_identical(safejax.load(saved), version(5))
+
+
+def test_where_folders_cannot_change_places_they_are_renamed(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("safejax._src.storage.folders.ctypes.CDLL", lambda *_, **__: object())
+    safejax.save(version(2), saved, max_shard_bytes=1)
+    assert_trees_identical(safejax.load(saved), version(2))
+    assert (saved / "config.json").exists()
+    assert names_in(saved.parent) == ["model"]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_all_is_on_disk_before_the_folder_has_its_name(
+    there: bool, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = saved if there else saved.parent / "new"
+    old = saved.stat().st_ino if there else None
+    flushed: list[tuple[int, int | None, bool]] = []
+
+    def fsync(descriptor: int) -> None:
+        found = os.fstat(descriptor)
+        size = found.st_size if stat.S_ISREG(found.st_mode) else None
+        is_new = folder.exists() and folder.stat().st_ino != old
+        flushed.append((found.st_ino, size, is_new))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    safejax.save(version(2), folder, max_shard_bytes=1)
+    files = [path.stat() for path in folder.glob("model*")]
+    assert len(files) == 5
+    assert sorted(flushed[:-2]) == sorted((each.st_ino, each.st_size, False) for each in files)
+    folders = [(folder.stat().st_ino, None, False), (folder.parent.stat().st_ino, None, True)]
+    assert flushed[-2:] == folders
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EINVAL, errno.EACCES])
+def test_only_what_cannot_change_places_is_renamed(
+    number: int, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refusing:
+        @staticmethod
+        def renameat2(*_: Any) -> int:
+            ctypes.set_errno(number)
+            return -1
+
+    monkeypatch.setattr("safejax._src.storage.folders.ctypes.CDLL", lambda *_, **__: Refusing)
+    if number == errno.EACCES:
+        with pytest.raises(PermissionError):
+            safejax.save(version(2), saved, max_shard_bytes=1)
+    else:
+        safejax.save(version(2), saved, max_shard_bytes=1)
+    assert_trees_identical(safejax.load(saved), version(1 if number == errno.EACCES else 2))
+    assert names_in(saved.parent) == ["model"]
+
+
+def test_a_folder_that_could_not_be_renamed_has_its_name_again(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename, calls = os.rename, []
+
+    def failing(source: str, target: str) -> None:
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), target)
+        rename(source, target)
+
+    monkeypatch.setattr("safejax._src.storage.folders.ctypes.CDLL", lambda *_, **__: object())
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        safejax.save(version(2), saved, max_shard_bytes=1)
+    assert len(calls) == 3
+    assert_trees_identical(safejax.load(saved), version(1))
+    assert names_in(saved.parent) == ["model"]
+
+
+def test_what_comes_into_the_folder_at_the_last_moment_stays(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exchange = safejax._src.storage.folders._exchange
+
+    def late(one: str, other: str) -> None:
+        (saved / "late.txt").write_text("late")
+        exchange(one, other)
+
+    monkeypatch.setattr("safejax._src.storage.folders._exchange", late)
+    safejax.save(version(2), saved, max_shard_bytes=1)
+    assert (saved / "late.txt").read_text() == "late"
+    assert_trees_identical(safejax.load(saved), version(2))
+
+
+def test_a_link_to_nothing_stays(saved: Path) -> None:
+    (saved / "dangling").symlink_to("nowhere")
+    safejax.save(version(2), saved, max_shard_bytes=1)
+    assert os.readlink(saved / "dangling") == "nowhere"
+
+
+def test_a_save_is_no_litter_to_another_one(saved: Path) -> None:
+    inner: list[bool] = []
+
+    def progress(done: int, total: int) -> None:
+        if not inner:
+            inner.append(True)
+            safejax.save(version(3), saved, max_shard_bytes=1)
+            assert_trees_identical(safejax.load(saved), version(3))
+
+    safejax.save(version(2), saved, max_shard_bytes=1, progress=progress)
+    assert inner
+    assert_trees_identical(safejax.load(saved), version(2))
+    assert names_in(saved.parent) == ["model"]
+
+
+def test_where_files_cannot_be_linked_they_are_copied(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr("safejax._src.storage.folders.os.link", refuse)
+    safejax.save(version(2), saved, max_shard_bytes=1)
+    assert_trees_identical(safejax.load(saved), version(2))
+    assert (saved / "sub" / "vocab.txt").read_text() == "a"
+    assert (saved / "link").is_symlink()
+
+
+FAILURES = {
+    "a leaf": lambda folder: safejax.save({"a": ONE, "b": object()}, folder, max_shard_bytes=1),
+    "an abstract leaf": lambda folder: safejax.save(
+        {"a": ONE, "b": jax.ShapeDtypeStruct((2,), "int8")}, folder, max_shard_bytes=1
+    ),
+    "a callback": lambda folder: safejax.save(
+        version(2), folder, max_shard_bytes=1, progress=lambda done, total: 1 // (total - done)
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FAILURES)
+def test_a_failure_leaves_the_old_set(case: str, saved: Path) -> None:
+    before = names_in(saved)
+    with pytest.raises((LeafError, ZeroDivisionError)):
+        FAILURES[case](saved)
+    assert names_in(saved) == before
+    assert names_in(saved.parent) == ["model"]
+    assert_trees_identical(safejax.load(saved), version(1))
+
+
+def _save_within(folder: Path, limit: int) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    safejax.save({"a": np.zeros(10), "b": np.zeros(10**6)}, folder, max_shard_bytes=100)
+
+
+def test_a_full_disk_leaves_the_old_set(saved: Path) -> None:
+    child = CHILDREN.Process(target=_save_within, args=(saved, 10**6))
+    child.start()
+    child.join(120)
+    assert child.exitcode == 1
+    assert names_in(saved.parent) == ["model"]
+    assert_trees_identical(safejax.load(saved), version(1))
+
+
+def test_bad_arguments_are_told(saved: Path) -> None:
+    for nbytes in (0, -1, 1.5, True, "5GB"):
+        with pytest.raises(ValueError, match=r"max_shard_bytes: expected a number of bytes"):
+            safejax.save(version(1), saved, max_shard_bytes=nbytes)  # pyright: ignore
+    with pytest.raises(NotADirectoryError, match="expected a folder for a set of files"):
+        safejax.save(version(1), saved / "config.json", max_shard_bytes=1)
+    with pytest.raises(FileNotFoundError, match="make the folder first"):
+        safejax.save(version(1), saved / "gone" / "model", max_shard_bytes=1)
+    with pytest.raises(ValueError, match="expected a local folder"):
+        safejax.save(version(1), "memory://model", max_shard_bytes=1)
+
+
+def test_progress_ends_at_the_bytes_of_all_files(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    safejax.save(TREE, tmp_path / "m", max_shard_bytes=30, progress=lambda *at: seen.append(at))
+    total = sum(path.stat().st_size for path in (tmp_path / "m").glob("*.safetensors"))
+    assert seen[-1] == (total, total)
+
+
+def _save_versions(folder: Path, count: int) -> None:
+    for number in range(count):
+        safejax.save(version(number), folder, max_shard_bytes=1)
+
+
+def _versions_in(tree: dict[str, Any]) -> set[int]:
+    numbers = {int(number) for leaf in tree.values() for number in np.asarray(leaf)}
+    (number,) = numbers
+    assert tree.keys() == version(number).keys()
+    return numbers
+
+
+def test_a_reader_sees_one_set_while_others_write(saved: Path) -> None:
+    child = CHILDREN.Process(target=_save_versions, args=(saved, 150))
+    child.start()
+    seen: set[int] = set()
+    while child.is_alive():
+        seen |= _versions_in(safejax.load(saved))
+    child.join()
+    assert child.exitcode == 0
+    assert len(seen) > 5
+    assert (saved / "sub" / "vocab.txt").exists()
+
+
+def test_a_killed_save_leaves_one_set(saved: Path) -> None:
+    chance = random.Random(0)
+    interrupted = 0
+    for _ in range(20):
+        child = CHILDREN.Process(target=_save_versions, args=(saved, 10**6))
+        child.start()
+        before = saved.stat().st_ino
+        while saved.stat().st_ino == before:  # until it saves
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0, 0.01))
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        interrupted += len(names_in(saved.parent)) > 1
+        _versions_in(safejax.load(saved))
+        safejax.save(version(1), saved, max_shard_bytes=1)
+        assert names_in(saved.parent) == ["model"]
+        assert (saved / "sub" / "vocab.txt").exists()
+    assert interrupted > 3
+
+
+def test_a_folder_that_never_rests_is_told(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("safejax._src.checkpoint.opening.os.path.samestat", lambda *_: False)
+    for path in (saved, saved / INDEX):
+        with pytest.raises(ReadError, match="it was replaced 100 times"):
+            safejax.load(path)
+
+
+def test_variables_of_several_files_are_shared_as_in_each(tmp_path: Path) -> None:
+    paths: list[Path] = []
+    for letter in "xy":
+        shared, own = objax.TrainVar(jnp.ones(3)), objax.StateVar(jnp.zeros(2))
+        names = {f"{letter}a": shared, f"{letter}b": shared, f"{letter}c": own}
+        paths.append(tmp_path / letter)
+        safejax.objax.serialize(objax.VarCollection(names), filename=paths[-1])
+    found = safejax.objax.deserialize(paths)
+    assert list(found.keys()) == ["xa", "xb", "xc", "ya", "yb", "yc"]
+    for letter in "xy":
+        assert found[f"{letter}a"] is found[f"{letter}b"]
+    assert len({id(variable) for variable in found.values()}) == 4
+    assert len(safejax.load(paths)) == 6

@@ -1,0 +1,466 @@
+"""Remote files: the bytes that are needed and no others, and no half files, whatever fails."""
+
+import io
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+from fsspec.implementations.dirfs import DirFileSystem
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import safejax
+from safejax._src.reading.file import MappedSource
+from safejax._src.reading.remote import RemoteSource
+from safejax._src.storage.remote import resolve_path
+
+W = np.arange(64 * 16, dtype=np.float32).reshape(64, 16)
+
+
+class Upload(io.BytesIO):
+    """A file that is written: there when it is committed, gone when it is discarded."""
+
+    def __init__(self, store: "Store", path: str, autocommit: bool) -> None:
+        super().__init__()
+        self.store, self.path, self.autocommit = store, path, autocommit
+
+    def write(self, data: Any) -> int:
+        if self.store.room is not None and self.tell() + len(data) > self.store.room:
+            raise OSError("no space left in the store")
+        return super().write(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self.written = self.getvalue()
+            super().close()
+            if self.autocommit:
+                self.commit()
+
+    def commit(self) -> None:
+        self.store.files[self.path] = self.written
+
+    def discard(self) -> None:
+        self.store.discarded.append(self.path)
+
+
+class Store(fsspec.AbstractFileSystem):
+    """An object store that counts what it is asked, and fails when it is told to."""
+
+    protocol = "store"
+    cachable = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.files: dict[str, bytes] = {}
+        self.requests: list[tuple[int, int]] = []
+        self.discarded: list[str] = []
+        self.fault: Callable[[bytes], bytes] | None = None
+        self.room: int | None = None
+        self.lock = threading.Lock()
+
+    def info(self, path: str, **options: Any) -> dict[str, Any]:
+        if path not in self.files:
+            raise FileNotFoundError(path)
+        return {"name": path, "size": len(self.files[path]), "type": "file"}
+
+    def cat_file(
+        self, path: str, start: int | None = None, end: int | None = None, **options: Any
+    ) -> bytes:
+        assert start is not None
+        assert end is not None
+        with self.lock:
+            self.requests.append((start, end))
+        data = self.files[path][start:end]
+        return data if self.fault is None else self.fault(data)
+
+    def _open(self, path: str, mode: str = "rb", autocommit: bool = True, **options: Any) -> Upload:
+        assert mode == "wb"
+        return Upload(self, path, autocommit)
+
+    def asked(self) -> int:
+        return sum(end - begin for begin, end in self.requests)
+
+
+def saved(tree: Any) -> Store:
+    store = Store()
+    store.files["w.safetensors"] = safejax.serialize(tree)
+    return store
+
+
+def opened(tree: Any, **options: Any) -> tuple[Store, Any]:
+    """The store, that was asked for the header alone, and the tree."""
+    store = saved(tree)
+    loaded = safejax.load("w.safetensors", fs=store, **options)
+    header = int.from_bytes(store.files["w.safetensors"][:8], "little")
+    assert store.requests == [(0, 8), (8, 8 + header)]
+    store.requests.clear()
+    return store, loaded
+
+
+@pytest.fixture
+def memory() -> Iterator[Any]:
+    fs = fsspec.filesystem("memory")
+    yield fs
+    fs.store.clear()
+
+
+# ---- the bytes that are needed
+
+
+def test_a_leaf_is_one_request() -> None:
+    store, tree = opened({"a": W, "b": W + 1})
+    assert tree["b"].shape == W.shape
+    assert store.requests == []
+    with safejax.observe_reads() as log:
+        assert np.asarray(tree["b"]).tobytes() == (W + 1).tobytes()
+    assert len(store.requests) == 1
+    assert store.asked() == log.nbytes == W.nbytes
+
+
+@pytest.mark.parametrize(
+    ("index", "requests", "nbytes"),
+    [
+        (np.s_[3], 1, 64),
+        (np.s_[8:16], 1, 8 * 64),
+        (np.s_[::16], 4, 4 * 64),
+        (np.s_[:, 4:6], 64, 64 * 8),
+        (np.s_[60:, 1], 4, 4 * 4),
+        (np.s_[::-1, ::-8], 128, 128 * 4),
+        (np.s_[5:5], 0, 0),
+    ],
+)
+def test_a_part_is_its_ranges(index: Any, requests: int, nbytes: int) -> None:
+    store, tree = opened({"w": W})
+    with safejax.observe_reads() as log:
+        part = tree["w"][index]
+        assert store.requests == []
+        assert np.asarray(part).tobytes() == W[index].tobytes()
+    assert len(store.requests) == requests
+    assert store.asked() == log.nbytes == nbytes
+    # Each in its place: the bytes of the tensor begin where the data does.
+    begin = store.files["w.safetensors"].index(W.tobytes())
+    asked = {byte for span in store.requests for byte in range(*span)}
+    places = np.arange(W.nbytes).reshape(64, 16, 4)[index].reshape(-1)
+    assert asked == {begin + int(place) for place in places}
+
+
+@pytest.mark.parametrize(
+    ("spec", "requests"), [(P("x"), 8), (P(None, "x"), 8 * 64), (P(), 1), (P("x", None), 8)]
+)
+def test_a_shard_is_its_ranges(spec: P, requests: int) -> None:
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    store, tree = opened({"w": W}, sharding=NamedSharding(mesh, spec))
+    with safejax.observe_reads() as log:
+        assert jax.block_until_ready(tree["w"]).sharding.spec == spec
+    assert len(store.requests) == requests
+    assert store.asked() == log.nbytes == W.nbytes
+    assert np.asarray(tree["w"].placed()).tobytes() == W.tobytes()
+
+
+def test_an_eighth_of_a_renamed_transposed_cast_leaf_is_an_eighth_of_the_bytes() -> None:
+    transform = safejax.chain(
+        safejax.rename({"w": "v"}), safejax.transpose("v"), safejax.cast("bfloat16")
+    )
+    store, tree = opened({"w": W}, transform=transform)
+    assert np.asarray(tree["v"][:2]).tobytes() == W.T[:2].astype(ml_dtypes.bfloat16).tobytes()
+    assert store.asked() == W.nbytes // 8
+
+
+def test_leaves_without_elements_ask_for_nothing() -> None:
+    store, tree = opened({"empty": np.zeros((3, 0), np.float32), "scalar": 3, "nothing": None})
+    assert np.asarray(tree["empty"]).shape == (3, 0)
+    assert (tree["scalar"], tree["nothing"]) == (3, None)
+    assert store.requests == []
+
+
+def test_packed_and_recorded_dtypes() -> None:
+    tree = {
+        "f4": np.arange(8).astype(ml_dtypes.float4_e2m1fn).reshape(2, 4),
+        "i4": np.arange(-4, 4).astype(ml_dtypes.int4),
+        "key": jax.random.key(3),
+        "flag": np.array([True, False]),
+    }
+    store, loaded = opened(tree)
+    assert np.asarray(loaded["f4"][1]).tobytes() == tree["f4"][1].tobytes()
+    assert store.asked() == 2
+    assert np.asarray(loaded["i4"]).astype(np.int8).tolist() == list(range(-4, 4))
+    assert jax.random.key_data(loaded["key"]).tolist() == [0, 3]
+    assert np.asarray(loaded["flag"]).tolist() == [True, False]
+
+
+def test_materialize_reads_in_parallel_and_each_byte_once() -> None:
+    tree = {f"w{k}": W + k for k in range(20)}
+    store, loaded = opened(tree)
+    with safejax.observe_reads() as log:
+        placed = safejax.materialize(loaded)
+    assert len(store.requests) == 20
+    assert store.asked() == log.nbytes == 20 * W.nbytes
+    assert all(np.asarray(placed[name]).tobytes() == tree[name].tobytes() for name in tree)
+
+
+def test_copying_a_remote_file_streams_it() -> None:
+    store, loaded = opened({"w": W, "v": W + 1})
+    safejax.save(loaded, "copy.safetensors", fs=store)
+    assert store.files["copy.safetensors"] == store.files["w.safetensors"]
+    assert store.asked() == 2 * W.nbytes
+
+
+# ---- URLs and file systems of fsspec's own
+
+
+def test_urls_and_file_systems(memory: Any) -> None:
+    safejax.save({"w": W}, "memory://deep/w.safetensors", metadata={"step": "3"})
+    assert memory.ls("/deep", detail=False) == ["/deep/w.safetensors"]
+    for path, fs in [
+        ("memory://deep/w.safetensors", None),
+        ("/deep/w.safetensors", memory),
+        ("memory://deep/w.safetensors", memory),
+        (Path("/deep/w.safetensors"), memory),
+        ("w.safetensors", DirFileSystem("/deep", memory)),
+        ("simplecache::memory://deep/w.safetensors", None),
+    ]:
+        assert np.asarray(safejax.load(path, fs=fs)["w"]).tobytes() == W.tobytes()
+        assert safejax.metadata(path, fs=fs) == {"step": "3"}
+    assert safetensors.numpy.load(memory.cat("/deep/w.safetensors"))["w"].tobytes() == W.tobytes()
+
+
+def test_local_files_are_mapped_and_written_whole(tmp_path: Path) -> None:
+    local = fsspec.filesystem("file")
+    for number, (path, fs) in enumerate(
+        [
+            (f"file://{tmp_path}/0.safetensors", None),
+            (f"{tmp_path}/1.safetensors", local),
+            (f"local://{tmp_path}/2.safetensors", None),
+            (f"file://{tmp_path}/3.safetensors", local),
+            ("4.safetensors", DirFileSystem(str(tmp_path), local)),
+        ]
+    ):
+        safejax.save({"w": W}, path, fs=fs)
+        leaf = safejax.load(path, fs=fs)["w"]
+        assert [type(source) for source in leaf.content.view.sources] == [MappedSource]
+        assert leaf.placed().unsafe_buffer_pointer() == np.asarray(leaf).ctypes.data
+        assert (tmp_path / f"{number}.safetensors").read_bytes() == safejax.serialize({"w": W})
+    assert len(list(tmp_path.iterdir())) == 5
+    with pytest.raises(safejax.InvalidFileError, match="one safetensors file, got 0"):
+        safejax.load(f"file://{tmp_path}")
+
+
+def test_zip_archives_are_written_and_read(tmp_path: Path) -> None:
+    """Its members cannot be committed later."""
+    archive = str(tmp_path / "w.zip")
+    fs = fsspec.filesystem("zip", fo=archive, mode="w")
+    safejax.save({"w": W}, "w.safetensors", fs=fs)
+    fs.close()
+    loaded = safejax.load(f"zip://w.safetensors::{archive}")
+    assert np.asarray(loaded["w"][3]).tobytes() == W[3].tobytes()
+
+
+@pytest.mark.parametrize("wrong", ["memory", fsspec, fsspec.AbstractFileSystem, 3])
+def test_what_is_no_file_system(wrong: Any) -> None:
+    for call in (lambda: safejax.load("w", fs=wrong), lambda: safejax.save({}, "w", fs=wrong)):
+        with pytest.raises(TypeError, match="fs: expected a file system of fsspec"):
+            call()
+
+
+def test_an_unknown_protocol() -> None:
+    with pytest.raises(ValueError, match="nowhere"):
+        safejax.load("nowhere://w.safetensors")
+
+
+def test_plain_paths_need_no_fsspec() -> None:
+    assert resolve_path("models/w.safetensors", None) == (None, "models/w.safetensors")
+    assert resolve_path("C:\\w.safetensors", None) == (None, "C:\\w.safetensors")
+
+
+# ---- reads that fail
+
+
+def raising(data: bytes) -> bytes:
+    raise ConnectionError("the line is dead")
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (raising, r"reading bytes \[\d+, \d+\) failed: ConnectionError: the line is dead"),
+        (lambda data: data[:-1], r"got \d+ bytes: it was cut short since"),
+        (lambda data: b"", r"got 0 bytes"),
+        (lambda data: data * 2, r"or its file system cannot read ranges"),
+    ],
+)
+@pytest.mark.parametrize("index", [np.s_[:], np.s_[:, 2:4]])
+def test_a_range_that_fails(fault: Any, message: str, index: Any) -> None:
+    store, tree = opened({"w": W})
+    part = tree["w"][index]
+    store.fault = fault
+    for use in (np.asarray, lambda leaf: leaf + 1, jax.jit(jnp.sum), safejax.materialize):
+        with pytest.raises(safejax.ReadError, match=f"w.safetensors: .*{message}"):
+            use(part)
+        assert not part.is_placed
+    # Nothing is spoilt: the next attempt reads it.
+    store.fault = None
+    assert np.asarray(part + 0).tobytes() == W[index].tobytes()
+
+
+def test_one_range_of_many_that_fails() -> None:
+    store, tree = opened({"w": W})
+    remaining = iter(range(1000))
+    store.fault = lambda data: raising(data) if next(remaining) == 40 else data
+    with pytest.raises(safejax.ReadError) as said:
+        np.asarray(tree["w"][:, 0])
+    begin = store.files["w.safetensors"].index(W.tobytes()) + 40 * 64
+    assert f"reading bytes [{begin}, {begin + 4}) failed" in str(said.value)
+    assert isinstance(said.value.__cause__, ConnectionError)
+
+
+@pytest.mark.parametrize("fault", [raising, lambda data: data[:-1]])
+def test_a_header_that_cannot_be_read(fault: Any) -> None:
+    store = saved({"w": W})
+    store.fault = fault
+    with pytest.raises(safejax.ReadError, match=r"w\.safetensors"):
+        safejax.load("w.safetensors", fs=store)
+
+
+def test_a_file_that_is_replaced_by_a_shorter_one() -> None:
+    store, tree = opened({"w": W})
+    store.files["w.safetensors"] = safejax.serialize({"w": W[:2]})
+    with pytest.raises(safejax.ReadError, match="cut short since"):
+        np.asarray(tree["w"])
+
+
+@pytest.mark.parametrize("content", [b"", b"short", b"\xff" * 100])
+def test_what_is_no_safetensors_file(content: bytes) -> None:
+    store = Store()
+    store.files["w.safetensors"] = content
+    with pytest.raises(safejax.InvalidFileError, match=r"w\.safetensors"):
+        safejax.load("w.safetensors", fs=store)
+
+
+def test_a_file_system_that_tells_no_size() -> None:
+    class Sizeless(Store):
+        def info(self, path: str, **options: Any) -> dict[str, Any]:
+            return {**super().info(path), "size": None}
+
+    store = Sizeless()
+    store.files["w"] = b""
+    with pytest.raises(safejax.ReadError, match="Sizeless reports none: download"):
+        RemoteSource(store, "w")
+
+
+def test_missing_files(memory: Any) -> None:
+    with pytest.raises(FileNotFoundError):
+        safejax.load("w.safetensors", fs=Store())
+    with pytest.raises(FileNotFoundError):
+        safejax.load("memory://w.safetensors")
+
+
+# ---- writes that fail
+
+
+def failing_tree() -> Any:
+    """A tree whose second leaf cannot be read any more."""
+    store, tree = opened({"w": W})
+    store.fault = raising
+    return {"a": W, "b": tree["w"]}
+
+
+@pytest.mark.parametrize("before", [None, b"the old file"])
+@pytest.mark.parametrize("why", ["leaf", "store", "progress"])
+def test_no_half_file(why: str, before: bytes | None) -> None:
+    store = Store()
+    if before is not None:
+        store.files["w"] = before
+    tree: Any = {"a": W, "b": W + 1}
+    error: type[BaseException] = OSError
+    progress = None
+    if why == "leaf":
+        tree = failing_tree()
+    elif why == "store":
+        store.room = 5000
+    else:
+        error = KeyboardInterrupt
+
+        def progress(done: int, total: int) -> None:
+            if done > 1000:
+                raise KeyboardInterrupt
+
+    with pytest.raises(error):
+        safejax.save(tree, "w", fs=store, progress=progress)
+    assert store.files.get("w") == before
+    assert store.discarded == ["w"]
+    # And the file system is as usable as before.
+    store.room = None
+    safejax.save({"w": W}, "w", fs=store)
+    assert store.files["w"] == safejax.serialize({"w": W})
+
+
+def test_no_half_file_in_memory(memory: Any) -> None:
+    with pytest.raises(safejax.ReadError):
+        safejax.save(failing_tree(), "memory://w")
+    assert not memory.exists("/w")
+    memory.pipe("/w", b"the old file")
+    with pytest.raises(safejax.ReadError):
+        safejax.save(failing_tree(), "memory://w")
+    assert memory.cat("/w") == b"the old file"
+
+
+def test_a_tree_that_cannot_be_stored_leaves_the_file(memory: Any) -> None:
+    memory.pipe("/w", b"the old file")
+    with pytest.raises(safejax.LeafError):
+        safejax.save({"w": object()}, "/w", fs=memory)
+    assert memory.cat("/w") == b"the old file"
+
+
+def test_progress_counts_every_byte() -> None:
+    store = Store()
+    steps: list[tuple[int, int]] = []
+    safejax.save({"w": W}, "w", fs=store, progress=lambda done, total: steps.append((done, total)))
+    total = len(store.files["w"])
+    assert steps[-1] == (total, total)
+    assert {step[1] for step in steps} == {total}
+    assert sorted(steps) == steps
+
+
+def test_saves_of_two_threads_on_one_file_system() -> None:
+    """A file system has one transaction at a time: one save must not end that of another."""
+    store = Store()
+    begun, ended = threading.Event(), threading.Event()
+
+    def progress(done: int, total: int) -> None:
+        begun.set()
+        # The other save comes while this one is in the middle, and waits for its end.
+        assert not ended.wait(0.1)
+
+    def other() -> None:
+        begun.wait()
+        safejax.save({"w": W + 1}, "other", fs=store)
+        ended.set()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    safejax.save({"w": W}, "one", fs=store, progress=progress)
+    thread.join()
+    assert store.files["one"] == safejax.serialize({"w": W})
+    assert store.files["other"] == safejax.serialize({"w": W + 1})
+
+
+def test_within_a_transaction_of_the_caller() -> None:
+    store = Store()
+    with store.transaction:
+        safejax.save({"w": W}, "one", fs=store)
+        safejax.save({"w": W}, "two", fs=store)
+        assert store.files == {}
+    assert set(store.files) == {"one", "two"}
+    store.start_transaction()
+    safejax.save({"w": W}, "three", fs=store)
+    store.transaction.complete(commit=False)
+    assert set(store.files) == {"one", "two"}
+    assert store.discarded == ["three"]
