@@ -90,6 +90,10 @@ LEFT_OVER: Final = (
         "what keys have not is refused by another class of error",
     ),
     LeftOver(r"scipy\..*", UNSTEADY, "is another one for every call"),
+    LeftOver(
+        r"scipy\.(?!special|fft).*", "values",
+        "BLAS, and what iterates, round by where memory begins",
+    ),
 )  # fmt: skip
 """What the README tells to call `materialize` for, and what is otherwise by design."""
 
