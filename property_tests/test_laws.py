@@ -5,6 +5,7 @@ a public step that is missing from it fails `test_every_public_step_is_here`.
 """
 
 import inspect
+import typing
 from typing import Any
 
 import jax
@@ -178,6 +179,7 @@ def test_every_public_step_is_here() -> None:
         if isinstance(value, Step):
             return True
         made = inspect.signature(value).return_annotation if inspect.isfunction(value) else None
+        made = typing.get_origin(made) or made
         return inspect.isclass(made) and issubclass(made, Step)
 
     public = {name for name in safejax.__all__ if is_step(getattr(safejax, name))}

@@ -311,7 +311,7 @@ class LazyArray(jax.Array):
         def __buffer__(self, flags: int) -> memoryview:
             """The values as they are stored, read-only, in place where they are in memory."""
             dtype = self.content.view.dtype
-            if self.content.key is not None or dtype.kind not in "biufc" or not dtype.isnative:
+            if self.content.key is not None or dtype.isbuiltin != 1:
                 raise BufferError(
                     f"leaf {self._name!r}: expected a dtype that Python's buffers have, got "
                     f"{self._aval.dtype}: take numpy.asarray(leaf)"

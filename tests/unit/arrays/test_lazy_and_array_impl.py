@@ -248,9 +248,8 @@ if has("device_put_sharded"):
 if not has("ShapeDtypeStruct", "like"):
     del USES["ShapeDtypeStruct.like"]
 
-if jax.__version_info__ < (0, 9):
-    # Its pmap makes a new name of an axis for every call, so that two results never compare equal.
-    del USES["pmap"], USES["pmap of a leaf"]
+# The pmap of JAX 0.8 makes a new name of an axis for every call: two results never compare equal.
+NEVER_EQUAL = {"pmap", "pmap of a leaf"} if jax.__version_info__ < (0, 9) else set[str]()
 
 # What has to be given a plain array, by design: C++ looks at the real type, and no function of
 # JAX's is in between.
@@ -261,7 +260,7 @@ LEFT_OVER: Final[dict[str, Use]] = {
 }
 
 
-@pytest.mark.parametrize("name", USES)
+@pytest.mark.parametrize("name", [name for name in USES if name not in NEVER_EQUAL])
 def test_a_leaf_gets_the_answer_of_the_plain_array(name: str) -> None:
     call, row = USES[name]
     refused: list[Any] = []
