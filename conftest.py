@@ -11,7 +11,10 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 # other hold threads that a large matrix product needs, which is a deadlock.
 os.environ["NPROC"] = "32"
 
+from pathlib import Path
+
 import hypothesis
+import pytest
 
 _COMMON = {
     "deadline": None,
@@ -21,3 +24,20 @@ _COMMON = {
 hypothesis.settings.register_profile("quick", max_examples=20, **_COMMON)
 hypothesis.settings.register_profile("large", max_examples=400, **_COMMON)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+QUICK = (
+    "tests/test_floors.py", "tests/unit/format", "tests/unit/leaves", "tests/unit/planning",
+    "tests/unit/pytrees", "tests/unit/reading", "tests/unit/test_dtypes.py",
+    "tests/unit/transforms",
+)  # fmt: skip
+"""The tests that serve while working: about half a minute of computing together."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is in `QUICK`, for `pytest -m quick`."""
+    root = Path(__file__).parent
+    quick = tuple(root / name for name in QUICK)
+    assert all(path.exists() for path in quick)
+    for item in items:
+        if any(path == item.path or path in item.path.parents for path in quick):
+            item.add_marker(pytest.mark.quick)
