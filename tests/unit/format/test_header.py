@@ -167,11 +167,12 @@ HOSTILE = {
         file_of('{"a":' + INFO.replace("F32", "\\ud800") + "}", EIGHT),
         "surrogate",
     ),
-    "10,000 lists deep": (file_of('{"a":' + "[" * 10_000), "nested too deeply"),
+    # Python 3.14 parses as deep as the stack is large, and finds the next fault.
+    "10,000 lists deep": (file_of('{"a":' + "[" * 10_000), "nested too deeply|Expecting value"),
     "1,000,000 lists deep": (file_of('{"a":' + "[" * 1_000_000), "nested too deeply"),
     "10,000 objects deep in the metadata": (
         file_of('{"__metadata__":' + '{"a":' * 10_000 + '"x"' + "}" * 10_001),
-        "nested too deeply",
+        "nested too deeply|string",
     ),
     "1,000,000 objects deep": (file_of('{"a":' * 1_000_000), "nested too deeply"),
     "closed 100,000 deep": (
