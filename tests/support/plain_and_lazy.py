@@ -89,6 +89,18 @@ LEFT_OVER: Final = (
         "AttributeError, plain raises TypeError",
         "what keys have not is refused by another class of error",
     ),
+    LeftOver(
+        r"Array\._[a-z]\w*", "a value, plain is refused",
+        "the class has private names of arrays that keys have not",
+    ),
+    LeftOver(
+        r"Array\.__reduce(_ex)?__|pickle\.dumps", ".*",
+        "keys are pickled as their data and the name of their implementation",
+    ),
+    LeftOver(
+        r"Array\.__(deep)?copy__|copy\.(deep)?copy", "sharding",
+        "on explicit meshes JAX writes the axes of a copy out: P('x', None) for P('x')",
+    ),
     LeftOver(r"scipy\..*", UNSTEADY, "is another one for every call"),
     LeftOver(
         r"scipy\.(?!special|fft).*", "values",
