@@ -23,7 +23,10 @@ here or below.
 
 NOT_HANDED_ON: Final[Mapping[str, str]] = MappingProxyType(
     {
+        "__annotate__": "belongs to the class",
+        "__annotate_func__": "belongs to the class",
         "__annotations__": "belongs to the class",
+        "__annotations_cache__": "belongs to the class",
         "__buffer__": "the placed array's has narrowed values; NumPy asks it before __array__",
         "__del__": "the placed array frees itself",
         "__dict__": "belongs to the class",
