@@ -14,7 +14,7 @@ import time
 
 import conftest  # noqa: F401 - JAX reads the environment that this sets
 from tests.support.callables import FAMILIES
-from tests.support.plain_and_lazy import check, forget
+from tests.support.plain_and_lazy import LEFT_OVER, Difference, check, forget
 
 
 def tell(*words: object) -> None:
@@ -28,6 +28,7 @@ def main(names: list[str]) -> bool:
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", "numpy", "scipy")]
     tell("Python", sys.version.split()[0], *versions)
     differ = 0
+    left_over: list[Difference] = []
     total: collections.Counter[str] = collections.Counter()
     for name in names or FAMILIES:
         start = time.monotonic()
@@ -46,9 +47,14 @@ def main(names: list[str]) -> bool:
             tell(f"    left over: {callable_name}: {kind} ({times} calls)")
         for found in tally.differences:
             tell(f"    {found}")
+        left_over += tally.left_over
         differ += len(tally.differences)
         forget()
     tell("all", dict(total))
+    if not names:
+        for rule in LEFT_OVER:
+            if not any(map(rule.covers, left_over)):
+                tell("nothing is left over of", rule)
     return differ == 0
 
 

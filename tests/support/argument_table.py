@@ -24,6 +24,7 @@ from safejax._src.arrays.content import Content
 from safejax._src.arrays.lazy import LazyArray
 from safejax._src.arrays.placing import Placement
 from safejax._src.leaves.leaf import content_of
+from safejax._src.reading.memory import aligned_empty
 
 P: Final = PartitionSpec
 DEVICES: Final = jax.devices()
@@ -80,6 +81,11 @@ HOSTS: Final[Mapping[str, Callable[[], Any]]] = {
 @functools.cache
 def _host(name: str) -> tuple[Any, Content]:
     host = HOSTS[name]()
+    if isinstance(host, np.ndarray):
+        # As JAX's own arrays: what libraries round may depend on where the memory begins.
+        aligned = aligned_empty(host.shape, host.dtype)
+        aligned[...] = host
+        host = aligned
     content = content_of(host)
     assert content is not None
     return host, content
@@ -88,7 +94,10 @@ def _host(name: str) -> tuple[Any, Content]:
 def plain(name: str, placement: str) -> jax.Array:
     """The array of that name."""
     host, _ = _host(name)
-    return jax.device_put(host, _sharding(placement, host.shape))
+    sharding = _sharding(placement, host.shape)
+    if isinstance(host, jax.Array):  # keys: in memory of its own, since a call may delete it
+        host = jax.random.wrap_key_data(np.asarray(jax.random.key_data(host)))
+    return jax.device_put(host, sharding)
 
 
 def lazy(name: str, placement: str, *, placed: bool) -> LazyArray:

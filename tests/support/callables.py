@@ -92,7 +92,7 @@ SKIPPED: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "tells the leaf's state": (
         r"Array\.__(format|repr|str)__", r"builtins\.(ascii|format|repr|str)",
-        r"jax\.tree_util\.keystr",
+        r"jax\.tree_util\.keystr", r"numpy\.str_",
     ),
     "gives what was in memory before": (r"numpy(\.ma)?\.(empty|empty_like|ndarray)",),
     "is another object for every call, with no equality": (r"scipy\.integrate\.(complex_)?ode",),
