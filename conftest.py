@@ -1,4 +1,4 @@
-"""Settings for all tests: eight virtual CPU devices, and the effort of hypothesis.
+"""Settings for all tests: eight virtual CPU devices, the effort of hypothesis, what is quick.
 
 The environment is set here, before any other module of the tests, since JAX reads it on import.
 """
@@ -6,7 +6,12 @@ The environment is set here, before any other module of the tests, since JAX rea
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+# XLA optimizes little, which halves the time of large compilations. A test that compares lazy
+# leaves with plain arrays compiles the same program for both.
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8"
+    " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
 # The number of XLA's threads. One per core is too few for JAX 0.8: devices that wait for each
 # other hold threads that a large matrix product needs, which is a deadlock.
 os.environ["NPROC"] = "32"
@@ -41,3 +46,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if any(path == item.path or path in item.path.parents for path in quick):
             item.add_marker(pytest.mark.quick)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """One process if paths are given: workers take longer to start than most files to run."""
+    return None if config.args_source is config.ArgsSource.TESTPATHS else 0

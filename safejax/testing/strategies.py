@@ -75,7 +75,7 @@ def arrays(
     sides = draw(shapes()) if shape is None else shape
     array = _from_bits(draw, chosen, sides)
     if _is_placeable(chosen) and draw(st.booleans()):
-        return jnp.asarray(array)
+        return jax.device_put(array)
     if draw(st.booleans()):
         array = np.asfortranarray(array)
     array.flags.writeable = draw(st.booleans())
@@ -179,27 +179,23 @@ def _nested(parts: tuple[list[str], Any]) -> Any:
     return tree
 
 
-def indices(shape: Sequence[int]) -> st.SearchStrategy[tuple[Any, ...]]:
+@st.composite
+def indices(draw: st.DrawFn, shape: Sequence[int]) -> tuple[Any, ...]:
     """Basic indices for an array of `shape`: ints, slices with any step, and `...`."""
-
-    @st.composite
-    def index(draw: st.DrawFn) -> tuple[Any, ...]:
-        count = draw(st.integers(0, len(shape)))
-        entries: list[Any] = []
-        # Some axes at the front and, after an Ellipsis, some at the back.
-        front = draw(st.integers(0, count))
-        axes = [*range(front), *range(len(shape) - (count - front), len(shape))]
-        for axis in axes:
-            size = shape[axis]
-            if size and draw(st.booleans()):
-                entries.append(draw(st.integers(-size, size - 1)))
-            else:
-                entries.append(draw(_slices(size)))
-        if count - front or draw(st.booleans()):
-            entries.insert(front, ...)
-        return tuple(entries)
-
-    return index()
+    count = draw(st.integers(0, len(shape)))
+    entries: list[Any] = []
+    # Some axes at the front and, after an Ellipsis, some at the back.
+    front = draw(st.integers(0, count))
+    axes = [*range(front), *range(len(shape) - (count - front), len(shape))]
+    for axis in axes:
+        size = shape[axis]
+        if size and draw(st.booleans()):
+            entries.append(draw(st.integers(-size, size - 1)))
+        else:
+            entries.append(draw(_slices(size)))
+    if count - front or draw(st.booleans()):
+        entries.insert(front, ...)
+    return tuple(entries)
 
 
 def _slices(size: int) -> st.SearchStrategy[slice]:

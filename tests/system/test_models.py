@@ -25,14 +25,17 @@ def images() -> jax.Array:
 
 @pytest.fixture(scope="module")
 def variables(model: ResNet, images: jax.Array) -> Any:
-    variables = jax.jit(model.init)(jax.random.key(0), images)
-    # Statistics as after some training: all zeros and ones would hide a mix-up.
+    # Values as after some training: vectors of zeros and ones would hide a mix-up.
     rng = np.random.default_rng(0)
-    stats = jax.tree.map(
-        lambda leaf: jax.numpy.asarray(rng.uniform(0.5, 1.5, leaf.shape), leaf.dtype),
-        variables["batch_stats"],
-    )
-    return {**variables, "batch_stats": stats}
+
+    def fill(aval: jax.ShapeDtypeStruct) -> jax.Array:
+        if aval.ndim < 2:
+            host = rng.uniform(0.5, 1.5, aval.shape)
+        else:
+            host = rng.normal(size=aval.shape) * np.sqrt(aval.shape[-1] / aval.size)
+        return jax.device_put(host.astype(aval.dtype))
+
+    return jax.tree.map(fill, jax.eval_shape(model.init, jax.random.key(0), images))
 
 
 @pytest.fixture(scope="module")

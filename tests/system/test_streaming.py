@@ -72,12 +72,12 @@ def convert(folder: Path, case: str, peak: Any) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of 512 MiB, one leaf of which is 256, and the same in shards."""
+    """A file of 256 MiB, one leaf of which is 160, and the same in shards."""
     folder = tmp_path_factory.mktemp("large")
     row = np.arange(1024, dtype=np.float32)
     tree = {
-        "big": np.broadcast_to(row, (64 * 1024, 1024)),
-        "layer": [np.broadcast_to(row + i, (8 * 1024, 1024)) for i in range(8)],
+        "big": np.broadcast_to(row, (40 * 1024, 1024)),
+        "layer": [np.broadcast_to(row + i, (3 * 1024, 1024)) for i in range(8)],
     }
     safejax.save(tree, folder / "whole")
     safejax.save(tree, folder / "shards", max_shard_bytes=64 * MIB)

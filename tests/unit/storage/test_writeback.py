@@ -12,11 +12,23 @@ from safejax._src import system
 from safejax._src.storage import writeback
 from safejax._src.storage.files import write_atomically
 
-RUN = 32 << 20
+LONG_RUN = 32 << 20
+LONG_CHUNK = 5 << 20
+"""In saves as users have them."""
+
+RUN = 1 << 20
+CHUNK = 160 << 10
+"""In the cases where a file has many of them; they are as long as `short_runs` says."""
+
 SIZES = [RUN - 1, RUN, RUN + 1, 2 * RUN, 3 * RUN + 5]
-CHUNK = 5 << 20
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="what Linux has for it")
+
+
+@pytest.fixture
+def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert writeback._AT_A_TIME == LONG_RUN
+    monkeypatch.setattr(writeback, "_AT_A_TIME", RUN)
 
 
 class Pages(ctypes.Structure):
@@ -43,12 +55,13 @@ def test_a_run_is_on_its_way_while_the_rest_is_written(tmp_path: Path) -> None:
     seen: list[int] = []
 
     def chunks() -> Iterator[memoryview]:
-        for _ in range(2 * RUN // CHUNK):
-            yield memoryview(bytes(CHUNK))
+        for _ in range(2 * LONG_RUN // LONG_CHUNK):
+            yield memoryview(bytes(LONG_CHUNK))
         (name,) = (entry for entry in os.listdir(tmp_path) if entry.startswith(".m"))
         with open(tmp_path / name, "rb") as file:
-            seen.append(pages(file.fileno(), 0, RUN).dirty)
-            seen.append(pages(file.fileno(), RUN + CHUNK, RUN - 2 * CHUNK).dirty)
+            seen.append(pages(file.fileno(), 0, LONG_RUN).dirty)
+            rest = (LONG_RUN + LONG_CHUNK, LONG_RUN - 2 * LONG_CHUNK)
+            seen.append(pages(file.fileno(), *rest).dirty)
 
     write_atomically(str(tmp_path / "m"), chunks(), lambda nbytes: None)
     sent, not_yet = seen
@@ -58,6 +71,7 @@ def test_a_run_is_on_its_way_while_the_rest_is_written(tmp_path: Path) -> None:
 
 
 @linux
+@pytest.mark.usefixtures("short_runs")
 @pytest.mark.parametrize("size", SIZES)
 def test_runs_follow_each_other(tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     real = system.sync_file_range()
@@ -80,6 +94,7 @@ def test_runs_follow_each_other(tmp_path: Path, size: int, monkeypatch: pytest.M
     assert reached <= size < reached + RUN
 
 
+@pytest.mark.usefixtures("short_runs")
 @pytest.mark.parametrize("size", SIZES)
 def test_a_system_without_it_writes_the_same(
     tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
@@ -94,8 +109,8 @@ def test_a_file_system_that_refuses_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writeback, "sync_file_range", lambda: lambda *arguments: -1)
-    write(tmp_path / "m", RUN + 1)
-    assert (tmp_path / "m").read_bytes() == data_of(RUN + 1)
+    write(tmp_path / "m", LONG_RUN + 1, LONG_CHUNK)
+    assert (tmp_path / "m").read_bytes() == data_of(LONG_RUN + 1)
 
 
 def data_of(size: int) -> bytes:
@@ -104,8 +119,8 @@ def data_of(size: int) -> bytes:
     return (block * (size // 251 + 1))[:size]
 
 
-def write(path: Path, size: int) -> None:
+def write(path: Path, size: int, chunk: int = CHUNK) -> None:
     """Save so many bytes, in chunks that do not end where runs do."""
     data = memoryview(data_of(size))
-    chunks = (data[at : at + CHUNK] for at in range(0, size, CHUNK))
+    chunks = (data[at : at + chunk] for at in range(0, size, chunk))
     write_atomically(str(path), chunks, lambda nbytes: None)
