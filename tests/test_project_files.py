@@ -38,6 +38,25 @@ def test_the_hooks_are_what_ci_runs() -> None:
         assert re.search(rf"{re.escape(entry)}( \|\||$)", checks, re.M), entry
 
 
+@pytest.mark.skipif(not (ROOT / ".ci").exists(), reason="an sdist has no CI")
+def test_ci_runs_with_every_lower_bound() -> None:
+    extras = PROJECT["project"]["optional-dependencies"]
+    users = [extras[name] for name in extras if name not in ("test", "bench", "dev")]
+    bounds: dict[str, str] = {}
+    for requirement in [
+        *PROJECT["project"]["dependencies"],
+        *(each for row in users for each in row),
+    ]:
+        name, _, version = requirement.partition(">=")
+        if version:
+            bounds[name] = version
+    pins = dict(re.findall(r"^([\w-]+)==(.*)$", (ROOT / ".ci" / "oldest.txt").read_text(), re.M))
+    assert pins.keys() - bounds.keys() == {"jaxlib"}
+    for name, version in bounds.items():
+        # `>=0.8` begins at 0.8.0.
+        assert (pins[name] + ".0").startswith(version + "."), name
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\((?!https?://)([^)#]+)[^)]*\)", page.read_text()):
