@@ -6,7 +6,7 @@ from typing import Any, TypeVar, Unpack, cast, overload
 import jax
 
 from safejax._src.arrays.materialize import Progress
-from safejax._src.checkpoint.codec import IN_MEMORY, Buffer, decode
+from safejax._src.checkpoint.codec import IN_MEMORY, Buffer, decode, encode
 from safejax._src.checkpoint.layout import Layout, layout
 from safejax._src.checkpoint.opening import Path, open_path, shown_path
 from safejax._src.checkpoint.options import (
@@ -16,6 +16,7 @@ from safejax._src.checkpoint.options import (
     parse_options,
     shows_options,
 )
+from safejax._src.checkpoint.saving import write
 from safejax._src.checkpoint.shards import Folder, folder_of
 from safejax._src.leaves.flatten import flatten
 from safejax._src.leaves.leaf import aval_of, is_array
@@ -23,8 +24,7 @@ from safejax._src.leaves.leaves import Leaves, checked_metadata
 from safejax._src.leaves.like import committed_sharding
 from safejax._src.leaves.steps import TransformArgument, apply
 from safejax._src.reading.remote import FileSystem
-from safejax._src.storage.files import PathLike, checked_path, write_atomically
-from safejax._src.storage.remote import resolve_path, write_remotely
+from safejax._src.storage.files import PathLike, checked_path
 
 _Tree = TypeVar("_Tree")
 
@@ -74,29 +74,7 @@ def save(
         plan = layout(leaves, target, checksum=checksum)
     else:
         plan = folder_of(leaves, target, _checked_size(max_shard_bytes), checksum=checksum)
-    done = 0
-
-    def wrote(nbytes: int) -> None:
-        nonlocal done
-        done += nbytes
-        if progress is not None:
-            progress(done, plan.nbytes)
-
-    fs, target = resolve_path(target, fs)
-    if isinstance(plan, Folder):
-        if fs is not None:
-            raise ValueError(
-                f"{target}: max_shard_bytes: expected a local folder, which can be replaced as a "
-                f"whole, got one of {type(fs).__name__}: save locally and copy, the index last"
-            )
-        plan.write(target, wrote)
-    elif fs is None:
-        write_atomically(target, plan.chunks(), wrote, plan.late_head)
-    else:
-        if checksum:  # Bytes cannot be changed once they are sent, so digests are made first.
-            for _ in plan.chunks():
-                pass
-        write_remotely(fs, target, plan.chunks(), wrote)
+    write(plan, target, fs, progress)
 
 
 def serialize(
@@ -114,7 +92,7 @@ def serialize(
     >>> safejax.deserialize(safejax.serialize({"w": jnp.arange(3)}))["w"].sum().item()
     3
     """
-    return layout(_leaves(tree, transform, metadata), IN_MEMORY, checksum=checksum).to_bytes()
+    return encode(_leaves(tree, transform, metadata), checksum=checksum)
 
 
 @overload

@@ -5,6 +5,7 @@ from typing import Final, TypeAlias, final, overload
 
 from safejax._src.checkpoint.decoding import open_leaves
 from safejax._src.checkpoint.layout import layout
+from safejax._src.checkpoint.stream import to_bytes
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import Step
 from safejax._src.reading.source import BufferSource
@@ -40,7 +41,7 @@ class Encode(Step[Leaves, bytes]):
         if not isinstance(leaves, Leaves):
             raise TypeError(f"encode: expected Leaves, got {type(leaves).__name__}: flatten first")
         checksum = self.checksum if checksum is None else checksum
-        return layout(leaves, IN_MEMORY, checksum=checksum).to_bytes()
+        return to_bytes(layout(leaves, IN_MEMORY, checksum=checksum))
 
     @property
     def inverse(self) -> "Decode":

@@ -1,8 +1,8 @@
 """The layout of a file to write: which bytes go where, known before any leaf is read."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, final
 
 import jax
 
@@ -18,7 +18,7 @@ from safejax._src.leaves.leaves import Leaves
 from safejax._src.pytrees.structure import Structure, name_in
 from safejax._src.reading.array import AbstractSource
 from safejax._src.reading.digests import (
-    BlockHasher,
+    DIGEST_BYTES,
     Digests,
     chosen_block_bytes,
     digests_size,
@@ -27,82 +27,92 @@ from safejax._src.reading.digests import (
 from safejax._src.reading.view import View
 from safejax.errors import LeafError
 
-BLOCK_BYTES: Final = 16 << 20
-"""Bytes of a leaf that are held in memory at a time while it is written."""
+
+# A named tuple: a file may hold 100,000, and frozen dataclasses take longer to make.
+@final
+class Extent(NamedTuple):
+    """The part of a file that holds one tensor: where it begins, and which values go there.
+
+    `begin` counts from the start of the file. `stored` says how the values of `view` are stored.
+    """
+
+    name: str
+    begin: int
+    view: View
+    stored: Stored
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the data in bytes."""
+        return self.stored.nbytes
+
+    @property
+    def end(self) -> int:
+        """The offset in the file at which the data ends."""
+        return self.begin + self.stored.nbytes
 
 
 @final
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Layout:
-    """A file that can be written: its first bytes, and the leaves in the order of their data.
+    """Which bytes go where in a file: first the head, then the extents, in order and without holes.
 
-    Digests are known only after the data was written: `head` reserves room for them at first,
-    and holds them once `chunks` is exhausted.
+    `head` is the length and the header. The digests of the data can only be known once it has
+    been read: if `record` has digests, they are zeros, and so they are in `head`; `head_with`
+    gives the head with others in their place. `file` is the name of the file in errors.
     """
 
-    leaves: Sequence[tuple[Entry, View, Stored]]
+    file: str
+    head: bytes
+    extents: tuple[Extent, ...]
     metadata: Mapping[str, str]
     record: Record
-    file: str
-    block_bytes: int | None
-    head: bytes = field(init=False)
-
-    def __post_init__(self) -> None:
-        if self.block_bytes is None:
-            self.head = self._head(None)
-            return
-        hasher()  # If xxhash is missing, fail now and not after all data was written.
-        sizes = {
-            entry.name: digests_size(entry.nbytes, self.block_bytes)
-            for entry, _, _ in self.leaves
-            if entry.nbytes
-        }
-        self.head = self._head(Digests(self.block_bytes, {n: bytes(s) for n, s in sizes.items()}))
 
     @property
     def nbytes(self) -> int:
         """The size of the file in bytes."""
-        return len(self.head) + sum(entry.nbytes for entry, _, _ in self.leaves)
-
-    def chunks(self) -> Iterator[memoryview]:
-        """The file's bytes in order; at most about `BLOCK_BYTES` of them are copied at a time."""
-        yield memoryview(self.head)
-        digests: dict[str, bytes] = {}
-        for entry, view, stored in self.leaves:
-            if not entry.nbytes:
-                continue
-            if self.block_bytes is None:
-                yield from _data(view, stored)
-                continue
-            of_blocks = BlockHasher(hasher(), self.block_bytes)
-            for chunk in _data(view, stored):
-                of_blocks.update(chunk)
-                yield chunk
-            digests[entry.name] = of_blocks.digests()
-        if self.block_bytes is not None:
-            self.head = self._head(Digests(self.block_bytes, digests))
+        return self.extents[-1].end if self.extents else len(self.head)
 
     @property
-    def late_head(self) -> Callable[[], bytes] | None:
-        """The function that returns the head with its digests; None if the head stays the same."""
-        return None if self.block_bytes is None else lambda: self.head
+    def block_bytes(self) -> int | None:
+        """The size in bytes of the blocks that have digests; None if there are no digests."""
+        return None if self.record.digests is None else self.record.digests.block_bytes
 
-    def to_bytes(self) -> bytes:
-        """The bytes of the file."""
-        chunks = list(self.chunks())
-        chunks[0] = memoryview(self.head)
-        return b"".join(chunks)
+    @collector_paused()
+    def head_with(self, digests: Mapping[str, bytes]) -> bytes:
+        """The head with these digests of the data; it is exactly as long as `head`.
 
-    def _head(self, digests: Digests | None) -> bytes:
-        record = self.record._replace(digests=digests)
-        metadata = with_record(self.metadata, record)
-        return write_header([entry for entry, _, _ in self.leaves], metadata, self.file)
+        `digests` maps the name of each tensor that has data to its concatenated digests. Raises
+        `ValueError` if they are not those of all blocks, or if the file has no digests.
+        """
+        zeros = self.record.digests
+        expected = {} if zeros is None else zeros.of
+        if zeros is None or _lengths(digests) != _lengths(expected):
+            raise ValueError(
+                f"{self.file}: expected the digests of {_count(expected)} blocks, got those of "
+                f"{_count(digests)}"
+            )
+        record = self.record._replace(digests=Digests(zeros.block_bytes, digests))
+        entries = [_entry(extent.name, extent.stored) for extent in self.extents]
+        return _head(entries, self.metadata, record, self.file)
 
 
-def _data(view: View, stored: Stored) -> Iterator[memoryview]:
-    """The bytes of a non-empty leaf, as they are stored in the file."""
-    blocks = [view] if dtypes.is_packed(stored.code) else view.blocks(BLOCK_BYTES)
-    return (dtypes.to_stored_bytes(block.read(), stored).data for block in blocks)
+def _lengths(digests: Mapping[str, bytes]) -> dict[str, int]:
+    return {name: len(each) for name, each in digests.items()}
+
+
+def _count(digests: Mapping[str, bytes]) -> int:
+    return sum(_lengths(digests).values()) // DIGEST_BYTES
+
+
+def _entry(name: str, stored: Stored) -> Entry:
+    return Entry(name, stored.code, stored.shape, stored.nbytes)
+
+
+def _head(
+    entries: Sequence[Entry], metadata: Mapping[str, str], record: Record, file: str
+) -> bytes:
+    return write_header(entries, with_record(metadata, record), file)
 
 
 @collector_paused()
@@ -132,18 +142,27 @@ def layout(leaves: Leaves, file: str, *, checksum: bool = False) -> Layout:
         if content.key is not None:
             keys[name] = content.key
         views[name] = (content.view, stored)
-    record = Record(_of_these(leaves), values, recorded, keys)
-    entries = data_order(
-        [Entry(name, part.code, part.shape, part.nbytes) for name, (_, part) in views.items()]
-    )
-    total = sum(entry.nbytes for entry in entries)
-    return Layout(
-        [(entry, *views[entry.name]) for entry in entries],
-        leaves.metadata,
-        record,
-        file,
-        chosen_block_bytes(total) if checksum else None,
-    )
+    entries = data_order([_entry(name, stored) for name, (_, stored) in views.items()])
+    digests = _no_digests_yet(entries) if checksum else None
+    record = Record(_of_these(leaves), values, recorded, keys, digests)
+    head = _head(entries, leaves.metadata, record, file)
+    begin = len(head)
+    extents: list[Extent] = []
+    for entry in entries:
+        extents.append(Extent(entry.name, begin, *views[entry.name]))
+        begin += entry.nbytes
+    return Layout(file, head, tuple(extents), leaves.metadata, record)
+
+
+def _no_digests_yet(entries: Sequence[Entry]) -> Digests:
+    """Zeros in place of the digests of the entries' data.
+
+    Raises `ImportError` if xxhash is missing, before any data is written.
+    """
+    hasher()
+    block_bytes = chosen_block_bytes(sum(entry.nbytes for entry in entries))
+    sizes = {each.name: digests_size(each.nbytes, block_bytes) for each in entries if each.nbytes}
+    return Digests(block_bytes, {name: bytes(size) for name, size in sizes.items()})
 
 
 def _of_these(leaves: Leaves) -> Structure:

@@ -2,18 +2,17 @@
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final, final
 
 from safejax._src.checkpoint.layout import Layout, layout
 from safejax._src.format import strict_json
-from safejax._src.format.index import INDEX_NAME, SINGLE_NAME
+from safejax._src.format.index import SINGLE_NAME
 from safejax._src.format.record import RECORD_KEY, Record, record_text
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.pytrees.structure import Structure
-from safejax._src.storage.files import write_chunks
-from safejax._src.storage.folders import write_folder_atomically
 
 _OURS: Final = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors(\.index\.json)?")
 
@@ -29,20 +28,12 @@ class Folder:
     @property
     def nbytes(self) -> int:
         """The total size of all files in bytes, without the index."""
-        return sum(plan.nbytes for plan in self.files.values())
+        return sum(each.nbytes for each in self.files.values())
 
-    def write(self, path: str, wrote: Callable[[int], None]) -> None:
-        """Make the folder at `path` hold all of these files, or leave it as it was."""
 
-        def fill(folder: str) -> None:
-            for name, plan in self.files.items():
-                with open(os.path.join(folder, name), "xb") as file:
-                    write_chunks(file.fileno(), plan.chunks(), wrote, plan.late_head)
-            if self.index is not None:
-                with open(os.path.join(folder, INDEX_NAME), "xb") as file:
-                    write_chunks(file.fileno(), iter([memoryview(self.index)]), lambda _: None)
-
-        write_folder_atomically(path, fill, lambda name: _OURS.fullmatch(name) is not None)
+def is_ours(name: str) -> bool:
+    """Whether a saved folder can have a file of this name; the next save replaces such files."""
+    return _OURS.fullmatch(name) is not None
 
 
 def folder_of(leaves: Leaves, file: str, max_shard_bytes: int, *, checksum: bool) -> Folder:
@@ -52,10 +43,10 @@ def folder_of(leaves: Leaves, file: str, max_shard_bytes: int, *, checksum: bool
     file of its own. If one file can hold them all, there is no index. Reads nothing.
     """
     whole = layout(leaves, file, checksum=checksum)
-    sizes = {entry.name: entry.nbytes for entry, _, _ in whole.leaves}
+    sizes = {extent.name: extent.nbytes for extent in whole.extents}
     shards = _assigned(sizes, max_shard_bytes)
     if len(shards) <= 1:
-        return Folder({SINGLE_NAME: whole}, None)
+        return Folder(MappingProxyType({SINGLE_NAME: whole}), None)
     files: dict[str, Layout] = {}
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
@@ -69,7 +60,7 @@ def folder_of(leaves: Leaves, file: str, max_shard_bytes: int, *, checksum: bool
     if record != Record():
         metadata[RECORD_KEY] = record_text(record)
     table = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
-    return Folder(files, strict_json.write_for_people(table).encode())
+    return Folder(MappingProxyType(files), strict_json.write_for_people(table).encode())
 
 
 def _assigned(sizes: Mapping[str, int], max_bytes: int) -> list[list[str]]:

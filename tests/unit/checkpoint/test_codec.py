@@ -30,7 +30,6 @@ from safejax import (
     transpose,
 )
 from safejax._src.checkpoint.decoding import open_file
-from safejax._src.checkpoint.layout import BLOCK_BYTES, layout
 from safejax.testing import ALL_DTYPES, assert_same_bits
 
 RNG = np.random.default_rng(7)
@@ -239,15 +238,6 @@ def test_encoding_reads_every_byte_once_and_decoding_none() -> None:
         repr(again)
         assert not log.reads
     assert set(again) == set(leaves)
-
-
-def test_large_leaves_are_streamed_in_blocks() -> None:
-    large = np.arange(BLOCK_BYTES // 4 + 10, dtype=np.int32)
-    leaves = decode(encode(Leaves({"w": large})))
-    plan = layout(cast("uint32", source="int32")(leaves), "f")
-    sizes = [chunk.nbytes for chunk in plan.chunks()]
-    assert sizes == [len(plan.head), BLOCK_BYTES, 40]
-    assert plan.nbytes == sum(sizes)
 
 
 # ---- the oracle

@@ -1,0 +1,92 @@
+"""The stream of a layout: the bytes of a file, made chunk by chunk while they are written.
+
+Digests are only known after all data has passed. A file whose first bytes can be written again
+is written once: `Stream` gives its chunks, and then its head with digests. Where bytes cannot be
+changed once they are sent, `final_chunks` reads the data twice.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import Final, final
+
+from safejax._src import dtypes
+from safejax._src.checkpoint.layout import Extent, Layout
+from safejax._src.reading.digests import BlockHasher, hasher
+
+BLOCK_BYTES: Final = 16 << 20
+"""Bytes of a leaf that are held in memory at a time while it is written."""
+
+
+@final
+class Stream:
+    """The bytes of the file of a layout, once, and the digests of what has passed."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._digests: dict[str, bytes] = {}
+
+    def chunks(self) -> Iterator[memoryview]:
+        """The file's bytes in order, with the layout's head.
+
+        At most about `BLOCK_BYTES` of them are copied at a time.
+        """
+        yield memoryview(self._layout.head)
+        yield from self._data()
+
+    def head(self) -> bytes:
+        """The head with the digests of the data, once all chunks have been taken."""
+        if self._layout.block_bytes is None:
+            return self._layout.head
+        return self._layout.head_with(self._digests)
+
+    @property
+    def late_head(self) -> Callable[[], bytes] | None:
+        """`head`, if it is another than that of the chunks; None if there are no digests."""
+        return None if self._layout.block_bytes is None else self.head
+
+    def _data(self) -> Iterator[memoryview]:
+        block_bytes = self._layout.block_bytes
+        if block_bytes is None:
+            yield from _data(self._layout)
+            return
+        for extent in self._layout.extents:
+            if not extent.nbytes:
+                continue
+            of_blocks = BlockHasher(hasher(), block_bytes)
+            for chunk in _data_of(extent):
+                of_blocks.update(chunk)
+                yield chunk
+            self._digests[extent.name] = of_blocks.digests()
+
+
+def final_chunks(layout: Layout) -> Iterator[memoryview]:
+    """The file's bytes in order, with the digests in the head.
+
+    If there are digests, the data is read twice, the first time before this returns.
+    """
+    stream = Stream(layout)
+    if layout.block_bytes is not None:
+        for _ in stream.chunks():
+            pass
+    return chain([memoryview(stream.head())], _data(layout))
+
+
+def to_bytes(layout: Layout) -> bytes:
+    """The bytes of the file; the data is read once."""
+    stream = Stream(layout)
+    _, *data = stream.chunks()
+    return b"".join([stream.head(), *data])
+
+
+def _data(layout: Layout) -> Iterator[memoryview]:
+    for extent in layout.extents:
+        yield from _data_of(extent)
+
+
+def _data_of(extent: Extent) -> Iterator[memoryview]:
+    """The bytes of a tensor, as they are stored in the file."""
+    view, stored = extent.view, extent.stored
+    if not stored.nbytes:
+        return
+    for block in [view] if dtypes.is_packed(stored.code) else view.blocks(BLOCK_BYTES):
+        yield dtypes.to_stored_bytes(block.read(), stored).data

@@ -1,0 +1,152 @@
+"""The stream of a layout: a file's bytes in blocks, and the digests of what has passed."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import xxhash
+
+from safejax import Leaves, cast, decode, encode, flatten, observe_reads, transpose
+from safejax._src.checkpoint.layout import Layout, layout
+from safejax._src.checkpoint.stream import BLOCK_BYTES, Stream, final_chunks, to_bytes
+
+LARGE = np.arange(BLOCK_BYTES // 4 + 10, dtype=np.int32)
+TREE: dict[str, Any] = {
+    "large": LARGE,
+    "rows": np.arange(12, dtype=np.float32).reshape(3, 4),
+    "packed": np.zeros((3, 2), ml_dtypes.float4_e2m1fn),
+    "none": np.zeros((0, 3)),
+    "scalar": np.int8(3),
+    "steps": [3, None],
+}
+
+
+def lazy_leaves(tree: Any = TREE) -> Leaves:
+    return decode(encode(flatten(tree)))
+
+
+def sizes(chunks: Iterator[memoryview]) -> list[int]:
+    return [chunk.nbytes for chunk in chunks]
+
+
+# ---- chunks
+
+
+def test_large_leaves_are_streamed_in_blocks() -> None:
+    leaves = lazy_leaves({"w": LARGE})
+    plan = layout(cast("uint32", source="int32")(leaves), "f")
+    expected = [len(plan.head), BLOCK_BYTES, 40]
+    assert sizes(Stream(plan).chunks()) == expected
+    assert plan.nbytes == sum(expected)
+
+
+@pytest.mark.parametrize("checksum", [False, True])
+def test_a_chunk_is_read_when_it_is_taken(checksum: bool) -> None:
+    leaves = cast("uint32", source="int32")(lazy_leaves({"w": LARGE}))
+    chunks = Stream(layout(leaves, "f", checksum=checksum)).chunks()
+    with observe_reads() as log:
+        next(chunks)
+        assert log.nbytes == 0
+        next(chunks)
+        assert log.nbytes == BLOCK_BYTES
+        next(chunks)
+        assert log.nbytes == LARGE.nbytes
+    assert list(chunks) == []
+
+
+def test_each_chunk_is_of_one_tensor_in_the_order_of_the_layout() -> None:
+    plan = layout(lazy_leaves(), "f")
+    begins = {extent.begin for extent in plan.extents if extent.nbytes}
+    reached = 0
+    for chunk in Stream(plan).chunks():
+        begins.discard(reached)
+        reached += chunk.nbytes
+    assert not begins
+    assert reached == plan.nbytes
+
+
+# ---- digests
+
+
+def streamed(plan: Layout) -> bytes:
+    """What a local file holds: all chunks, and then the late head over the first bytes."""
+    stream = Stream(plan)
+    data = bytearray().join(stream.chunks())
+    if stream.late_head is not None:
+        head = stream.late_head()
+        data[: len(head)] = head
+    return bytes(data)
+
+
+@pytest.mark.parametrize("checksum", [False, True])
+def test_every_way_gives_the_same_bytes(checksum: bool) -> None:
+    plan = layout(transpose("rows")(lazy_leaves()), "f", checksum=checksum)
+    data = to_bytes(plan)
+    assert len(data) == plan.nbytes
+    assert streamed(plan) == data
+    assert b"".join(final_chunks(plan)) == data
+    # A layout can be streamed again, since streams change nothing in it.
+    assert to_bytes(plan) == data
+
+
+def test_the_head_has_the_digests_of_the_data() -> None:
+    plan = layout(lazy_leaves(), "f", checksum=True)
+    data = to_bytes(plan)
+    assert plan.block_bytes is not None
+    expected = {
+        extent.name: b"".join(
+            xxhash.xxh3_64(data[begin : min(begin + plan.block_bytes, extent.end)]).digest()
+            for begin in range(extent.begin, extent.end, plan.block_bytes)
+        )
+        for extent in plan.extents
+        if extent.nbytes
+    }
+    assert len(expected["large"]) == 8 * 17
+    assert data.startswith(plan.head_with(expected))
+    assert not data.startswith(plan.head)
+
+
+def test_without_digests_the_head_is_final() -> None:
+    plan = layout(lazy_leaves(), "f")
+    stream = Stream(plan)
+    assert stream.late_head is None
+    assert stream.head() == plan.head
+    assert bytes(next(stream.chunks())) == plan.head
+
+
+def test_the_head_is_not_there_before_all_data_has_passed() -> None:
+    stream = Stream(layout(lazy_leaves(), "f", checksum=True))
+    chunks = stream.chunks()
+    with pytest.raises(ValueError, match="f: expected the digests of 20 blocks, got those of 0"):
+        stream.head()
+    next(chunks), next(chunks)
+    with pytest.raises(ValueError, match="got those of 0"):
+        stream.head()
+    for _ in chunks:
+        pass
+    assert stream.head()
+
+
+@pytest.mark.parametrize(("checksum", "times"), [(False, 1), (True, 2)])
+def test_final_chunks_read_the_data_for_its_digests_first(checksum: bool, times: int) -> None:
+    leaves = lazy_leaves()
+    total = sum(leaf.nbytes for leaf in leaves.values() if hasattr(leaf, "nbytes"))
+    packed = 3  # The nbytes of an array counts a byte for each of its elements.
+    plan = layout(leaves, "f", checksum=checksum)
+    with observe_reads() as log:
+        chunks = final_chunks(plan)
+        first = log.nbytes
+        assert first == (times - 1) * (total - packed)
+        for _ in chunks:
+            pass
+        assert log.nbytes == times * (total - packed)
+
+
+@pytest.mark.parametrize("checksum", [False, True])
+def test_bytes_are_made_of_one_reading(checksum: bool) -> None:
+    plan = layout(lazy_leaves({"w": LARGE}), "f", checksum=checksum)
+    with observe_reads() as log:
+        to_bytes(plan)
+        assert log.nbytes == LARGE.nbytes
