@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from jax.sharding import SingleDeviceSharding
 
@@ -260,6 +260,17 @@ def test_any_chain_goes_through_a_file_and_back(data: st.DataObject) -> None:
     same(by_name(step.inverse(stored)), by_name(step.inverse(there)), step)
     if "cast(" not in repr(step):
         same(by_name(step.inverse(stored)), by_name(before), step)
+
+
+@given(tree=pytrees())
+def test_a_tree_moves_whole_below_a_prefix_and_back(tree: Any) -> None:
+    data = safejax.serialize(tree)
+    stored = safejax.deserialize(data)
+    below = safejax.deserialize(data, transform=safejax.prefix("net"))
+    assume("net." not in flatten({"net": stored}))  # `prefix` gives the key '' the name `net`.
+    assert_trees_identical(below, {"net": stored})
+    above = safejax.prefix("net").inverse
+    assert_trees_identical(safejax.deserialize(safejax.serialize(below), transform=above), stored)
 
 
 def by_name(leaves: Leaves) -> Leaves:

@@ -63,7 +63,7 @@ class Structure(NamedTuple):
     `kinds` maps container keys (`container_key`), and `paths` maps names. For a tree that was
     flattened in this process there are also its `treedef` (JAX's `PyTreeDef`), the `names` of its
     leaves in order and, by name, its entries for `nothing` (None or `EMPTY`), so that the same
-    tree is built again, whatever its node types.
+    tree is built again, whatever its node types, as long as its containers have `own_kinds`.
     """
 
     kinds: Mapping[str, Kind] = {}
@@ -71,11 +71,13 @@ class Structure(NamedTuple):
     names: tuple[str, ...] = ()
     nothing: Mapping[str, Empty | None] = {}
     treedef: Any = None
+    own_kinds: Mapping[str, Kind] = {}
 
     def fits(self, entries: Mapping[str, Any]) -> bool:
         """Whether the treedef has exactly these entries, with nothing in the same places."""
         return (
             self.treedef is not None
+            and self.kinds == self.own_kinds
             and len(entries) == len(self.names) + len(self.nothing)
             and all(_is_something(entries.get(name)) for name in self.names)
             and all(entries.get(name, self) is item for name, item in self.nothing.items())

@@ -74,7 +74,7 @@ def walk(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> Walk:
                 nothing[name] = node
             entries[name] = node
     treedef = jax.tree_util.tree_structure(tree, is_leaf)
-    return Walk(entries, Structure(kinds, paths, tuple(names), nothing, treedef))
+    return Walk(entries, Structure(kinds, paths, tuple(names), nothing, treedef, kinds))
 
 
 # Asking JAX whether an object of one of these types is a leaf takes ten times as long.

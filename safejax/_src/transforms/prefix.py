@@ -22,7 +22,7 @@ class Prefix(Transform):
         renamed = Renamed(self)
         for name, leaf in leaves.items():
             renamed.add(self._below(name) if self.adds else self._above(name), leaf, name)
-        return leaves.replace(renamed.entries)
+        return renamed.leaves_like(leaves)
 
     def _below(self, name: str) -> str:
         return f"{self.text}{SEPARATOR}{name}" if name else self.text

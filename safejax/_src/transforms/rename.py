@@ -44,7 +44,7 @@ class Rename(Transform):
         for number, (source, _) in enumerate(self.rules):
             if self.must_match and number not in used:
                 raise nothing_matched(self, repr(source.text), leaves)
-        return leaves.replace(renamed.entries)
+        return renamed.leaves_like(leaves)
 
     @property
     def inverse(self) -> "Rename":

@@ -9,6 +9,7 @@ from safejax._src.arrays.content import Content
 from safejax._src.leaves.leaf import like_leaf
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import Transform
+from safejax._src.pytrees.moving import moved
 from safejax._src.pytrees.names import check_name
 from safejax._src.pytrees.patterns import Template
 from safejax._src.transforms.selection import nothing_matched
@@ -52,6 +53,11 @@ class Renamed:
             check_name(name)
         self.entries[name] = leaf
         self._origins[name] = origin
+
+    def leaves_like(self, leaves: Leaves) -> Leaves:
+        """The entries as Leaves, if each is one of `leaves`: containers that moved keep kinds."""
+        structure = moved(leaves.structure, self._origins, repr(self._transform))
+        return Leaves(self.entries, structure, leaves.metadata)
 
 
 def filled(

@@ -1,0 +1,105 @@
+"""Moves: what a structure records of a container follows the container to its new name."""
+
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from safejax._src.pytrees.names import SEPARATOR, join, split
+from safejax._src.pytrees.structure import (
+    Kind,
+    Segments,
+    Structure,
+    container_key,
+    container_segments,
+    path_of,
+    paths_of,
+)
+
+
+class _Move(NamedTuple):
+    """A leaf's old path and its new one, whose last `kept` segments are the same."""
+
+    old: Segments
+    new: Segments
+    kept: int
+
+
+def moved(structure: Structure, names: Mapping[str, str], step: str) -> Structure:
+    """The structure of leaves that get other names: `names` maps each new name to its old one.
+
+    A container moves whole if all leaves below it have the same new container, in which no other
+    leaf is, and keep the rest of their names. What is recorded of it (whether it is a list, and
+    which keys are ints) moves with it. What is recorded of any other container stays, for an
+    inverse that brings its leaves back. `step` names the transform in errors.
+    """
+    is_whole = len(names) == 1 and "" in names  # The only leaf takes the place of the tree.
+    nameless = is_whole or "" in names.values()
+    if not structure.kinds and not structure.paths and not nameless:
+        return structure
+    old_paths = paths_of(names.values(), structure, step)
+    moves = [_move(old, old_paths[old], new, is_whole) for new, old in names.items()]
+    kinds = _moved_kinds(structure.kinds, moves)
+    flat = any(kind.flat for kind in kinds.values())
+    paths = {name: path for name, path in structure.paths.items() if name not in old_paths}
+    for name, move in zip(names, moves, strict=True):
+        implied = path_of(name, kinds) if flat else split(name)
+        if implied != move.new:
+            paths[name] = move.new
+    if kinds == structure.kinds and paths == structure.paths:
+        return structure
+    return structure._replace(kinds=kinds, paths=paths)
+
+
+def _move(old_name: str, old: Segments, name: str, is_whole: bool) -> _Move:
+    """The move of a leaf to `name`, with as long an end of its path as fits."""
+    if is_whole:
+        rest = old[len(split(old_name)) :] if old_name else old
+        return _Move(old, rest, len(rest))
+    if name.endswith(SEPARATOR + old_name):
+        above = split(name[: -len(SEPARATOR + old_name)])
+        return _Move(old, (*above, *old), len(old))
+    if not old_name:
+        return _Move(old, (*split(name), *old), len(old))
+    if old_name.endswith(SEPARATOR + name):
+        count = len(split(old_name[: -len(SEPARATOR + name)]))
+        if join(old[:count]) + SEPARATOR + name == old_name:
+            return _Move(old, old[count:], len(old) - count)
+    for at in range(len(old)):
+        end = join(old[at:])
+        if name == end:
+            return _Move(old, old[at:], len(old) - at)
+        if name.endswith(SEPARATOR + end):
+            above = split(name[: -len(SEPARATOR + end)])
+            return _Move(old, (*above, *old[at:]), len(old) - at)
+    return _Move(old, split(name), 0)
+
+
+_APART: Final = object()
+
+
+def _moved_kinds(kinds: Mapping[str, Kind], moves: list[_Move]) -> dict[str, Kind]:
+    recorded = {container_segments(key): kind for key, kind in kinds.items()}
+    targets: dict[Segments, Segments | object] = {}
+    below: dict[Segments, int] = {}
+    for move in moves:
+        for depth in range(len(move.old) + 1):
+            container, rest = move.old[:depth], len(move.old) - depth
+            if container not in recorded:
+                continue
+            target = move.new[: len(move.new) - rest] if rest <= move.kept else _APART
+            below[container] = below.get(container, 0) + 1
+            if targets.setdefault(container, target) != target:
+                targets[container] = _APART
+    wanted = {target for target in targets.values() if target is not _APART}
+    arrived: dict[object, int] = dict.fromkeys(wanted, 0)
+    for move in moves:
+        for depth in range(len(move.new) + 1):
+            if move.new[:depth] in arrived:
+                arrived[move.new[:depth]] += 1
+    went = {
+        container: target
+        for container, target in targets.items()
+        if isinstance(target, tuple) and arrived[target] == below[container]
+    }
+    result = {container: kind for container, kind in recorded.items() if container not in went}
+    result |= {target: recorded[container] for container, target in went.items()}
+    return {container_key(container): kind for container, kind in result.items()}
