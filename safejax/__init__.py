@@ -39,12 +39,15 @@ if typing.TYPE_CHECKING:
     from safejax._src.planning.plan import Plan
     from safejax._src.transforms.cast import cast
     from safejax._src.transforms.elementwise import elementwise
+    from safejax._src.transforms.keys import keys
+    from safejax._src.transforms.pad import crop, pad
     from safejax._src.transforms.prefix import prefix
     from safejax._src.transforms.rename import rename
     from safejax._src.transforms.reshape import reshape
     from safejax._src.transforms.select import drop, select
     from safejax._src.transforms.split import concat, split
     from safejax._src.transforms.stack import stack, unstack
+    from safejax._src.transforms.tie import tie
     from safejax._src.transforms.transpose import transpose
 
 __version__ = "1.0.0.dev0"
@@ -75,16 +78,19 @@ __all__ = [
     "cast",
     "chain",
     "concat",
+    "crop",
     "decode",
     "deserialize",
     "drop",
     "elementwise",
     "encode",
     "flatten",
+    "keys",
     "load",
     "materialize",
     "metadata",
     "observe_reads",
+    "pad",
     "plan",
     "prefix",
     "rename",
@@ -96,6 +102,7 @@ __all__ = [
     "split",
     "stack",
     "step",
+    "tie",
     "transpose",
     "unflatten",
     "unstack",
@@ -106,8 +113,11 @@ _LATER = {
     "Plan": "safejax._src.planning.plan",
     "cast": "safejax._src.transforms.cast",
     "concat": "safejax._src.transforms.split",
+    "crop": "safejax._src.transforms.pad",
     "drop": "safejax._src.transforms.select",
     "elementwise": "safejax._src.transforms.elementwise",
+    "keys": "safejax._src.transforms.keys",
+    "pad": "safejax._src.transforms.pad",
     "plan": "safejax._src.planning.dry_run",
     "prefix": "safejax._src.transforms.prefix",
     "rename": "safejax._src.transforms.rename",
@@ -115,6 +125,7 @@ _LATER = {
     "select": "safejax._src.transforms.select",
     "split": "safejax._src.transforms.split",
     "stack": "safejax._src.transforms.stack",
+    "tie": "safejax._src.transforms.tie",
     "transpose": "safejax._src.transforms.transpose",
     "unstack": "safejax._src.transforms.stack",
 }

@@ -1,0 +1,139 @@
+"""`tie`: one stored leaf under two names, as models with tied weights have it."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import jax
+import numpy as np
+
+from safejax._src.arrays.lazy import LazyArray
+from safejax._src.leaves.leaf import content_at, describe, is_array
+from safejax._src.leaves.leaves import Leaves
+from safejax._src.leaves.steps import Transform
+from safejax._src.pytrees.patterns import Template
+from safejax._src.transforms.renaming import parsed_template
+from safejax._src.transforms.selection import nothing_matched
+from safejax.errors import TransformError
+
+_BLOCK_BYTES = 16 << 20
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Tie(Transform):
+    """Second names for leaves, added or removed; see `tie`."""
+
+    rules: tuple[tuple[Template, Template], ...]
+    adds: bool = True
+    must_match: bool = True
+
+    def __call__(self, leaves: Leaves, /) -> Leaves:
+        entries = dict(leaves)
+        for name, original in self._pairs(leaves):
+            if self.adds:
+                if name in entries:
+                    raise TransformError(
+                        f"{self!r}: expected {name!r} to be a new name, there is a leaf of that "
+                        "name: drop it first, or correct the template"
+                    )
+                entries[name] = _second(name, leaves[original])
+            elif name in leaves:
+                _check_same(self, name, leaves[name], original, leaves[original])
+                del entries[name]
+        return leaves.replace(entries)
+
+    def _pairs(self, leaves: Leaves) -> Iterator[tuple[str, str]]:
+        """The second name and the first one of each leaf that is tied."""
+        for name, original in self.rules:
+            match = original.matcher()
+            matched = False
+            for found in leaves:
+                values = match(found)
+                if values is not None:
+                    second = name.fill(values)
+                    if self.adds or second in leaves:
+                        matched = True
+                        yield second, found
+            if self.must_match and not matched:
+                pattern = original.text if self.adds else name.text
+                raise nothing_matched(self, pattern, leaves)
+
+    @property
+    def inverse(self) -> "Tie":
+        return Tie(self.rules, not self.adds, self.must_match)
+
+    def __repr__(self) -> str:
+        rules = {name.text: original.text for name, original in self.rules}
+        must_match = "" if self.must_match else ", must_match=False"
+        return f"tie({rules!r}{must_match}){'' if self.adds else '.inverse'}"
+
+
+def _second(name: str, leaf: Any) -> Any:
+    """A leaf of its own with the same values, so that either may be donated."""
+    if not is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf
+    return LazyArray(content_at(name, leaf), name)
+
+
+def _check_same(step: Tie, name: str, leaf: Any, original: str, first: Any) -> None:
+    if not _same(name, leaf, original, first):
+        raise TransformError(
+            f"{step!r}: leaf {name!r}: expected the values of {original!r}, {describe(first)}, got "
+            f"others, {describe(leaf)}: they would be lost; keep both, or drop({name!r})"
+        )
+
+
+def _same(name: str, leaf: Any, original: str, first: Any) -> bool:
+    if leaf is first:
+        return True
+    if not is_array(leaf) or not is_array(first):
+        return type(leaf) is type(first) and repr(leaf) == repr(first)
+    if isinstance(leaf, jax.ShapeDtypeStruct) or isinstance(first, jax.ShapeDtypeStruct):
+        return leaf.shape == first.shape and leaf.dtype == first.dtype
+    one, other = content_at(name, leaf), content_at(original, first)
+    if one == other:
+        return True
+    if (one.key, one.view.dtype, one.view.shape) != (other.key, other.view.dtype, other.view.shape):
+        return False
+    blocks = zip(one.view.blocks(_BLOCK_BYTES), other.view.blocks(_BLOCK_BYTES), strict=True)
+    return all(_bytes(left.read()) == _bytes(right.read()) for left, right in blocks)
+
+
+def _bytes(array: np.ndarray[Any, Any]) -> bytes:
+    return np.ascontiguousarray(array).tobytes()
+
+
+def tie(names: Mapping[str, str], *, must_match: bool = True) -> Tie:
+    """A transform that gives leaves a second name; its inverse removes it again.
+
+    Each key is the template of the second name, and its value is the template of the leaf that is
+    stored, with the same placeholders. Models with tied weights store one array and have it twice
+    in their tree: load such a file with `tie(...)`, and save such a tree with `tie(...).inverse`.
+    Nothing is read to tie; each of the two leaves is placed by itself, so that either may be
+    donated. The inverse compares the two leaves bit by bit, unless they are one array, and removes
+    the second only if they are equal. A template that matches no leaf is an error, unless
+    `must_match` is false.
+
+    >>> import jax.numpy as jnp
+    >>> from safejax import flatten, tie
+    >>> tied = tie({"head.weight": "embed.weight"})
+    >>> leaves = tied(flatten({"embed": {"weight": jnp.ones((4, 2))}}))
+    >>> sorted(leaves), sorted(tied.inverse(leaves))
+    (['embed.weight', 'head.weight'], ['embed.weight'])
+
+    Raises `TransformError` when it is built with invalid templates, and when it is applied where
+    the second name is taken or, for the inverse, to two leaves with different values.
+    """
+    if not isinstance(names, Mapping) or not names:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TransformError(f"tie: expected a mapping of second names to names, got {names!r}")
+    rules: list[tuple[Template, Template]] = []
+    for second, first in names.items():
+        name, original = parsed_template("tie", second), parsed_template("tie", first)
+        if set(name.placeholders) != set(original.placeholders):
+            raise TransformError(
+                f"tie: expected the same placeholders in {second!r} and {first!r}, got "
+                f"{sorted(set(name.placeholders))} and {sorted(set(original.placeholders))}"
+            )
+        rules.append((name, original))
+    return Tie(tuple(rules), must_match=must_match)
