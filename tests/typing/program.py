@@ -119,14 +119,18 @@ def transforming(leaves: safejax.Leaves) -> safejax.Transform:
     found: list[safejax.Transform] = [
         safejax.cast("bfloat16", source="float32", where="*.kernel", must_match=False),
         safejax.concat(["a", "b"], "c", axis=1, sizes=(1, 2)),
+        safejax.crop("*.embedding", axis=0, to=50257, source=50304),
         safejax.drop("opt_state.*"),
         safejax.elementwise(lambda x: x + 1, "*.scale", inverse=lambda x: x - 1),
+        safejax.keys("rng", impl="rbg"),
+        safejax.pad("*.embedding", axis=0, to=50304, value=0.5),
         safejax.prefix("model"),
         safejax.rename({"a.*": "b.*"}, strict=True),
         safejax.reshape("*.query", (-1, 4), source=[4, -1]),
         safejax.select("params.*", lambda name: name == "step"),
         safejax.split("a", ["b", "c"]),
         safejax.stack("layers.{i}.*"),
+        safejax.tie({"head.weight": "embed.weight"}),
         safejax.transpose("*.kernel", axes=[1, 0]),
         safejax.unstack("layers.*", "layers.{i}.*"),
     ]

@@ -185,7 +185,17 @@ def apply(transform: Callable[[Leaves], Leaves] | None, leaves: Leaves) -> Leave
         )
     if any(isinstance(leaf, np.ndarray | np.generic) for leaf in result.values()):
         # An array that a user's function computed with NumPy becomes a lazy leaf like the others.
-        return result.map(_lazy)
+        result = result.map(_lazy)
+    seen: set[int] = set()
+    twice: set[str] = set()
+    for name, leaf in result.items():
+        if isinstance(leaf, LazyArray):
+            (twice.add(name) if id(leaf) in seen else seen.add(id(leaf)))
+    if twice:
+        # A leaf of its own for each name, so that one can be donated without the other.
+        return result.map(
+            lambda name, leaf: LazyArray(leaf.content, name) if name in twice else leaf
+        )
     return result
 
 

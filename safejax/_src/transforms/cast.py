@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, final
+from typing import Any, Final, final
 
 import numpy as np
 
@@ -68,8 +68,9 @@ def cast(
 
     Integers, bools, complex numbers, typed keys and Python scalars are kept. With `source`,
     exactly the leaves of that dtype are converted, of whatever kind it is, and the inverse
-    converts `dtype` back to `source`. `where` (a pattern, or a function of the name) selects
-    among them; a pattern that matches no leaf is an error, unless `must_match` is false.
+    converts `dtype` back to `source`. Both may be names, short ones included: `"bf16"`, `"fp16"`,
+    `"fp32"`, `"fp64"`, `"f8_e4m3"`, `"f8_e5m2"`. `where` (a pattern, or a function of the name)
+    selects among them; a pattern that matches no leaf is an error, unless `must_match` is false.
 
     Values are converted as by NumPy's `astype`: to the nearest value, ties to even, and beyond
     the range to infinity or NaN, whichever the dtype has. A NaN stays a NaN, but its payload may
@@ -106,12 +107,24 @@ def _is_convertible(source: Dtype, target: Dtype) -> bool:
     return True
 
 
+_SHORT: Final = {
+    "bf16": "bfloat16", "fp16": "float16", "f16": "float16", "fp32": "float32", "f32": "float32",
+    "fp64": "float64", "f64": "float64", "f8_e4m3": "float8_e4m3fn", "f8_e5m2": "float8_e5m2",
+}  # fmt: skip
+"""Names that configurations and the headers of files use."""
+
+
 def _dtype(argument: str, dtype: Any) -> Dtype:
+    if isinstance(dtype, str):
+        dtype = _SHORT.get(dtype.lower(), dtype)
     try:
         # NumPy would read None as float64.
         parsed = None if dtype is None else np.dtype(dtype)
     except (TypeError, ValueError):
         parsed = None
     if parsed is None or stored_as(parsed, ()) is None:
-        raise TransformError(f"cast: expected {argument} to be a dtype that JAX has, got {dtype!r}")
+        raise TransformError(
+            f"cast: expected {argument} to be a dtype that JAX has, got {dtype!r}: name one, for "
+            "example 'bfloat16', 'float16' or 'float32'"
+        )
     return parsed

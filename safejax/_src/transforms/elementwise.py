@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias, final
+from typing import Any, Final, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,8 @@ from safejax.errors import NotInvertibleError, TransformError
 
 Function: TypeAlias = Callable[[NDArray[Any]], Any]
 
-_PROBE = (1, 2)
-"""The shape of the array on which a function is tried: not square, and not empty."""
+_PROBE: Final = ((1, 0, 1, 1),)
+"""The values on which a function is tried; every dtype and most functions have these."""
 
 
 @final
@@ -40,14 +40,23 @@ class Elementwise(Transform):
             raise TransformError(
                 f"{self!r}: leaf {name!r}: expected numbers, got typed keys: narrow the pattern"
             )
-        dtype = content.view.dtype
+        probe = np.array(_PROBE, content.view.dtype)
+        on_any = _OnBlocks(self.function, None, repr(self), name)
         with np.errstate(all="ignore"):
-            result = np.asarray(self.function(np.ones(_PROBE, dtype)))
-        if result.shape != _PROBE or stored_as(result.dtype, ()) is None:
+            result = on_any(probe)
+            # What the function does with each value alone.
+            alone = np.stack([on_any(probe[:, at : at + 1]) for at in (0, 1)])
+        if stored_as(result.dtype, ()) is None:
             raise TransformError(
-                f"{self!r}: leaf {name!r}: expected the function to return {list(_PROBE)} elements "
-                f"of a dtype that JAX has for {dtype}{list(_PROBE)}, got {result.dtype}"
-                f"{list(result.shape)}: it must work on each element by itself"
+                f"{self!r}: leaf {name!r}: expected the function to return a dtype that JAX has, "
+                f"got {result.dtype} for {probe.dtype}: convert its result with astype"
+            )
+        if not _same_values(result, np.where(probe.astype(bool), alone[0], alone[1])):
+            raise TransformError(
+                f"{self!r}: leaf {name!r}: expected the function to work on each element by "
+                f"itself, but for {probe.tolist()} it returned {result.tolist()}, and "
+                f"{alone[0].item()!r} and {alone[1].item()!r} for 1 and 0 alone: parts of a leaf "
+                "are read by themselves; apply it to loaded arrays instead"
             )
         on_blocks = _OnBlocks(self.function, result.dtype, repr(self), name)
         return Content(Pointwise(content.view, on_blocks, result.dtype))
@@ -73,22 +82,46 @@ class Elementwise(Transform):
 @final
 @dataclass(frozen=True, slots=True)
 class _OnBlocks:
-    """The function, applied to a block that was read; its result is checked."""
+    """The function, applied to a block that was read; its result is checked.
+
+    `dtype` is that of the result, or None if it is not known yet.
+    """
 
     function: Function
-    dtype: Dtype
+    dtype: Dtype | None
     step: str
     name: str
 
     def __call__(self, array: NDArray[Any]) -> NDArray[Any]:
-        result = np.asarray(self.function(array))
-        if (result.shape, result.dtype) != (array.shape, self.dtype):
+        block = f"{array.dtype}{list(array.shape)}"
+        try:
+            result = np.asarray(self.function(array))
+        except Warning:  # One that the user has made an error.
+            raise
+        except Exception as error:
             raise TransformError(
-                f"{self.step}: leaf {self.name!r}: expected the function to return "
-                f"{self.dtype}{list(array.shape)} for a block of that shape, as it did when it "
-                f"was tried, got {result.dtype}{list(result.shape)}"
+                f"{self.step}: leaf {self.name!r}: expected a function of {block}, it raised "
+                f"{type(error).__name__}: {error}: narrow the pattern, or correct the function"
+            ) from error
+        if result.shape != array.shape or self.dtype not in (None, result.dtype):
+            expected = f"{self.dtype or ''}{list(array.shape)}"
+            raise TransformError(
+                f"{self.step}: leaf {self.name!r}: expected the function to return {expected} for "
+                f"{block}, got {result.dtype}{list(result.shape)}: it must work on each element by "
+                "itself"
             )
         return result
+
+
+def _same_values(actual: NDArray[Any], expected: NDArray[Any]) -> bool:
+    """Whether the values are the same, up to rounding, which may depend on the block's length."""
+    if actual.dtype != expected.dtype:
+        return False
+    if actual.dtype.kind in "biu":
+        return bool(np.array_equal(actual, expected))
+    wide = np.complex128 if actual.dtype.kind == "c" else np.float64
+    with np.errstate(all="ignore"):
+        return bool(np.allclose(actual.astype(wide), expected.astype(wide), 1e-3, equal_nan=True))
 
 
 def elementwise(
@@ -98,10 +131,11 @@ def elementwise(
 
     `function` is called with NumPy arrays of any shape, which are blocks of a leaf; it must not
     change them, and it returns arrays of the same shape. The result for an element must depend
-    neither on other elements nor on its position. The new dtype is found by calling `function`
-    with two ones. A lazy leaf stays lazy, and a part of it reads only its own bytes. `inverse`
-    is the function that reverses it. Python scalars are kept. `where` is a pattern, or a function
-    of the name; a pattern that matches no leaf is an error, unless `must_match` is false.
+    neither on other elements nor on its position, which is checked by calling `function` with
+    ones and zeros together and alone; the result also gives the new dtype. A lazy leaf stays lazy,
+    and a part of it reads only its own bytes. `inverse` is the function that reverses it. Python
+    scalars are kept. `where` is a pattern, or a function of the name; a pattern that matches no
+    leaf is an error, unless `must_match` is false.
 
     >>> import jax.numpy as jnp
     >>> from safejax import elementwise, flatten
@@ -110,7 +144,8 @@ def elementwise(
     [1.0, 1.0]
 
     Raises `TransformError` when it is built with anything that is not callable, and when it is
-    applied to a leaf for which the function returns another number of elements.
+    applied to a leaf for which the function raises an error, returns another number of elements,
+    or returns something else for an element beside others than for the element alone.
     """
     for called in (function,) if inverse is None else (function, inverse):
         if not callable(called):

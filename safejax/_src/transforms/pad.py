@@ -12,9 +12,7 @@ from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import Transform
 from safejax._src.pytrees.patterns import Where
 from safejax._src.reading.concatenation import concatenation
-from safejax._src.reading.source import BufferSource
-from safejax._src.reading.view import Strided, View
-from safejax._src.reading.windows import Window
+from safejax._src.reading.constant import constant
 from safejax._src.transforms.selection import (
     checked_axis,
     map_contents,
@@ -52,8 +50,8 @@ class Resize(Transform):
         if (size > self.to) if self.grows else (size < self.to):
             bound, other = ("at most", "crop") if self.grows else ("at least", "pad")
             raise TransformError(
-                f"{self!r}: leaf {name!r}: expected a size of {bound} {self.to} of axis {axis}, got "
-                f"{list(shape)}: narrow the pattern, correct to, or use {other}"
+                f"{self!r}: leaf {name!r}: expected a size of {bound} {self.to} of axis {axis}, "
+                f"got {list(shape)}: narrow the pattern, correct to, or use {other}"
             )
         if size == self.to:
             return content
@@ -65,7 +63,7 @@ class Resize(Transform):
                 f"{self!r}: leaf {name!r}: expected numbers, got typed keys: narrow the pattern"
             )
         added = (*shape[:axis], self.to - size, *shape[axis + 1 :])
-        padding = _constant(self._fill(name, content.view.dtype), added)
+        padding = constant(self._fill(name, content.view.dtype), added)
         return Content(concatenation((content.view, padding), axis))
 
     def _fill(self, name: str, dtype: Dtype) -> np.ndarray[Any, Any]:
@@ -89,8 +87,8 @@ class Resize(Transform):
     def inverse(self) -> "Resize":
         if self.source is None:
             raise NotInvertibleError(
-                f"{self!r}: expected the size before it, which the inverse goes back to, got none: "
-                f"give it, as in source={self.to - 1 if self.grows else self.to + 1}"
+                f"{self!r}: expected a size to go back to, got none: give the size before it, for "
+                f"example source={self.to - 1 if self.grows else self.to + 1}"
             )
         return Resize(
             self.where, self.axis, self.source, self.value, self.to, not self.grows, self.must_match
@@ -104,12 +102,6 @@ class Resize(Transform):
             f"{'pad' if self.grows else 'crop'}({show_where(self.where)}, axis={self.axis}, "
             f"to={self.to}{value}{source}{must_match})"
         )
-
-
-def _constant(fill: np.ndarray[Any, Any], shape: tuple[int, ...]) -> View:
-    """A view of `shape` that shows one value everywhere."""
-    window = Window(0, shape, (0,) * len(shape))
-    return Strided(BufferSource(fill.tobytes(), "padding"), 0, fill.dtype, window)
 
 
 def pad(

@@ -43,7 +43,7 @@ class Rename(Transform):
                 )
         for number, (source, _) in enumerate(self.rules):
             if self.must_match and number not in used:
-                raise nothing_matched(self, repr(source.text), leaves)
+                raise nothing_matched(self, source.text, leaves)
         return renamed.leaves_like(leaves)
 
     @property

@@ -101,7 +101,7 @@ def parted(
         for target, part in parts(name, leaf, values):
             renamed.add(target, like_leaf(leaf, part, target), name)
     if must_match and not matched:
-        raise nothing_matched(transform, repr(template.text), leaves)
+        raise nothing_matched(transform, template.text, leaves)
     return leaves.replace(renamed.entries)
 
 

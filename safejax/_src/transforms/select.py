@@ -24,7 +24,7 @@ class Select(Transform):
         for where in self.wheres:
             names = set(filter(predicate(where), leaves))
             if self.must_match and not names:
-                raise nothing_matched(self, show_where(where), leaves)
+                raise nothing_matched(self, where, leaves)
             matched |= names
         return leaves.replace(
             {name: leaf for name, leaf in leaves.items() if (name in matched) == self.keep}

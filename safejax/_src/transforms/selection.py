@@ -1,7 +1,10 @@
 """What transforms share: the leaves that they apply to, and their axes."""
 
+import difflib
 import operator
+import re
 from collections.abc import Callable
+from typing import Final
 
 from safejax._src.arrays.content import Content
 from safejax._src.leaves.leaf import content_at, is_array, like_leaf
@@ -46,7 +49,7 @@ def map_contents(
     """
     names = set(leaves) if where is None else set(filter(predicate(where), leaves))
     if where is not None and must_match and not names:
-        raise nothing_matched(transform, show_where(where), leaves)
+        raise nothing_matched(transform, where, leaves)
     entries = dict(leaves)
     for name in names:
         leaf = entries[name]
@@ -58,14 +61,45 @@ def map_contents(
     return leaves.replace(entries)
 
 
-def nothing_matched(transform: Transform, pattern: str, leaves: Leaves) -> TransformError:
-    """The error for a pattern that matches no leaf."""
+def nothing_matched(transform: Transform, where: Where, leaves: Leaves) -> TransformError:
+    """The error for a pattern, or a function, that matches no leaf."""
     some = ", ".join(repr(name) for name in list(leaves)[:5]) or "none at all"
+    helps = _pattern_that_helps(where, leaves) if isinstance(where, str) else None
     return TransformError(
-        f"{transform!r}: expected {pattern} to match a leaf, it matches none of the "
-        f"{len(leaves)} leaves ({some}{', …' if len(leaves) > 5 else ''}): correct it, or "
-        "pass must_match=False"
+        f"{transform!r}: expected {show_where(where)} to match a leaf, it matches none of the "
+        f"{len(leaves)} leaves ({some}{', …' if len(leaves) > 5 else ''}): "
+        f"{helps or 'correct it'}, or pass must_match=False"
     )
+
+
+def _pattern_that_helps(pattern: str, leaves: Leaves) -> str | None:
+    """What to write in place of a pattern that matches nothing, as far as one can tell."""
+    literal = _without_regex(pattern)
+    candidates = [literal, f"{literal}.*", f"*.{literal}", f"*.{literal}.*", f"*{literal}*"]
+    for candidate in candidates:
+        try:
+            matches = predicate(candidate)
+        except TransformError:
+            continue
+        count = sum(map(matches, leaves))
+        if count and candidate != pattern:
+            kind = ", a pattern and not a regular expression" if literal != pattern else ""
+            return f"write {candidate!r}, which matches {count}{kind}"
+    is_name = not Template.parse(pattern).placeholders
+    near = difflib.get_close_matches(pattern, leaves, n=3) if is_name else []
+    return f"is it {' or '.join(map(repr, near))}?" if near else None
+
+
+_REGEX: Final = re.compile(r"[\\^$\[(|]|\.\+")
+_REGEX_RUN: Final = re.compile(r"\\[dwDWS][+*]?|\[[^\]]*\][+*]?|\([^()]*\)[+*?]?|\.[+*]")
+
+
+def _without_regex(text: str) -> str:
+    """The pattern that a regular expression seems to mean; `text` if it is none."""
+    if not _REGEX.search(text):
+        return text
+    dotted = text.removeprefix("^").removesuffix("$").replace("\\.", "\0")
+    return re.sub(r"\*{2,}", "*", _REGEX_RUN.sub("*", dotted)).replace("\0", ".")
 
 
 def checked_axis(

@@ -91,8 +91,7 @@ class Concat(Transform):
     def __call__(self, leaves: Leaves, /) -> Leaves:
         groups = self._groups(leaves)
         if self.must_match and not groups:
-            texts = " and ".join(repr(template.text) for template in self.templates)
-            raise nothing_matched(self, texts, leaves)
+            raise nothing_matched(self, self.templates[0].text, leaves)
 
         def whole(names: list[str], target: str) -> Content:
             return self._concatenated(leaves, names, target)

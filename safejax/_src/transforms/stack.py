@@ -29,7 +29,7 @@ class Stack(Transform):
     def __call__(self, leaves: Leaves, /) -> Leaves:
         groups = self._groups(leaves)
         if self.must_match and not groups:
-            raise nothing_matched(self, repr(self.template.text), leaves)
+            raise nothing_matched(self, self.template.text, leaves)
 
         def whole(names: list[str], target: str) -> Content:
             return self._stacked(leaves, names, target)

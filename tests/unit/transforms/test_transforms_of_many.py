@@ -177,7 +177,7 @@ UNSTACKABLE: dict[str, tuple[dict[str, Any], Any, str]] = {
         concat(["a", "b"], "c"),
         "expected arrays of one dtype",
     ),
-    "concat no match": ({"z": ONES}, concat(["a", "b"], "c"), "'a' and 'b' to match a leaf"),
+    "concat no match": ({"z": ONES}, concat(["a", "b"], "c"), "'a' to match a leaf"),
     "prefix away": ({"a": 1}, prefix("m").inverse, "begin with 'm.', got 'a'"),
     "prefix away of half a word": ({"mm.a": 1}, prefix("m").inverse, "got 'mm.a'"),
     "prefix away of nothing": ({"m.": 1}, prefix("m").inverse, "got 'm.'"),
@@ -194,7 +194,7 @@ UNSTACKABLE: dict[str, tuple[dict[str, Any], Any, str]] = {
     "reshape nothing": ({"a": ONES}, reshape("b", (6,)), "'b' to match"),
     "elementwise of keys": ({"a": jax.random.key(0)}, elementwise(np.exp, "a"), "got typed keys"),
     "elementwise to one": ({"a": ONES}, elementwise(np.sum, "a"), r"got float32\[\]"),
-    "elementwise to a row": ({"a": ONES}, elementwise(np.ravel, "a"), r"got float32\[2\]"),
+    "elementwise to a row": ({"a": ONES}, elementwise(np.ravel, "a"), r"got float32\[4\]"),
     "elementwise to text": ({"a": ONES}, elementwise(lambda x: x.astype(str), "a"),
                             "a dtype that JAX"),
     "elementwise of nothing": ({"a": ONES}, elementwise(np.exp, "b"), "'b' to match"),
@@ -376,13 +376,13 @@ def test_a_function_may_use_other_leaves_of_the_tree(behind: bool) -> None:
 
 def test_what_a_function_gives_later_is_checked_too() -> None:
     def to_float64_if_there_are_many(array: Any) -> Any:
-        return array if array.size < 3 else array.astype(np.float64)
+        return array if array.size < 5 else array.astype(np.float64)
 
     leaf = elementwise(to_float64_if_there_are_many, "a")(lazily(Leaves({"a": ONES})))["a"]
     with pytest.raises(TransformError, match=r"expected the function to return float32.*float64"):
         np.asarray(leaf)
     leaf = elementwise(lambda x: x[:1], "a")(lazily(Leaves({"a": ONES})))["a"]
-    with pytest.raises(TransformError, match=r"leaf 'a'.*float32\[2, 3\] for a block.*\[1, 3\]"):
+    with pytest.raises(TransformError, match=r"leaf 'a'.*float32\[2, 3\] for .*\[1, 3\]"):
         np.asarray(leaf)
 
 
