@@ -94,7 +94,7 @@ LEFT_OVER: Final = (
         _WITH_A_KEY,
     ),
     LeftOver(
-        r"Array\.device", "values",
+        r"Array\.(device|sharding)", "values",
         "JAX writes the sharding of keys now with and now without the axes that are whole",
         _WITH_A_KEY,
     ),
@@ -102,7 +102,7 @@ LEFT_OVER: Final = (
         r"Array\.__(deep)?copy__|copy\.(deep)?copy", "sharding",
         "on explicit meshes JAX writes the axes of a copy out: P('x', None) for P('x')",
     ),
-    LeftOver(r"scipy\..*", UNSTEADY, "is another one for every call"),
+    LeftOver(r"scipy\..*|jax\.vjp", UNSTEADY, "is another one for every call"),
 )  # fmt: skip
 """What the README tells to call `materialize` for, and what is otherwise by design."""
 
