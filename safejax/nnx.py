@@ -15,7 +15,9 @@ from safejax._src.leaves.flatten import flatten
 from safejax._src.leaves.leaf import is_array
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import apply
+from safejax._src.pytrees.structure import EMPTY
 from safejax._src.reading.remote import FileSystem
+from safejax._src.transforms.rename import rename
 
 try:
     from flax import nnx
@@ -26,6 +28,8 @@ except ModuleNotFoundError as error:
 __all__ = ["load_into"]
 
 _Graph = TypeVar("_Graph")
+
+_BOX: Final = ".value"
 
 # The metadata that names a variable's axes: in Flax 0.12, and before.
 _AXES: Final = ("out_sharding", "sharding_names", "sharding")
@@ -85,6 +89,10 @@ def deserialize_like(leaves: Leaves, file: str, like: _Graph, options: Options) 
     """A state or module like `like`, whose variables have the values of `leaves`."""
     state = _state(like)
     expected = nnx.to_pure_dict(state, _expected)
+    transform = options.transform
+    options = replace(
+        options, transform=lambda leaves: _unboxed(apply(transform, leaves), expected)
+    )
     if is_nnx(options.sharding):  # As nnx.get_named_sharding gives them.
         options = replace(options, sharding=values_of(options.sharding))
     values = options.tree(leaves, file, expected)
@@ -96,6 +104,21 @@ def deserialize_like(leaves: Leaves, file: str, like: _Graph, options: Options) 
         return filled
     graph, _ = nnx.split(like)
     return nnx.merge(graph, filled)
+
+
+def _unboxed(leaves: Leaves, expected: Any) -> Leaves:
+    """The leaves by the paths of their variables, also where `safejax.save` stored a module.
+
+    As a pytree, a variable is a container of its value, so that each of these names has one
+    segment more.
+    """
+    names = flatten(expected).keys()
+    boxed = {name.removesuffix(_BOX) for name in leaves if name.endswith(_BOX)}
+    if names & leaves.keys() or not names & boxed:
+        return leaves
+    # Modules have containers of their own state beside their variables; as stored they are empty.
+    stored = {name: leaf for name, leaf in leaves.items() if leaf is not EMPTY}
+    return rename({f"*{_BOX}": "*"})(leaves.replace(stored))
 
 
 def _is_graph(node: Any) -> bool:
