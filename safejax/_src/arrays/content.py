@@ -8,6 +8,11 @@ import jax
 from safejax._src.reading.view import View
 
 
+def is_key(dtype: Any) -> bool:
+    """Whether `dtype` is that of typed key arrays."""
+    return jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+
+
 @lru_cache(maxsize=64)
 def key_dtype(key: str) -> Any:
     """The dtype of key arrays of the implementation named `key`."""
