@@ -1,8 +1,10 @@
 """Structure: what names alone do not say of a pytree, and the tree that is built from names.
 
 A `Structure` holds the kind of each container that is not a dict with string keys, and the path
-of each name that does not split into its path. Transforms never change a structure. A kind is
-used if the children that are present fit it; otherwise a dict is built.
+of each name that does not split into its path: a file records both. Transforms never change a
+structure. A kind is used if the children that are present fit it; otherwise a dict is built.
+
+A process that flattened the tree itself remembers more, which no file holds: JAX's own treedef.
 """
 
 import contextlib
@@ -57,29 +59,41 @@ class Kind(NamedTuple):
 
 
 @final
+class Flattened(NamedTuple):
+    """What this process remembers of a tree, so that it builds the same one, of any node types.
+
+    `treedef` is JAX's `PyTreeDef`, `names` are those of its leaves, in order, and `nothing` has
+    its entries that are None or `EMPTY`, by name.
+    """
+
+    treedef: Any
+    names: tuple[str, ...]
+    nothing: Mapping[str, Empty | None]
+
+    def fits(self, entries: Mapping[str, Any]) -> bool:
+        """Whether the tree has exactly these entries, with nothing in the same places."""
+        return (
+            len(entries) == len(self.names) + len(self.nothing)
+            and all(_is_something(entries.get(name)) for name in self.names)
+            and all(entries.get(name, self) is item for name, item in self.nothing.items())
+        )
+
+    def build(self, entries: Mapping[str, Any]) -> Any:
+        """The tree with these entries, which must fit it."""
+        return jax.tree_util.tree_unflatten(self.treedef, [entries[name] for name in self.names])
+
+
+@final
 class Structure(NamedTuple):
     """Everything, besides the leaves by name, that is needed to build a tree.
 
-    `kinds` maps container keys (`container_key`), and `paths` maps names. For a tree that was
-    flattened in this process there are also its `treedef` (JAX's `PyTreeDef`), the `names` of its
-    leaves in order and, by name, its entries for `nothing` (None or `EMPTY`), so that the same
-    tree is built again, whatever its node types.
+    `kinds` maps container keys (`container_key`), and `paths` maps names. These two are what a
+    file records; `flattened` is there for a tree that was flattened in this process.
     """
 
     kinds: Mapping[str, Kind] = {}
     paths: Mapping[str, Segments] = {}
-    names: tuple[str, ...] = ()
-    nothing: Mapping[str, Empty | None] = {}
-    treedef: Any = None
-
-    def fits(self, entries: Mapping[str, Any]) -> bool:
-        """Whether the treedef has exactly these entries, with nothing in the same places."""
-        return (
-            self.treedef is not None
-            and len(entries) == len(self.names) + len(self.nothing)
-            and all(_is_something(entries.get(name)) for name in self.names)
-            and all(entries.get(name, self) is item for name, item in self.nothing.items())
-        )
+    flattened: Flattened | None = None
 
 
 def _is_something(entry: Any) -> bool:
@@ -139,9 +153,9 @@ def build(entries: Mapping[str, Any], structure: Structure, file: str) -> Any:
 
     Raises `TransformError` if names contradict each other.
     """
-    if structure.fits(entries):
-        leaves = [entries[name] for name in structure.names]
-        return jax.tree_util.tree_unflatten(structure.treedef, leaves)
+    flattened = structure.flattened
+    if flattened is not None and flattened.fits(entries):
+        return flattened.build(entries)
     return _build_from_names(entries, structure, file)
 
 
