@@ -12,7 +12,8 @@ from safejax._src.checkpoint.options import LoadOptions, Options, parse_options,
 from safejax._src.leaves.flatten import flatten
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import apply
-from safejax._src.planning.plan import BlockPlan, Cost, LeafPlan, Plan, listed
+from safejax._src.planning.plan import BlockPlan, Cost, LeafPlan, Plan
+from safejax._src.planning.table import listed
 from safejax._src.pytrees.walk import walk
 from safejax._src.reading.computed import ComputedSource
 from safejax._src.reading.concatenation import Concatenation
