@@ -19,7 +19,7 @@ from jax.sharding import Sharding
 from numpy.typing import NDArray
 
 from safejax._src.arrays import jax_private
-from safejax._src.arrays.content import Content, key_dtype
+from safejax._src.arrays.content import Content, key_array_type, key_dtype
 from safejax._src.arrays.families import Alike, Rows
 from safejax._src.arrays.forwarding import hand_on, with_placed
 from safejax._src.arrays.indexing import basic_index, placement_of_part
@@ -207,6 +207,11 @@ class LazyArray(jax.Array):
         return f"LazyArray({self._aval.str_short()}, name={self._name!r}, {state})"
 
     __str__ = __repr__
+
+    def __dir__(self) -> list[str]:
+        """What the placed array has, and the leaf's `name` and `is_placed`; reads nothing."""
+        names = dir(_ARRAY_TYPE if self.content.key is None else key_array_type())
+        return [*filter(partial(hasattr, LazyArray), names), "is_placed", "name"]
 
     def __format__(self, spec: str) -> str:
         return format(self.placed(), spec) if spec else repr(self)
