@@ -28,6 +28,7 @@ from safejax._src.arrays.placing import Placement, default_placement, is_worth_a
 from safejax._src.arrays.precision import NarrowingNotice
 from safejax._src.arrays.untraced import concretely
 from safejax._src.dtypes import Dtype
+from safejax._src.public import set_module
 from safejax._src.reading.windows import BasicIndex
 from safejax.errors import UnsupportedJaxError
 
@@ -35,6 +36,7 @@ _CONFIG: Final[Any] = jax.config
 _ARRAY_TYPE: Final = jax_private.concrete_array_type()
 
 
+@set_module("safejax")
 @final
 class LazyArray(jax.Array):
     """An array whose values are read, and placed on its devices, at the first need.

@@ -52,7 +52,7 @@ def check_leaf(name: str, leaf: object) -> None:
         )
 
 
-def _no_values(tracer: Tracer) -> str:
+def _no_values(tracer: object) -> str:
     """The message of the error for a leaf that has no values yet, since a trace is running."""
     return (
         f"expected an array with values, got a tracer, {tracer}: safejax cannot be called inside "

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final, final
 
 from safejax._src.planning.table import listed, table, with_commas
+from safejax._src.public import set_module
 
 
 @final
@@ -75,6 +76,7 @@ class ProcessPlan:
     peak_host_bytes: int
 
 
+@set_module("safejax")
 @final
 @dataclass(frozen=True, slots=True)
 class Plan:

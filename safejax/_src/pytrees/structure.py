@@ -16,6 +16,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast, final
 import jax
 
 from safejax._src.collector import collector_paused
+from safejax._src.public import set_module
 from safejax._src.pytrees.names import join, split
 from safejax.errors import TransformError
 
@@ -25,6 +26,7 @@ MAX_DEPTH: Final = 500
 """The maximum depth of nested containers; with more, JAX itself would run out of stack."""
 
 
+@set_module("safejax")
 @final
 class Empty:
     """The entry in Leaves for a container without children; `EMPTY` is the only instance."""
@@ -32,6 +34,10 @@ class Empty:
     __slots__ = ()
 
     def __repr__(self) -> str:
+        return "EMPTY"
+
+    def __reduce__(self) -> str:
+        """The name under which copies and pickles find the only instance."""
         return "EMPTY"
 
 
