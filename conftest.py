@@ -16,7 +16,11 @@ os.environ["XLA_FLAGS"] = (
 # other hold threads that a large matrix product needs, which is a deadlock.
 os.environ["NPROC"] = "32"
 
+import doctest
+import inspect
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import hypothesis
 import pytest
@@ -29,6 +33,22 @@ _COMMON = {
 hypothesis.settings.register_profile("quick", max_examples=20, **_COMMON)
 hypothesis.settings.register_profile("large", max_examples=400, **_COMMON)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+_says_that_it_is_of: Any = doctest.DocTestFinder._from_module  # noqa: SLF001
+
+
+def _is_written_in(finder: doctest.DocTestFinder, module: ModuleType, value: Any) -> bool:
+    """Whether the examples of a function, a class or a property are those of the module.
+
+    A function that is public says that it is of the module that exports it; its examples are
+    collected where it is written.
+    """
+    if inspect.isfunction(value):
+        return inspect.unwrap(value).__globals__ is module.__dict__
+    return _says_that_it_is_of(finder, module, value)
+
+
+doctest.DocTestFinder._from_module = _is_written_in  # type: ignore[attr-defined]  # noqa: SLF001
 
 QUICK = (
     "tests/test_floors.py", "tests/unit/format", "tests/unit/leaves", "tests/unit/planning",

@@ -23,12 +23,14 @@ from safejax._src.leaves.leaf import aval_of, is_array
 from safejax._src.leaves.leaves import Leaves, checked_metadata
 from safejax._src.leaves.like import committed_sharding
 from safejax._src.leaves.steps import TransformArgument, apply
+from safejax._src.public import set_module
 from safejax._src.reading.remote import FileSystem
 from safejax._src.storage.files import PathLike, checked_path
 
 _Tree = TypeVar("_Tree")
 
 
+@set_module("safejax")
 def save(
     tree: Any,
     path: PathLike,
@@ -77,6 +79,7 @@ def save(
     write(plan, target, fs, progress)
 
 
+@set_module("safejax")
 def serialize(
     tree: Any,
     *,
@@ -103,6 +106,7 @@ def load(
 def load(
     path: Paths, *, like: _Tree, fs: FileSystem = None, **options: Unpack[LoadOptions]
 ) -> _Tree: ...
+@set_module("safejax")
 @shows_options
 def load(
     path: Paths, *, like: Any = None, fs: FileSystem = None, **options: Unpack[LoadOptions]
@@ -164,6 +168,7 @@ def load(
 def deserialize(data: Buffer, *, like: None = None, **options: Unpack[TreeOptions]) -> Any: ...
 @overload
 def deserialize(data: Buffer, *, like: _Tree, **options: Unpack[TreeOptions]) -> _Tree: ...
+@set_module("safejax")
 @shows_options
 def deserialize(data: Buffer, *, like: Any = None, **options: Unpack[TreeOptions]) -> Any:
     """The pytree in the bytes of a safetensors file, with lazy leaves that read `data` later.
@@ -179,6 +184,7 @@ def deserialize(data: Buffer, *, like: Any = None, **options: Unpack[TreeOptions
     return parsed.tree(decode(data, verify=parsed.verify), IN_MEMORY, like)
 
 
+@set_module("safejax")
 def abstract(tree: Any) -> Any:
     """The same tree with each array as a `jax.ShapeDtypeStruct`, sharding included; reads nothing.
 
@@ -199,6 +205,7 @@ def abstract(tree: Any) -> Any:
     return jax.tree.map(of_leaf, tree)
 
 
+@set_module("safejax")
 def metadata(source: Paths | Buffer, *, fs: FileSystem = None) -> dict[str, str]:
     """The user's metadata in a file, given its path or its bytes; only the header is read.
 

@@ -1,11 +1,17 @@
 """Contents: what a leaf holds on the host: a view, and the implementation of typed keys."""
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, final
 
 import jax
 
+from safejax._src.arrays.untraced import concretely
 from safejax._src.reading.view import View
+
+
+def is_key(dtype: Any) -> bool:
+    """Whether `dtype` is that of typed key arrays."""
+    return jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
 
 
 @lru_cache(maxsize=64)
@@ -18,6 +24,12 @@ def key_dtype(key: str) -> Any:
 def key_data_shape(key: str) -> tuple[int, ...]:
     """The shape of the uint32 data of one key of the implementation named `key`."""
     return jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0, impl=key))).shape
+
+
+@lru_cache(maxsize=1)
+def key_array_type() -> type[Any]:
+    """The class of key arrays. JAX does not export it, so it is that of a key made here."""
+    return type(concretely(partial(jax.random.key, 0)))
 
 
 @final

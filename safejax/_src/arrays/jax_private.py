@@ -38,6 +38,8 @@ from jax.experimental.layout import Layout
 from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 from numpy.typing import NDArray
 
+from safejax._src.arrays.content import is_key
+
 _T = TypeVar("_T")
 
 
@@ -133,8 +135,7 @@ def abstract_value(shape: tuple[int, ...], dtype: Any, sharding: Sharding) -> An
         aval: Any = jax.typeof(jax.ShapeDtypeStruct(shape, dtype, sharding=sharding))
     # `jax.typeof` asks shardings of a mesh alone for the memory; JAX has keys on the device.
     if sharding.memory_kind == "pinned_host" and not isinstance(sharding, NamedSharding):
-        is_key = jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
-        return aval if is_key else aval.update(memory_space=jax.memory.Space.Host)
+        return aval if is_key(dtype) else aval.update(memory_space=jax.memory.Space.Host)
     return aval
 
 

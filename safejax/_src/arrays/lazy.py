@@ -9,7 +9,6 @@ the placed array.
 import math
 import sys
 import threading
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, cast, final
 
@@ -20,15 +19,16 @@ from jax.sharding import Sharding
 from numpy.typing import NDArray
 
 from safejax._src.arrays import jax_private
-from safejax._src.arrays.content import Content, key_dtype
+from safejax._src.arrays.content import Content, key_array_type, key_dtype
 from safejax._src.arrays.families import Alike, Rows
-from safejax._src.arrays.forwarding import COMPARISONS, HANDED_ON, ONLY_OF_KEYS
+from safejax._src.arrays.forwarding import hand_on, with_placed
 from safejax._src.arrays.indexing import basic_index, placement_of_part
 from safejax._src.arrays.jax_private import abstract_value
 from safejax._src.arrays.placing import Placement, default_placement, is_worth_a_thread, place
 from safejax._src.arrays.precision import NarrowingNotice
 from safejax._src.arrays.untraced import concretely
 from safejax._src.dtypes import Dtype
+from safejax._src.public import set_module
 from safejax._src.reading.windows import BasicIndex
 from safejax.errors import UnsupportedJaxError
 
@@ -36,6 +36,7 @@ _CONFIG: Final[Any] = jax.config
 _ARRAY_TYPE: Final = jax_private.concrete_array_type()
 
 
+@set_module("safejax")
 @final
 class LazyArray(jax.Array):
     """An array whose values are read, and placed on its devices, at the first need.
@@ -209,6 +210,11 @@ class LazyArray(jax.Array):
 
     __str__ = __repr__
 
+    def __dir__(self) -> list[str]:
+        """What the placed array has, and the leaf's `name` and `is_placed`; reads nothing."""
+        names = dir(_ARRAY_TYPE if self.content.key is None else key_array_type())
+        return [*filter(partial(hasattr, LazyArray), names), "is_placed", "name"]
+
     def __format__(self, spec: str) -> str:
         return format(self.placed(), spec) if spec else repr(self)
 
@@ -235,7 +241,7 @@ class LazyArray(jax.Array):
         if placed is not None and not placed.is_deleted():
             return placed
         if _MISSING:
-            raise UnsupportedJaxError(self._unsupported())
+            raise self._unsupported()
         self.warn_if_narrowed()
         concretely(self.place_here, self._placed_dtype())
         placed = self._placed
@@ -245,7 +251,7 @@ class LazyArray(jax.Array):
     def traced_as(self) -> Any:
         """The abstract value that a trace sees: what JAX asks for first."""
         if _MISSING:
-            raise UnsupportedJaxError(self._unsupported())
+            raise self._unsupported()
         return self._aval
 
     def warn_if_narrowed(self) -> None:
@@ -265,7 +271,11 @@ class LazyArray(jax.Array):
         in_place: list[NDArray[Any]] = []
         with self._lock:
             if not self.is_placed:
-                self._placed = self._place(in_place)
+                view, key = self.content
+                dtype = self._placed_dtype()
+                placed = place(view, dtype, key, self._placement, self._name, in_place)
+                assert key is not None or placed.aval == self._aval
+                self._placed = placed
         return in_place
 
     @property
@@ -274,15 +284,8 @@ class LazyArray(jax.Array):
         content, dtype = self.content, self._aval.dtype
         return content.key is None and is_worth_a_thread(content.view, dtype, self._placement)
 
-    def _place(self, in_place: list[NDArray[Any]]) -> jax.Array:
-        content, placement, dtype = self.content, self._placement, self._placed_dtype()
-        view = content.view
-        array = place(view, dtype, content.key, placement, self._name, in_place)
-        assert content.key is not None or array.aval == self._aval
-        return array
-
-    def _unsupported(self) -> str:
-        return (
+    def _unsupported(self) -> UnsupportedJaxError:
+        return UnsupportedJaxError(
             f"leaf {self._name!r}: JAX {jax.__version__} lacks the hooks for "
             f"{', '.join(_MISSING)} that lazy leaves need: call safejax.materialize(tree) "
             "first, and use the arrays that it gives"
@@ -337,7 +340,7 @@ class LazyArray(jax.Array):
             if basic is not None and placement is not None:
                 content = self.content
                 return self._with(Content(content.view.index(basic), content.key), placement)
-        return self.placed()[_plain(index)]
+        return self.placed()[with_placed(index, LazyArray)]
 
     def __array_module__(self, types: Any) -> Any:
         known = tuple(_ARRAY_TYPE if kind is LazyArray else kind for kind in types)
@@ -394,51 +397,5 @@ class LazyArray(jax.Array):
         return LazyArray if caller in jax_private.LOOK_AT_REAL_TYPES else _ARRAY_TYPE
 
 
-def _plain(value: Any) -> Any:
-    """The value with lazy leaves placed, one level into tuples, as operators need it.
-
-    JAX's operators hand back NotImplemented for a type that they do not know, and Python does
-    not try the reflected operator where both sides have one type.
-    """
-    if isinstance(value, LazyArray):
-        return value.placed()
-    if type(value) is tuple:
-        return tuple(_plain(item) for item in cast("tuple[Any, ...]", value))
-    return value
-
-
-# ---- everything else is the placed array's
-
-
-def _hand_on_the_rest() -> None:
-    own = set(vars(LazyArray))
-    names = [
-        name
-        for name in dir(_ARRAY_TYPE)
-        if name not in own and (name in HANDED_ON or not name.startswith("__"))
-    ]
-    for name in (*names, *COMPARISONS, *ONLY_OF_KEYS):
-        special = name.startswith("__") and callable(getattr(_ARRAY_TYPE, name, None))
-        setattr(LazyArray, name, _method(name) if special else _property(name))
-
-
-def _method(name: str) -> Callable[..., Any]:
-    def method(self: LazyArray, *args: Any, **kwargs: Any) -> Any:
-        attribute = getattr(self.placed(), name)
-        return attribute(*(_plain(arg) for arg in args), **kwargs)
-
-    method.__name__ = name
-    method.__qualname__ = f"LazyArray.{name}"
-    method.__doc__ = f"`{name}` of the placed array."
-    return method
-
-
-def _property(name: str) -> property:
-    def get(self: LazyArray) -> Any:
-        return getattr(self.placed(), name)
-
-    return property(get, doc=f"`{name}` of the placed array.")
-
-
-_hand_on_the_rest()
+hand_on(LazyArray, _ARRAY_TYPE)
 _MISSING: Final = jax_private.register(LazyArray, LazyArray.traced_as, LazyArray.placed)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from safejax._src.arrays.lazy import LazyArray
 from safejax._src.arrays.precision import needs_x64
 from safejax._src.arrays.untraced import concretely_all
+from safejax._src.public import set_module
 from safejax._src.reading.readahead import read_ahead
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -20,6 +21,7 @@ Progress: TypeAlias = Callable[[int, int], None]
 _Tree = TypeVar("_Tree")
 
 
+@set_module("safejax")
 def materialize(tree: _Tree, *, progress: Progress | None = None) -> _Tree:
     """The same tree with every lazy leaf a plain, placed `jax.Array`; leaves are read in parallel.
 

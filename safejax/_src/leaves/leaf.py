@@ -8,7 +8,7 @@ import numpy as np
 from jax.core import Tracer
 from numpy.typing import NDArray
 
-from safejax._src.arrays.content import Content, key_data_shape, key_dtype
+from safejax._src.arrays.content import Content, is_key, key_data_shape, key_dtype
 from safejax._src.arrays.lazy import LazyArray
 from safejax._src.dtypes import stored_as
 from safejax._src.pytrees.structure import EMPTY
@@ -35,10 +35,7 @@ def check_leaf(name: str, leaf: object) -> None:
     """Raise `LeafError` if Leaves cannot hold `leaf`."""
     if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
         if isinstance(leaf, Tracer):
-            raise LeafError(
-                f"leaf {name!r}: expected an array with values, got a tracer, {leaf}: safejax "
-                "cannot be called inside jit, grad or vmap; call it on their results"
-            )
+            raise LeafError(f"leaf {name!r}: {_no_values(leaf)}")
     elif isinstance(leaf, np.ndarray | np.generic):
         dtype = cast("NDArray[Any]", leaf).dtype
         if not _is_storable(dtype) or isinstance(leaf, np.ma.MaskedArray):
@@ -55,6 +52,14 @@ def check_leaf(name: str, leaf: object) -> None:
         )
 
 
+def _no_values(tracer: object) -> str:
+    """The message of the error for a leaf that has no values yet, since a trace is running."""
+    return (
+        f"expected an array with values, got a tracer, {tracer}: safejax cannot be called inside "
+        "jit, grad or vmap; call it on their results"
+    )
+
+
 @lru_cache(maxsize=256)
 def _is_storable(dtype: np.dtype[Any]) -> bool:
     return stored_as(dtype.newbyteorder("="), ()) is not None
@@ -69,13 +74,10 @@ def content_of(leaf: object) -> Content | None:
     if isinstance(leaf, LazyArray):
         return leaf.content
     if isinstance(leaf, Tracer):
-        raise LeafError(
-            f"expected an array with values, got a tracer, {leaf}: safejax cannot be "
-            "called inside jit, grad or vmap; call it on their results"
-        )
+        raise LeafError(_no_values(leaf))
     if isinstance(leaf, jax.Array):
         key = None
-        if _is_key(leaf.dtype):
+        if is_key(leaf.dtype):
             key = str(jax.random.key_impl(leaf))
             leaf = jax.random.key_data(leaf)
         if not leaf.is_fully_addressable:
@@ -91,7 +93,7 @@ def content_of(leaf: object) -> Content | None:
         shape: tuple[int, ...] = leaf.shape
         dtype: Any = leaf.dtype
         key = None
-        if _is_key(dtype):
+        if is_key(dtype):
             key = _key_of_dtype(dtype)
             shape, dtype = (*shape, *key_data_shape(key)), np.dtype(np.uint32)
         window = Window.whole(shape)
@@ -112,10 +114,6 @@ def like_leaf(leaf: Any, content: Content, name: str) -> Any:
 def _view_of_array(array: jax.Array | NDArray[Any]) -> View:
     dtype = np.dtype(array.dtype).newbyteorder("=")
     return Strided(ArraySource(array), 0, dtype, Window.whole(array.shape))
-
-
-def _is_key(dtype: Any) -> bool:
-    return jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
 
 
 def _key_of_dtype(dtype: Any) -> str:

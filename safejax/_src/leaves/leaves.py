@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from safejax._src.format.record import RECORD_KEY
 from safejax._src.leaves.leaf import describe, is_array
+from safejax._src.public import set_module
 from safejax._src.pytrees.names import METADATA_NAME, check_name
 from safejax._src.pytrees.structure import Empty, Scalar, Structure
 from safejax.errors import LeafError
@@ -19,6 +20,7 @@ Leaf: TypeAlias = (
 )
 
 
+@set_module("safejax")
 @final
 class Leaves(Mapping[str, Any]):
     """An immutable mapping from names to leaves, which transforms take and return.

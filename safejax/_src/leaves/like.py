@@ -7,6 +7,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import Sharding
 
+from safejax._src.arrays.content import is_key
 from safejax._src.arrays.lazy import LazyArray
 from safejax._src.collector import collector_paused
 from safejax._src.dtypes import is_floating
@@ -66,7 +67,7 @@ def _accepted(name: str, found: Any, expected: Any) -> Any:
         return _as_array(name, found, aval_of(expected)) if is_scalar(found) else _REFUSED
     if is_array(found):
         is_number = is_scalar(expected) and not isinstance(expected, str)
-        return found if is_number and found.shape == () and not _is_key(found) else _REFUSED
+        return found if is_number and found.shape == () and not is_key(found.dtype) else _REFUSED
     same = found is expected if expected is EMPTY else type(found) is type(expected)
     return found if same else _REFUSED
 
@@ -76,11 +77,7 @@ def _same_aval(found: jax.ShapeDtypeStruct, expected: jax.ShapeDtypeStruct) -> b
 
 
 def _canonical(aval: jax.ShapeDtypeStruct) -> Any:
-    return aval.dtype if _is_key(aval) else jax.dtypes.canonicalize_dtype(aval.dtype)
-
-
-def _is_key(array: Any) -> bool:
-    return jax.dtypes.issubdtype(array.dtype, jax.dtypes.extended)
+    return aval.dtype if is_key(aval.dtype) else jax.dtypes.canonicalize_dtype(aval.dtype)
 
 
 _NUMBERS: Final[dict[type, tuple[type[np.generic], ...]]] = {
@@ -154,7 +151,7 @@ class _Report:
 
 
 def _cast_that_helps(name: str, expected: Any, found: Any) -> str | None:
-    if _is_key(expected) or _is_key(found):
+    if is_key(expected.dtype) or is_key(found.dtype):
         return None
     target, stored = np.dtype(expected.dtype), content_at(name, found).view.dtype
     both_floating = is_floating(target) and is_floating(stored)

@@ -8,6 +8,7 @@ from typing import Final, final
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
+from safejax._src.public import set_module
 from safejax._src.pytrees.patterns import Template, Where, predicate
 from safejax.errors import ShardingError
 
@@ -32,6 +33,7 @@ class ShardingRules:
         return NamedSharding(self.mesh, PartitionSpec())
 
 
+@set_module("safejax")
 def sharding_rules(
     mesh: Mesh,
     rules: Iterable[tuple[Where, PartitionSpec | None]],

@@ -15,6 +15,7 @@ import numpy as np
 from safejax._src.arrays.lazy import LazyArray
 from safejax._src.leaves.leaf import check_leaf, content_at
 from safejax._src.leaves.leaves import Leaves
+from safejax._src.public import set_module
 from safejax.errors import NotInvertibleError, TransformError
 
 _In = TypeVar("_In")
@@ -25,6 +26,7 @@ TransformArgument: TypeAlias = Callable[[Leaves], Leaves]
 """A transform, or any function from Leaves to Leaves."""
 
 
+@set_module("safejax")
 class Step(ABC, Generic[_In, _Out]):
     """A pure function of one value, which may have an inverse.
 
@@ -49,6 +51,7 @@ class Step(ABC, Generic[_In, _Out]):
         )
 
 
+@set_module("safejax")
 class Transform(Step[Leaves, Leaves]):
     """A step from Leaves to Leaves, whose inverse is one, too.
 
@@ -120,6 +123,7 @@ class TransformChain(Chain, Transform):
         return TransformChain(self._inverses())
 
 
+@set_module("safejax")
 def step(
     forward: Callable[[_In], _Out], inverse: Callable[[_Out], _In] | None = None
 ) -> FunctionStep[_In, _Out]:
@@ -143,6 +147,7 @@ def step(
 def chain(*steps: Transform) -> Transform: ...
 @overload
 def chain(*steps: Callable[[Any], Any]) -> Chain: ...
+@set_module("safejax")
 def chain(*steps: Callable[[Any], Any]) -> Step[Any, Any]:
     """A step that applies `steps` one after the other, in the given order.
 

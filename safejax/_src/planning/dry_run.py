@@ -12,7 +12,9 @@ from safejax._src.checkpoint.options import LoadOptions, Options, parse_options,
 from safejax._src.leaves.flatten import flatten
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import apply
-from safejax._src.planning.plan import BlockPlan, Cost, LeafPlan, Plan, listed
+from safejax._src.planning.plan import BlockPlan, Cost, LeafPlan, Plan
+from safejax._src.planning.table import listed
+from safejax._src.public import set_module
 from safejax._src.pytrees.walk import walk
 from safejax._src.reading.computed import ComputedSource
 from safejax._src.reading.concatenation import Concatenation
@@ -22,6 +24,7 @@ from safejax._src.reading.view import Strided, View
 from safejax.errors import MismatchError, ShardingError, TransformError
 
 
+@set_module("safejax")
 @shows_options
 def plan(
     tree_or_path: Any, *, like: Any = None, fs: FileSystem = None, **options: Unpack[LoadOptions]

@@ -5,6 +5,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, final
 
+from safejax._src.planning.table import listed, table, with_commas
+from safejax._src.public import set_module
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,7 @@ class ProcessPlan:
     peak_host_bytes: int
 
 
+@set_module("safejax")
 @final
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -130,54 +134,33 @@ class Plan:
                 yield leaf, block
 
     def __str__(self) -> str:
-        rows: list[tuple[str, ...]] = [
-            ("", "bytes read", "spans", "bytes placed", "bytes copied", "peak on host")
-        ]
-        devices = self.devices
+        devices, processes = self.devices, self.processes
+        rows: list[tuple[str, tuple[int, ...]]] = []
         for device, each in devices.items():
-            counts = (each.reads.nbytes, each.reads.spans, each.places)
-            rows.append((f"device {device}", *map(_n, counts), "", ""))
-        for number, each in self.processes.items():
+            rows.append((f"device {device}", (each.reads.nbytes, each.reads.spans, each.places)))
+        for index, each in processes.items():
             placed = sum(
-                device_plan.places
-                for device, device_plan in devices.items()
-                if device.process_index == number
+                on_device.places
+                for device, on_device in devices.items()
+                if device.process_index == index
             )
-            rows.append(
-                (f"process {number}", _n(each.reads.nbytes), _n(each.reads.spans), _n(placed),
-                 _n(each.copies), _n(each.peak_host_bytes))
-            )  # fmt: skip
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        table = [
-            "  ".join(
-                cell.ljust(width) if column == 0 else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        ]
+            counts = (each.reads.nbytes, each.reads.spans, placed)
+            rows.append((f"process {index}", (*counts, each.copies, each.peak_host_bytes)))
         in_place = sum(leaf.in_place for leaf in self.leaves)
         whole = [leaf.name for leaf in self.leaves if any(block.whole for block in leaf.blocks)]
-        notes = [
-            f"{self.source}: {len(self.leaves)} leaves, {_n(self.nbytes)} bytes",
+        lines = [
+            f"{self.source}: {len(self.leaves)} leaves, {with_commas(self.nbytes)} bytes",
+            *table(_COLUMNS, rows),
             f"{in_place} used in place, {len(self.leaves) - in_place} copied",
         ]
         if whole:
-            notes.append(f"read whole for any part of them: {listed(whole)}")
-        notes.extend(f"problem: {problem}" for problem in self.problems)
-        return "\n".join([notes[0], *table, *notes[1:]])
+            lines.append(f"read whole for any part of them: {listed(whole)}")
+        lines.extend(f"problem: {problem}" for problem in self.problems)
+        return "\n".join(lines)
+
+
+_COLUMNS: Final = ("bytes read", "spans", "bytes placed", "bytes copied", "peak on host")
 
 
 def _size(leaf: LeafPlan) -> int:
     return math.prod(leaf.shape) * leaf.dtype.itemsize
-
-
-_SHOWN: Final = 5
-
-
-def listed(names: list[str]) -> str:
-    more = f", … {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(map(repr, names[:_SHOWN])) + more
-
-
-def _n(count: int) -> str:
-    return f"{count:,}"

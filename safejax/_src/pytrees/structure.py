@@ -1,8 +1,10 @@
 """Structure: what names alone do not say of a pytree, and the tree that is built from names.
 
 A `Structure` holds the kind of each container that is not a dict with string keys, and the path
-of each name that does not split into its path. Transforms never change a structure. A kind is
-used if the children that are present fit it; otherwise a dict is built.
+of each name that does not split into its path: a file records both. Only transforms that move a
+container whole change a structure (`moving`). A kind is used if the children that are present fit it; otherwise a dict is built.
+
+A process that flattened the tree itself remembers more, which no file holds: JAX's own treedef.
 """
 
 import contextlib
@@ -14,6 +16,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast, final
 import jax
 
 from safejax._src.collector import collector_paused
+from safejax._src.public import set_module
 from safejax._src.pytrees.names import join, split
 from safejax.errors import TransformError
 
@@ -23,6 +26,7 @@ MAX_DEPTH: Final = 500
 """The maximum depth of nested containers; with more, JAX itself would run out of stack."""
 
 
+@set_module("safejax")
 @final
 class Empty:
     """The entry in Leaves for a container without children; `EMPTY` is the only instance."""
@@ -30,6 +34,10 @@ class Empty:
     __slots__ = ()
 
     def __repr__(self) -> str:
+        return "EMPTY"
+
+    def __reduce__(self) -> str:
+        """The name under which copies and pickles find the only instance."""
         return "EMPTY"
 
 
@@ -57,31 +65,43 @@ class Kind(NamedTuple):
 
 
 @final
-class Structure(NamedTuple):
-    """Everything, besides the leaves by name, that is needed to build a tree.
+class Flattened(NamedTuple):
+    """What this process remembers of a tree, so that it builds the same one, of any node types.
 
-    `kinds` maps container keys (`container_key`), and `paths` maps names. For a tree that was
-    flattened in this process there are also its `treedef` (JAX's `PyTreeDef`), the `names` of its
-    leaves in order and, by name, its entries for `nothing` (None or `EMPTY`), so that the same
-    tree is built again, whatever its node types, as long as its containers have `own_kinds`.
+    `treedef` is JAX's `PyTreeDef`, `names` are those of its leaves, in order, `nothing` has its
+    entries that are None or `EMPTY`, by name, and `kinds` are those of its containers.
     """
 
-    kinds: Mapping[str, Kind] = {}
-    paths: Mapping[str, Segments] = {}
-    names: tuple[str, ...] = ()
-    nothing: Mapping[str, Empty | None] = {}
-    treedef: Any = None
-    own_kinds: Mapping[str, Kind] = {}
+    treedef: Any
+    names: tuple[str, ...]
+    nothing: Mapping[str, Empty | None]
+    kinds: Mapping[str, Kind]
 
-    def fits(self, entries: Mapping[str, Any]) -> bool:
-        """Whether the treedef has exactly these entries, with nothing in the same places."""
+    def fits(self, entries: Mapping[str, Any], kinds: Mapping[str, Kind]) -> bool:
+        """Whether the tree has exactly these entries and kinds, with nothing in the same places."""
         return (
-            self.treedef is not None
-            and self.kinds == self.own_kinds
+            kinds == self.kinds
             and len(entries) == len(self.names) + len(self.nothing)
             and all(_is_something(entries.get(name)) for name in self.names)
             and all(entries.get(name, self) is item for name, item in self.nothing.items())
         )
+
+    def build(self, entries: Mapping[str, Any]) -> Any:
+        """The tree with these entries, which must fit it."""
+        return jax.tree_util.tree_unflatten(self.treedef, [entries[name] for name in self.names])
+
+
+@final
+class Structure(NamedTuple):
+    """Everything, besides the leaves by name, that is needed to build a tree.
+
+    `kinds` maps container keys (`container_key`), and `paths` maps names. These two are what a
+    file records; `flattened` is there for a tree that was flattened in this process.
+    """
+
+    kinds: Mapping[str, Kind] = {}
+    paths: Mapping[str, Segments] = {}
+    flattened: Flattened | None = None
 
 
 def _is_something(entry: Any) -> bool:
@@ -141,9 +161,9 @@ def build(entries: Mapping[str, Any], structure: Structure, file: str) -> Any:
 
     Raises `TransformError` if names contradict each other.
     """
-    if structure.fits(entries):
-        leaves = [entries[name] for name in structure.names]
-        return jax.tree_util.tree_unflatten(structure.treedef, leaves)
+    flattened = structure.flattened
+    if flattened is not None and flattened.fits(entries, structure.kinds):
+        return flattened.build(entries)
     return _build_from_names(entries, structure, file)
 
 

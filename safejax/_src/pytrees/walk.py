@@ -15,6 +15,7 @@ from safejax._src.pytrees.structure import (
     EMPTY,
     MAX_DEPTH,
     Empty,
+    Flattened,
     Kind,
     Segments,
     Structure,
@@ -74,7 +75,8 @@ def walk(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> Walk:
                 nothing[name] = node
             entries[name] = node
     treedef = jax.tree_util.tree_structure(tree, is_leaf)
-    return Walk(entries, Structure(kinds, paths, tuple(names), nothing, treedef, kinds))
+    flattened = Flattened(treedef, tuple(names), nothing, kinds)
+    return Walk(entries, Structure(kinds, paths, flattened))
 
 
 # Asking JAX whether an object of one of these types is a leaf takes ten times as long.

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, final
 
+from safejax._src.public import set_module
+
 
 @final
 class Read(NamedTuple):
@@ -19,6 +21,7 @@ class Read(NamedTuple):
     nbytes: int
 
 
+@set_module("safejax")
 @final
 @dataclass(slots=True)
 class ReadLog:
@@ -40,6 +43,7 @@ open_logs: Final[list[ReadLog]] = []
 open_logs_lock: Final = threading.Lock()
 
 
+@set_module("safejax")
 @contextmanager
 def observe_reads() -> Generator[ReadLog]:
     """Log every request for leaf data that any thread of this process makes inside the block.

@@ -10,6 +10,7 @@ from safejax._src.arrays.content import Content
 from safejax._src.dtypes import Dtype, is_floating, stored_as
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import Transform
+from safejax._src.public import set_module
 from safejax._src.pytrees.patterns import Where
 from safejax._src.reading.pointwise import cast_view
 from safejax._src.transforms.selection import checked_where, map_contents, show_where
@@ -61,6 +62,7 @@ class Cast(Transform):
         return f"cast({', '.join(arguments)})"
 
 
+@set_module("safejax")
 def cast(
     dtype: Any, *, source: Any = None, where: Where | None = None, must_match: bool = True
 ) -> Cast:

@@ -11,6 +11,7 @@ from safejax._src.arrays.content import Content
 from safejax._src.dtypes import Dtype, stored_as
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import Transform
+from safejax._src.public import set_module
 from safejax._src.pytrees.patterns import Where
 from safejax._src.reading.pointwise import Pointwise
 from safejax._src.transforms.selection import map_contents, required_where, show_where
@@ -124,6 +125,7 @@ def _same_values(actual: NDArray[Any], expected: NDArray[Any]) -> bool:
         return bool(np.allclose(actual.astype(wide), expected.astype(wide), 1e-3, equal_nan=True))
 
 
+@set_module("safejax")
 def elementwise(
     function: Function, where: Where, *, inverse: Function | None = None, must_match: bool = True
 ) -> Elementwise:

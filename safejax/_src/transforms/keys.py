@@ -8,6 +8,7 @@ import numpy as np
 from safejax._src.arrays.content import Content, key_data_shape
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import Transform
+from safejax._src.public import set_module
 from safejax._src.pytrees.patterns import Where
 from safejax._src.transforms.selection import map_contents, required_where, show_where
 from safejax.errors import TransformError
@@ -60,6 +61,7 @@ class Keys(Transform):
         return f"keys({show_where(self.where)}{impl}{must_match}){inverse}"
 
 
+@set_module("safejax")
 def keys(where: Where, *, impl: str = "threefry2x32", must_match: bool = True) -> Keys:
     """A transform that makes typed PRNG keys of raw key data; its inverse gives the data back.
 

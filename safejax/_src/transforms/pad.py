@@ -10,6 +10,7 @@ from safejax._src.arrays.content import Content
 from safejax._src.dtypes import Dtype
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import Transform
+from safejax._src.public import set_module
 from safejax._src.pytrees.patterns import Where
 from safejax._src.reading.concatenation import concatenation
 from safejax._src.reading.constant import constant
@@ -104,6 +105,7 @@ class Resize(Transform):
         )
 
 
+@set_module("safejax")
 def pad(
     where: Where,
     *,
@@ -139,6 +141,7 @@ def pad(
     return Resize(where, checked_axis("pad", axis), sizes[0], value, sizes[1], True, must_match)
 
 
+@set_module("safejax")
 def crop(
     where: Where,
     *,

@@ -5,6 +5,7 @@ from typing import final
 
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import Transform
+from safejax._src.public import set_module
 from safejax._src.pytrees.names import SEPARATOR, check_name
 from safejax._src.transforms.renaming import Renamed
 from safejax.errors import TransformError
@@ -44,6 +45,7 @@ class Prefix(Transform):
         return f"prefix({self.text!r}){'' if self.adds else '.inverse'}"
 
 
+@set_module("safejax")
 def prefix(text: str) -> Prefix:
     """A transform that puts `text` and a dot before all names: `w` becomes `text.w`.
 

@@ -6,6 +6,7 @@ from typing import final
 
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import Transform
+from safejax._src.public import set_module
 from safejax._src.pytrees.patterns import Template
 from safejax._src.transforms.renaming import Renamed
 from safejax._src.transforms.selection import nothing_matched
@@ -73,6 +74,7 @@ class _Renamer:
         return None, name
 
 
+@set_module("safejax")
 def rename(
     templates: Mapping[str, str], *, strict: bool = False, must_match: bool = True
 ) -> Rename:

@@ -9,6 +9,7 @@ from typing import final
 from safejax._src.arrays.content import Content
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import Transform
+from safejax._src.public import set_module
 from safejax._src.pytrees.patterns import Where
 from safejax._src.transforms.selection import map_contents, required_where, show_where
 from safejax.errors import NotInvertibleError, TransformError
@@ -59,6 +60,7 @@ class Reshape(Transform):
         return f"reshape({show_where(self.where)}, {self.shape}{source}{must_match})"
 
 
+@set_module("safejax")
 def reshape(
     where: Where,
     shape: Sequence[int],

@@ -5,6 +5,7 @@ from typing import final
 
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import Transform
+from safejax._src.public import set_module
 from safejax._src.pytrees.patterns import Where, predicate
 from safejax._src.transforms.selection import checked_where, nothing_matched, show_where
 from safejax.errors import TransformError
@@ -36,6 +37,7 @@ class Select(Transform):
         return f"{'select' if self.keep else 'drop'}({wheres}{must_match})"
 
 
+@set_module("safejax")
 def select(*where: Where, must_match: bool = True) -> Select:
     """A transform that keeps the leaves that any of the patterns, or functions, matches.
 
@@ -51,6 +53,7 @@ def select(*where: Where, must_match: bool = True) -> Select:
     return Select(_checked("select", where), keep=True, must_match=must_match)
 
 
+@set_module("safejax")
 def drop(*where: Where, must_match: bool = True) -> Select:
     """A transform that removes the leaves that any of the patterns, or functions, matches.
 

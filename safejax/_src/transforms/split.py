@@ -10,6 +10,7 @@ from safejax._src.arrays.content import Content
 from safejax._src.leaves.leaf import content_at, describe, is_array
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import Transform
+from safejax._src.public import set_module
 from safejax._src.pytrees.patterns import Template
 from safejax._src.reading.concatenation import concatenation
 from safejax._src.transforms.renaming import filled, gathered, parsed_template, parted
@@ -165,6 +166,7 @@ class Concat(Transform):
         return f"concat({templates}, {self.into.text!r}{_options(self)})"
 
 
+@set_module("safejax")
 def split(
     template: str,
     into: Sequence[str],
@@ -196,6 +198,7 @@ def split(
     return Split(source, parts, checked_axis("split", axis), checked, must_match)
 
 
+@set_module("safejax")
 def concat(
     templates: Sequence[str],
     into: str,

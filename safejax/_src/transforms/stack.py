@@ -8,6 +8,7 @@ from safejax._src.arrays.content import Content
 from safejax._src.leaves.leaf import content_at, describe, is_array
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import Transform
+from safejax._src.public import set_module
 from safejax._src.pytrees.names import SEPARATOR
 from safejax._src.pytrees.patterns import Template
 from safejax._src.reading.concatenation import stack as stack_views
@@ -142,6 +143,7 @@ class Unstack(Transform):
         return f"unstack({_arguments(self)})"
 
 
+@set_module("safejax")
 def stack(
     template: str, into: str | None = None, *, axis: int = 0, must_match: bool = True
 ) -> Stack:
@@ -182,6 +184,7 @@ def stack(
     return Stack(source, target, checked_axis("stack", axis), must_match)
 
 
+@set_module("safejax")
 def unstack(template: str, into: str, *, axis: int = 0, must_match: bool = True) -> Unstack:
     """A transform that splits a leaf into numbered ones along `axis`; the inverse of `stack`.
 

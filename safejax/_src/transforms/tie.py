@@ -11,6 +11,7 @@ from safejax._src.arrays.lazy import LazyArray
 from safejax._src.leaves.leaf import content_at, describe, is_array
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import Transform
+from safejax._src.public import set_module
 from safejax._src.pytrees.patterns import Template
 from safejax._src.transforms.renaming import parsed_template
 from safejax._src.transforms.selection import nothing_matched
@@ -104,6 +105,7 @@ def _bytes(array: np.ndarray[Any, Any]) -> bytes:
     return np.ascontiguousarray(array).tobytes()
 
 
+@set_module("safejax")
 def tie(names: Mapping[str, str], *, must_match: bool = True) -> Tie:
     """A transform that gives leaves a second name; its inverse removes it again.
 

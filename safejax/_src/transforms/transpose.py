@@ -8,6 +8,7 @@ from typing import final
 from safejax._src.arrays.content import Content
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import Transform
+from safejax._src.public import set_module
 from safejax._src.pytrees.patterns import Where
 from safejax._src.transforms.selection import map_contents, required_where, show_where
 from safejax.errors import TransformError
@@ -52,6 +53,7 @@ class Transpose(Transform):
         return f"transpose({show_where(self.where)}{axes}{must_match})"
 
 
+@set_module("safejax")
 def transpose(
     where: Where, *, axes: Sequence[int] | None = None, must_match: bool = True
 ) -> Transpose:

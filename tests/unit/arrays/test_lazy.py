@@ -5,10 +5,11 @@ import math
 import operator
 import pickle
 import re
+import rlcompleter
 import threading
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from hypothesis.extra.numpy import basic_indices
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import safejax
-from safejax._src.arrays.content import Content
+from safejax._src.arrays.content import Content, key_array_type
 from safejax._src.arrays.forwarding import HANDED_ON, NOT_HANDED_ON
 from safejax._src.arrays.lazy import LazyArray
 from safejax._src.arrays.placing import Placement
@@ -428,6 +429,39 @@ def test_it_has_the_attributes_that_the_placed_array_has(kind: str) -> None:
     for name in (*PUBLIC, *NEVER, "no_such_name", "_no_such_name", "__no_such_name__"):
         has = with_right(hasattr, name)
         assert outcome(has, leaf) == outcome(has, plain), name
+
+
+def public(names: Iterable[str]) -> set[str]:
+    return {name for name in names if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_user_sees_the_names_of_an_array_and_two_more(kind: str) -> None:
+    plain = KINDS[kind]()
+    leaf = lazy(plain)
+    key_array_type.cache_clear()
+    with observe_reads() as log:
+        # Within a trace too, in which JAX computes nothing by itself.
+        found: list[list[str]] = []
+        jax.make_jaxpr(lambda: found.append(dir(leaf)))()
+        (seen,) = found
+    assert public(seen) == public(dir(plain)) | {"name", "is_placed"}
+    assert all(hasattr(type(leaf), name) for name in seen)
+    assert not log.reads
+    assert not leaf.is_placed
+    leaf.placed()
+    assert dir(leaf) == seen
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_shell_completes_the_names_without_placing(kind: str) -> None:
+    leaf = lazy(KINDS[kind]())
+    with observe_reads() as log:
+        completer = rlcompleter.Completer({"leaf": leaf})
+        for name in ("is_placed", "name", "addressable_shards", "sharding"):
+            assert completer.complete(f"leaf.{name[:-1]}", 0) == f"leaf.{name}"
+    assert not log.reads
+    assert not leaf.is_placed
 
 
 def test_what_would_make_other_libraries_go_round_it_is_not_there() -> None:

@@ -336,7 +336,8 @@ def test_what_is_a_leaf_is_up_to_the_caller() -> None:
     tree = {"a": [1, 2], "b": None}
     walked = walk(tree, lambda node: node is None or isinstance(node, list))
     assert walked.entries == {"a": [1, 2], "b": None}
-    assert walked.structure.names == ("a", "b")
+    assert walked.structure.flattened is not None
+    assert walked.structure.flattened.names == ("a", "b")
 
 
 # ---- container keys
@@ -369,7 +370,7 @@ def test_a_hundred_thousand_names_take_seconds() -> None:
     tree = {"layers": [{"attn": {"w": leaf, "b": leaf}, "n": leaf} for _ in range(33_334)]}
     begin = time.process_time()
     walked = walk(tree)
-    stored = walked.structure._replace(treedef=None)
+    stored = walked.structure._replace(flattened=None)
     built = build(walked.entries, stored, "f")
     assert time.process_time() - begin < 20
     assert len(walked.entries) == 100_002
