@@ -22,7 +22,8 @@ from safejax._src.adapter import (
 )
 from safejax._src.checkpoint.options import LoadOptions, parse_options, shows_options
 from safejax._src.leaves.flatten import flatten
-from safejax._src.pytrees.structure import Kind, register_container
+from safejax._src.pytrees.building import register_container
+from safejax._src.pytrees.structure import Kind
 from safejax._src.reading.remote import FileSystem
 from safejax._src.storage.files import PathLike
 from safejax.nnx import deserialize_like, is_nnx, load_into, values_of

@@ -16,8 +16,9 @@ from safejax._src.adapter import Source, Stored, explain_missing, fetch, refuse_
 from safejax._src.checkpoint.options import LoadOptions, parse_options, shows_options
 from safejax._src.leaves.flatten import flatten
 from safejax._src.leaves.leaves import Leaves
+from safejax._src.pytrees.building import register_container
 from safejax._src.pytrees.names import split
-from safejax._src.pytrees.structure import Kind, container_key, register_container
+from safejax._src.pytrees.structure import Kind, container_key
 from safejax._src.pytrees.walk import walk
 from safejax._src.reading.remote import FileSystem
 from safejax._src.storage.files import PathLike

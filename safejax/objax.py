@@ -20,7 +20,8 @@ from safejax._src.checkpoint.options import LoadOptions, Options, parse_options,
 from safejax._src.leaves.leaf import is_array
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import apply
-from safejax._src.pytrees.structure import Kind, Structure, register_container
+from safejax._src.pytrees.building import register_container
+from safejax._src.pytrees.structure import Kind, Structure
 from safejax._src.reading.remote import FileSystem
 from safejax._src.storage.files import PathLike
 from safejax.errors import LeafError, MismatchError

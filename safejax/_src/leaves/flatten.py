@@ -14,7 +14,7 @@ from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.like import matched
 from safejax._src.leaves.shardings import ShardingArgument, resolve
 from safejax._src.leaves.steps import Step
-from safejax._src.pytrees.structure import build
+from safejax._src.pytrees.building import build
 from safejax._src.pytrees.walk import walk
 
 _Tree = TypeVar("_Tree")

@@ -42,7 +42,7 @@ def moved(structure: Structure, names: Mapping[str, str], step: str) -> Structur
     paths = {name: path for name, path in structure.paths.items() if name not in old_paths}
     for name, move in zip(names, moves, strict=True):
         implied = path_of(name, kinds) if flat else split(name)
-        if implied != move.new:
+        if implied != move.new and (move.kept or not move.new):
             paths[name] = move.new
     if kinds == structure.kinds and paths == structure.paths:
         return structure

@@ -2,20 +2,17 @@
 
 A `Structure` holds the kind of each container that is not a dict with string keys, and the path
 of each name that does not split into its path: a file records both. Only transforms that move a
-container whole change a structure (`moving`). A kind is used if the children that are present fit it; otherwise a dict is built.
+container whole change a structure.
 
 A process that flattened the tree itself remembers more, which no file holds: JAX's own treedef.
 """
 
-import contextlib
 import json
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast, final
 
 import jax
 
-from safejax._src.collector import collector_paused
 from safejax._src.public import set_module
 from safejax._src.pytrees.names import join, split
 from safejax.errors import TransformError
@@ -142,79 +139,6 @@ def name_in(container: str, segment: str) -> str:
     return join((*container_segments(container), segment))
 
 
-Builder: TypeAlias = Callable[[dict[Any, Any]], Any]
-
-_builders: Final[dict[str, Builder]] = {}
-
-
-def register_container(name: str, build: Builder) -> None:
-    """Let trees built without `like` have containers of the class with this qualified name.
-
-    `build` is called with the children by key, in order. Only adapters that are in use call this
-    function: a file can name a class, but never causes an import.
-    """
-    _builders[name] = build
-
-
-def build(entries: Mapping[str, Any], structure: Structure, file: str) -> Any:
-    """The tree of these entries; the one that was flattened, if it has exactly these names.
-
-    Raises `TransformError` if names contradict each other.
-    """
-    flattened = structure.flattened
-    if flattened is not None and flattened.fits(entries, structure.kinds):
-        return flattened.build(entries)
-    return _build_from_names(entries, structure, file)
-
-
-@collector_paused()
-def _build_from_names(entries: Mapping[str, Any], structure: Structure, file: str) -> Any:
-    paths = paths_of(entries, structure, file)
-    if len(entries) == 1 and () in paths.values():
-        (leaf,) = entries.values()
-        return _container({}, (), structure.kinds) if leaf is EMPTY else leaf
-    root: dict[str, Any] = {}
-    containers: list[tuple[Segments, dict[str, Any]]] = [((), root)]
-    of_path: dict[Segments, dict[str, Any]] = {(): root}
-    for name, leaf in entries.items():
-        path = paths[name]
-        if not path:
-            raise TransformError(
-                f"{file}: leaf {name!r} is recorded as the whole tree, but there are "
-                f"{len(entries)} leaves: rename it with transform=rename(...)"
-            )
-        parent = of_path.get(path[:-1])
-        if parent is None:
-            parent = root
-            for depth in range(1, len(path)):
-                prefix = path[:depth]
-                inner = of_path.get(prefix)
-                if inner is None:
-                    inner = of_path[prefix] = {}
-                    containers.append((prefix, inner))
-                    if prefix[-1] in parent:
-                        raise _contradiction(file, name, prefix)
-                    parent[prefix[-1]] = inner
-                parent = inner
-        if path[-1] in parent:
-            raise _contradiction(file, name, path)
-        parent[path[-1]] = _container({}, path, structure.kinds) if leaf is EMPTY else leaf
-    # Parents come before the containers in them, so in reverse each is built before it is used.
-    for segments, children in reversed(containers):
-        built = _container(children, segments, structure.kinds)
-        if not segments:
-            return built
-        of_path[segments[:-1]][segments[-1]] = built
-    raise AssertionError("the root is always there")
-
-
-def _contradiction(file: str, name: str, path: Segments) -> TransformError:
-    return TransformError(
-        f"{file}: leaf {name!r}: expected a place of its own in the tree, got {list(path)}, "
-        "where or under which there is another leaf: rename one with transform=rename(...)"
-    )
-
-
 def paths_of(names: Iterable[str], structure: Structure, file: str) -> dict[str, Segments]:
     """The path of each name: the recorded one, or the name split at its dots.
 
@@ -252,51 +176,3 @@ def path_of(name: str, kinds: Mapping[str, Kind]) -> Segments:
         if kind is not None and kind.flat:
             return (*segments[:depth], join(segments[depth:]))
     return segments
-
-
-def _container(children: dict[str, Any], segments: Segments, kinds: Mapping[str, Kind]) -> Any:
-    """The container that the kind describes if the children fit it, and otherwise a dict."""
-    kind = kinds.get(container_key(segments)) if kinds else None
-    if kind is None:
-        return children
-    if kind.type in ("list", "tuple"):
-        if children.keys() != {str(position) for position in range(len(children))}:
-            return children
-        items = [children[str(position)] for position in range(len(children))]
-        return tuple(items) if kind.type == "tuple" else items
-    # A child that is stored under its own name takes precedence over an alias.
-    aliases = {alias: children[to] for alias, to in kind.aliases if to in children}
-    children = {**aliases, **children}
-    if kind.order is not None:
-        # Children that a transform removed are left out; those that it added come last, by name.
-        order = dict.fromkeys((*kind.order, *sorted(children)))
-        children = {segment: children[segment] for segment in order if segment in children}
-    keyed = _keyed(children, kind)
-    if kind.type == "collections.OrderedDict":
-        return OrderedDict(keyed)
-    builder = _builders.get(kind.type)
-    return keyed if builder is None else builder(keyed)
-
-
-def _keyed(children: dict[str, Any], kind: Kind) -> dict[Any, Any]:
-    """The children by their dict keys, or by their segments if JAX could not sort the keys."""
-    keys = _int_keys(children) if kind.keys == "int" else dict(kind.keys)
-    keyed = {keys.get(segment, segment): child for segment, child in children.items()}
-    if len(keyed) != len(children):
-        return children
-    if kind.order is None:
-        try:
-            sorted(keyed)
-        except TypeError:
-            return children
-    return keyed
-
-
-def _int_keys(children: Iterable[str]) -> dict[str, int]:
-    """The int of each segment that is one in decimal, as Python writes it."""
-    keys: dict[str, int] = {}
-    for segment in children:
-        with contextlib.suppress(ValueError):
-            if str(int(segment)) == segment:
-                keys[segment] = int(segment)
-    return keys

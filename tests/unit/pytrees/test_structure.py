@@ -10,16 +10,15 @@ import jax
 import numpy as np
 import pytest
 
+from safejax._src.pytrees.building import build, register_container
 from safejax._src.pytrees.structure import (
     EMPTY,
     MAX_DEPTH,
     Kind,
     Structure,
-    build,
     container_key,
     container_segments,
     paths_of,
-    register_container,
 )
 from safejax._src.pytrees.walk import walk
 from safejax.errors import LeafError, TransformError
