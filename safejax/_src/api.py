@@ -23,8 +23,8 @@ from safejax._src.leaves.leaves import Leaves, checked_metadata
 from safejax._src.leaves.like import committed_sharding
 from safejax._src.leaves.steps import TransformArgument, apply
 from safejax._src.reading.remote import FileSystem
-from safejax._src.storage.files import PathLike, checked_path, write_atomically
-from safejax._src.storage.remote import resolve_path, write_remotely
+from safejax._src.storage.files import PathLike, checked_path
+from safejax._src.storage.location import locate
 
 _Tree = TypeVar("_Tree")
 
@@ -82,21 +82,21 @@ def save(
         if progress is not None:
             progress(done, plan.nbytes)
 
-    fs, target = resolve_path(target, fs)
+    store, target = locate(target, fs)
     if isinstance(plan, Folder):
-        if fs is not None:
+        if not store.replaces_folders:
             raise ValueError(
                 f"{target}: max_shard_bytes: expected a local folder, which can be replaced as a "
-                f"whole, got one of {type(fs).__name__}: save locally and copy, the index last"
+                f"whole, got one of {store.kind}: save locally and copy, the index last"
             )
         plan.write(target, wrote)
-    elif fs is None:
-        write_atomically(target, plan.chunks(), wrote, plan.late_head)
+    elif store.rewrites:
+        store.write(target, plan.chunks(), wrote, plan.late_head)
     else:
-        if checksum:  # Bytes cannot be changed once they are sent, so digests are made first.
+        if checksum:  # What is written stays as it is, so digests are made first.
             for _ in plan.chunks():
                 pass
-        write_remotely(fs, target, plan.chunks(), wrote)
+        store.write(target, plan.chunks(), wrote)
 
 
 def serialize(

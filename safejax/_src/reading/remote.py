@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safejax._src.dtypes import Dtype
-from safejax._src.reading.source import Source, show
+from safejax._src.reading.source import File, show
 from safejax._src.reading.windows import Window
 from safejax.errors import ReadError
 
@@ -18,7 +18,7 @@ FileSystem: TypeAlias = Any
 
 
 @final
-class RemoteSource(Source):
+class RemoteSource(File):
     """A file that answers ranged requests.
 
     Raises `FileNotFoundError` if there is no such file, `ReadError` if its size is unknown.
@@ -42,7 +42,6 @@ class RemoteSource(Source):
         return f"RemoteSource({self.name!r})"
 
     def prefix(self, begin: int, end: int) -> bytes:
-        """The bytes `[begin, end)`, for the header's reader."""
         (data,) = self._ranges([(begin, end)])
         return bytes(data)
 

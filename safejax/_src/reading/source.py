@@ -2,7 +2,8 @@
 
 A source is a flat run of bytes. `read(begin, dtype, window)` returns the elements that the
 window shows of a tensor that begins at byte `begin`, and each request is reported to the logs
-that are open. This module has the interface and the source that is a buffer in memory.
+that are open. This module has the interfaces, of sources and of those that are whole files, and
+the source that is a buffer in memory.
 """
 
 import mmap
@@ -69,13 +70,24 @@ class Source(ABC):
                     log.reads.append(Read(self.name, nbytes))
 
 
-class BufferSource(Source):
+class File(Source):
+    """A source that holds a whole file: its size is known, and so is where its header is."""
+
+    nbytes: int
+
+    @abstractmethod
+    def prefix(self, begin: int, end: int) -> bytes:
+        """The bytes `[begin, end)`, for the header's reader; they are not logged."""
+
+
+class BufferSource(File):
     """Bytes in memory that are read in place."""
 
     stable = True
 
     def __init__(self, buffer: bytes | mmap.mmap | NDArray[np.uint8], name: str) -> None:
         self.name = name
+        self.nbytes = len(buffer)
         if isinstance(buffer, np.ndarray):
             buffer = read_only(buffer.view())
         # The buffer is read-only, and so are the arrays that share its memory.
@@ -84,6 +96,9 @@ class BufferSource(Source):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
+
+    def prefix(self, begin: int, end: int) -> bytes:
+        return bytes(self._buffer[begin:end])
 
     def read(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
         if window.size == 0:
