@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safejax._src.dtypes import Dtype
+from safejax._src.reading.requests import byte_spans, planned
 from safejax._src.reading.source import BufferSource, File, show
 from safejax._src.reading.windows import Window
 from safejax._src.system import CAN_READ
@@ -89,13 +90,13 @@ class FileSource(File):
     def read(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
         if window.size == 0:
             return np.empty(window.shape, dtype)
-        spans = window.spans()
-        self._log(spans.count * dtype.itemsize)
-        dense = np.empty((len(spans.starts), spans.length * dtype.itemsize), np.uint8)
-        starts = (begin + spans.starts * dtype.itemsize).tolist()
-        for start, row in zip(starts, dense, strict=True):
-            _read_run(self._descriptor, start, row, self)
-        return show(dense.reshape(-1), 0, dtype, window.compact())
+        requests = planned(byte_spans(begin, dtype, window))
+        self._log(requests.nbytes)
+        self._log_excess(requests.excess)
+        memory = np.empty(requests.nbytes, np.uint8)
+        for (start, _), part in zip(requests.ranges, requests.parts(memory), strict=True):
+            _read_run(self._descriptor, start, part, self)
+        return show(requests.joined(memory), 0, dtype, window.compact())
 
     def read_into(self, begin: int, dtype: Dtype, window: Window, out: NDArray[Any]) -> None:
         if not _is_one_run(window, out):

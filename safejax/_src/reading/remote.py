@@ -1,7 +1,4 @@
-"""Remote files as sources: byte ranges of a file on any fsspec file system.
-
-Only what a leaf needs is requested, span by span.
-"""
+"""Remote files as sources: byte ranges of a file on any fsspec file system."""
 
 from typing import Any, TypeAlias, final
 
@@ -9,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safejax._src.dtypes import Dtype
+from safejax._src.reading.requests import byte_spans, planned
 from safejax._src.reading.source import File, show
 from safejax._src.reading.windows import Window
 from safejax.errors import ReadError
@@ -48,28 +46,27 @@ class RemoteSource(File):
     def read(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
         if window.size == 0:
             return np.empty(window.shape, dtype)
-        spans = window.spans()
-        self._log(spans.count * dtype.itemsize)
-        starts = (begin + spans.starts * dtype.itemsize).tolist()
-        length = spans.length * dtype.itemsize
-        pieces = self._ranges([(start, start + length) for start in starts])
+        requests = planned(byte_spans(begin, dtype, window))
+        self._log(requests.nbytes)
+        self._log_excess(requests.excess)
+        pieces = self._ranges(requests.ranges)
         if len(pieces) == 1 and isinstance(pieces[0], bytes):
-            dense = np.frombuffer(pieces[0], np.uint8)
+            memory = np.frombuffer(pieces[0], np.uint8)
         else:
-            dense = np.empty(len(starts) * length, np.uint8)
-            for row, piece in zip(dense.reshape(-1, length), pieces, strict=True):
-                row[:] = np.frombuffer(piece, np.uint8)
-        return show(dense, 0, dtype, window.compact())
+            memory = np.empty(requests.nbytes, np.uint8)
+            for part, piece in zip(requests.parts(memory), pieces, strict=True):
+                part[:] = np.frombuffer(piece, np.uint8)
+        return show(requests.joined(memory), 0, dtype, window.compact())
 
-    def _ranges(self, spans: list[tuple[int, int]]) -> list[Any]:
-        """The bytes of each span `[begin, end)`; all are requested before any is returned."""
-        begins, ends = [begin for begin, _ in spans], [end for _, end in spans]
+    def _ranges(self, ranges: list[tuple[int, int]]) -> list[Any]:
+        """The bytes of each range `[begin, end)`; all are requested before any is returned."""
+        begins, ends = [begin for begin, _ in ranges], [end for _, end in ranges]
         pieces: list[Any]
         try:
-            pieces = self._fs.cat_ranges([self._path] * len(spans), begins, ends)
+            pieces = self._fs.cat_ranges([self._path] * len(ranges), begins, ends)
         except Exception as error:  # noqa: BLE001 - a file system may raise anything
-            pieces = [error] * len(spans)
-        for (begin, end), piece in zip(spans, pieces, strict=True):
+            pieces = [error] * len(ranges)
+        for (begin, end), piece in zip(ranges, pieces, strict=True):
             if isinstance(piece, Exception):
                 raise ReadError(
                     f"{self.name}: reading bytes [{begin}, {end}) failed: "

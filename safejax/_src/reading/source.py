@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from safejax._src.dtypes import Dtype
 from safejax._src.reading.log import Read, open_logs, open_logs_lock
 from safejax._src.reading.memory import address, is_aligned
+from safejax._src.reading.requests import planned_cost
 from safejax._src.reading.windows import Window
 
 
@@ -58,16 +59,20 @@ class Source(ABC):
 
     def cost(self, dtype: Dtype, window: Window) -> tuple[int, int]:
         """The bytes of files that a read of `window` requests, and the number of their runs."""
-        if window.size == 0:
-            return 0, 0
-        firsts, _ = window.runs()
-        return window.distinct * dtype.itemsize, firsts.size
+        return planned_cost(dtype, window)
 
     def _log(self, nbytes: int) -> None:
         if open_logs:
             with open_logs_lock:
                 for log in open_logs:
                     log.reads.append(Read(self.name, nbytes))
+
+    def _log_excess(self, nbytes: int) -> None:
+        """Log that `nbytes` of the reads were requested without being needed."""
+        if open_logs:
+            with open_logs_lock:
+                for log in open_logs:
+                    log.excess += nbytes
 
 
 class File(Source):
