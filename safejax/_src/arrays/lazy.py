@@ -25,7 +25,13 @@ from safejax._src.arrays.families import Alike, Rows
 from safejax._src.arrays.forwarding import COMPARISONS, HANDED_ON, ONLY_OF_KEYS
 from safejax._src.arrays.indexing import basic_index, placement_of_part
 from safejax._src.arrays.jax_private import abstract_value
-from safejax._src.arrays.placing import Placement, default_placement, is_worth_a_thread, place
+from safejax._src.arrays.placing import (
+    Placed,
+    Placement,
+    default_placement,
+    is_worth_a_thread,
+    place,
+)
 from safejax._src.arrays.precision import NarrowingNotice
 from safejax._src.arrays.untraced import concretely
 from safejax._src.dtypes import Dtype
@@ -262,10 +268,10 @@ class LazyArray(jax.Array):
 
         What comes back are the blocks of it that were not read: they are used in place.
         """
-        in_place: list[NDArray[Any]] = []
         with self._lock:
-            if not self.is_placed:
-                self._placed = self._place(in_place)
+            if self.is_placed:
+                return []
+            self._placed, in_place = self._place()
         return in_place
 
     @property
@@ -274,12 +280,12 @@ class LazyArray(jax.Array):
         content, dtype = self.content, self._aval.dtype
         return content.key is None and is_worth_a_thread(content.view, dtype, self._placement)
 
-    def _place(self, in_place: list[NDArray[Any]]) -> jax.Array:
+    def _place(self) -> Placed:
         content, placement, dtype = self.content, self._placement, self._placed_dtype()
         view = content.view
-        array = place(view, dtype, content.key, placement, self._name, in_place)
-        assert content.key is not None or array.aval == self._aval
-        return array
+        placed = place(view, dtype, content.key, placement, self._name)
+        assert content.key is not None or placed.array.aval == self._aval
+        return placed
 
     def _unsupported(self) -> str:
         return (

@@ -75,6 +75,7 @@ class AbstractSource(Source):
 
     name = "abstract leaf"
     stable = True
+    has_values = False
 
     def __repr__(self) -> str:
         return "AbstractSource()"

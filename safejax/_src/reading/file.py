@@ -27,6 +27,8 @@ class MappedSource(BufferSource):
     ends the process with SIGBUS. `save` never truncates a file: it writes a new one.
     """
 
+    is_mapped = True
+
     def __init__(self, path: str, *, in_place: bool = True) -> None:
         with open(path, "rb") as file:
             self._status = os.fstat(file.fileno())

@@ -1,5 +1,6 @@
 """Remote files as sources: byte ranges of a file on any fsspec file system."""
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias, final
 
 import numpy as np
@@ -58,7 +59,7 @@ class RemoteSource(File):
                 part[:] = np.frombuffer(piece, np.uint8)
         return show(requests.joined(memory), 0, dtype, window.compact())
 
-    def _ranges(self, ranges: list[tuple[int, int]]) -> list[Any]:
+    def _ranges(self, ranges: Sequence[tuple[int, int]]) -> list[Any]:
         """The bytes of each range `[begin, end)`; all are requested before any is returned."""
         begins, ends = [begin for begin, _ in ranges], [end for _, end in ranges]
         pieces: list[Any]

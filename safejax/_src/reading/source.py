@@ -8,6 +8,7 @@ the source that is a buffer in memory.
 
 import mmap
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -23,12 +24,22 @@ from safejax._src.reading.windows import Window
 class Source(ABC):
     """A flat run of bytes that leaves show windows of.
 
-    `name` identifies the source in errors and in `repr`. `stable` is true if nobody changes the
-    bytes, so that an array may go on using them in place.
+    `name` identifies the source in errors and in `repr`. What a source can do is asked of it:
+
+    - `stable`: nobody changes the bytes, so that an array may go on using them in place.
+    - `has_values`: there are values to read.
+    - `in_memory`: the bytes have an address in this process before anybody reads them, as those
+      of a buffer or a mapped file; nothing is fetched or computed for a read.
+    - `is_mapped`: they are pages of a file, which the system brings in when they are touched.
+    - `is_barrier`: the whole of an operand is read for any part.
     """
 
     name: str
     stable: bool
+    has_values: bool = True
+    in_memory: bool = False
+    is_mapped: bool = False
+    is_barrier: bool = False
 
     @abstractmethod
     def read(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
@@ -52,6 +63,22 @@ class Source(ABC):
         """What `look` returns, but not logged: for callers that log their reads or read nothing."""
         del begin, dtype, window, alignment
         return None
+
+    def show(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any] | None:
+        """The array that `read` returns if the source is in memory, not logged; else None.
+
+        Callers log each use of it with `asked`.
+        """
+        del begin, dtype, window
+        return None
+
+    def asked(self, nbytes: int) -> None:
+        """Log a read of `nbytes` bytes that a caller is about to take from an array of `show`."""
+        self._log(nbytes)
+
+    def kept(self) -> AbstractContextManager[None]:
+        """A block in which the operand of a barrier is read once, however many parts are read."""
+        return nullcontext()
 
     def read_into(self, begin: int, dtype: Dtype, window: Window, out: NDArray[Any]) -> None:
         """Copy what `read` returns into `out`, an array of the same shape and dtype."""
@@ -89,6 +116,7 @@ class BufferSource(File):
     """Bytes in memory that are read in place."""
 
     stable = True
+    in_memory = True
 
     def __init__(self, buffer: bytes | mmap.mmap | NDArray[np.uint8], name: str) -> None:
         self.name = name
@@ -114,13 +142,11 @@ class BufferSource(File):
         return self.show(begin, dtype, window)
 
     def show(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
-        """The array that `read` returns, not logged: callers log each use of it with `asked`."""
         return show(self._buffer, begin, dtype, window)
 
     def asked(self, nbytes: int) -> None:
-        """Log a read of `nbytes` bytes that a caller is about to take from an array of `show`."""
         self._check()
-        self._log(nbytes)
+        super().asked(nbytes)
 
     def look(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> NDArray[Any] | None:
         self._check()

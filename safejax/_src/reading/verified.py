@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from safejax._src.dtypes import Dtype
 from safejax._src.reading.digests import DIGEST_BYTES, Digests, hasher
 from safejax._src.reading.requests import Requests, byte_spans, whole_blocks
-from safejax._src.reading.source import BufferSource, Source, show, usable_in_place
+from safejax._src.reading.source import Source, show, usable_in_place
 from safejax._src.reading.windows import Window
 from safejax.errors import ChecksumError
 
@@ -33,7 +33,6 @@ class VerifiedSource(Source):
         self._block_bytes = digests.block_bytes
         self._digests = digests.of[tensor]
         self._new = hasher()
-        self._in_place = isinstance(file, BufferSource)
         self._checked: set[int] = set()
 
     def __repr__(self) -> str:
@@ -80,7 +79,7 @@ class VerifiedSource(Source):
             number = (begin + at) // self._block_bytes
             if number not in self._checked:
                 self._check(number, blocks[at : at + self._block_bytes])
-                if self._in_place:
+                if self._file.in_memory:
                     self._checked.add(number)
         return blocks
 

@@ -12,7 +12,7 @@ from safejax._src.dtypes import Dtype, stored_as
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import Transform
 from safejax._src.pytrees.patterns import Where
-from safejax._src.reading.pointwise import Pointwise
+from safejax._src.reading.pointwise import BlockFunction, Pointwise
 from safejax._src.transforms.selection import map_contents, required_where, show_where
 from safejax.errors import NotInvertibleError, TransformError
 
@@ -72,7 +72,7 @@ class Elementwise(Transform):
 
 @final
 @dataclass(frozen=True, slots=True)
-class _OnBlocks:
+class _OnBlocks(BlockFunction):
     """The function, applied to a block that was read; its result is checked."""
 
     function: Function
