@@ -62,7 +62,7 @@ class Rows(Alike):
         # number of bytes in a row.
         self._shown: tuple[Source, NDArray[Any], int] | None = None
         # NumPy returns scalars for the rows of one axis.
-        values = view.show() if len(view.shape) > 1 else None
+        values = view.strided_array() if len(view.shape) > 1 else None
         if values is not None:
             (source,) = view.sources
             nbytes, _ = view.row(0).cost()
@@ -83,5 +83,5 @@ class Rows(Alike):
         if self._shown is None:
             return super().read(number)
         source, values, nbytes = self._shown
-        source.asked(nbytes)
+        source.log_read(nbytes)
         return values[number]

@@ -114,7 +114,7 @@ def is_worth_a_thread(view: View, dtype: Dtype, placement: Placement) -> bool:
             return False
         device, index = next(iter(indices.items()))
         view = view.index(index)
-    return view.peek(alignment_for(device, dtype)) is None
+    return not view.is_in_place(alignment_for(device, dtype))
 
 
 class _Task(NamedTuple):
@@ -195,7 +195,7 @@ def _block(task: _Task, view: View, device: Any, empty: Allocator) -> _Block:
     """What a device is given: of the dtype, aligned for it, and changed by nobody."""
     if view.dtype != task.dtype:
         return _Block(narrowed(view.read(), task.dtype, task.name, empty), is_mapped=False)
-    values = view.look(alignment_for(device, view.dtype))
+    values = view.in_place(alignment_for(device, view.dtype))
     if values is not None:
         return _Block(values, is_mapped=device.platform == "cpu" and view.is_mapped)
     values = empty(view.shape, view.dtype)

@@ -111,7 +111,7 @@ def _is_in_place(view: View, devices: list[Any]) -> bool:
         return True
     # Of the devices that share the block, the one that needs the most.
     alignment = max(alignment_for(device, view.dtype) for device in devices)
-    return view.peek(alignment) is not None
+    return view.is_in_place(alignment)
 
 
 def _precision(leaves: list[LazyArray]) -> Iterator[str]:

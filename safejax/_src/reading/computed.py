@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safejax._src.dtypes import Dtype
-from safejax._src.reading.source import Source, read_only, show
+from safejax._src.reading.source import Source, read_only, strided_array
 from safejax._src.reading.windows import Window
 
 
@@ -27,11 +27,11 @@ class ComputedSource(Source):
         self,
         compute: Callable[[], NDArray[Any]],
         name: str,
-        stable: bool,
+        immutable: bool,
         operand_cost: Callable[[], tuple[int, int]] = lambda: (0, 0),
     ) -> None:
         self.name = name
-        self.stable = stable
+        self.immutable = immutable
         self._compute = compute
         self._operand_cost = operand_cost
         self._lock = threading.Lock()
@@ -45,7 +45,7 @@ class ComputedSource(Source):
         assert begin == 0
         if window.size == 0:
             return np.empty(window.shape, dtype)
-        return show(self._flat(), 0, dtype, window)
+        return strided_array(self._flat(), 0, dtype, window)
 
     def cost(self, dtype: Dtype, window: Window) -> tuple[int, int]:
         del dtype

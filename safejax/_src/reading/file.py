@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from safejax._src.dtypes import Dtype
 from safejax._src.reading.requests import byte_spans, planned
-from safejax._src.reading.source import BufferSource, File, show
+from safejax._src.reading.source import BufferSource, File, strided_array
 from safejax._src.reading.windows import Window
 from safejax._src.system import CAN_READ
 from safejax.errors import ReadError
@@ -38,7 +38,7 @@ class MappedSource(BufferSource):
         super().__init__(b"" if mapping is None else mapping, path)
         self._mapping = mapping
         # Unless `in_place`, arrays use the mapping only until they are copied.
-        self.stable = in_place
+        self.immutable = in_place
 
     def read_into(self, begin: int, dtype: Dtype, window: Window, out: NDArray[Any]) -> None:
         if out.nbytes < _WORTH_A_CALL or not CAN_READ or not _is_one_run(window, out):
@@ -70,7 +70,7 @@ class MappedSource(BufferSource):
 class FileSource(File):
     """A file that is read and never mapped: if a network file is lost, a mapping raises SIGBUS."""
 
-    stable = True
+    immutable = True
 
     def __init__(self, path: str) -> None:
         self.name = path
@@ -98,7 +98,7 @@ class FileSource(File):
         memory = np.empty(requests.nbytes, np.uint8)
         for (start, _), part in zip(requests.ranges, requests.parts(memory), strict=True):
             _read_run(self._descriptor, start, part, self)
-        return show(requests.joined(memory), 0, dtype, window.compact())
+        return strided_array(requests.joined(memory), 0, dtype, window.compact())
 
     def read_into(self, begin: int, dtype: Dtype, window: Window, out: NDArray[Any]) -> None:
         if not _is_one_run(window, out):

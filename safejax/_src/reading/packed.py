@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from safejax._src.dtypes import Dtype, unpack
 from safejax._src.reading.requests import Requests, whole_blocks
-from safejax._src.reading.source import Source, show
+from safejax._src.reading.source import Source, strided_array
 from safejax._src.reading.windows import Spans, Window
 
 _PER_BYTE: Final = 2
@@ -20,7 +20,7 @@ class PackedSource(Source):
 
     def __init__(self, packed: Source, begin: int) -> None:
         self.name = packed.name
-        self.stable = True
+        self.immutable = True
         self._packed = packed
         self._begin = begin
 
@@ -36,7 +36,7 @@ class PackedSource(Source):
             halves = self._even(firsts, length)
         else:
             halves = self._scattered(window.spans())
-        return show(np.ascontiguousarray(halves), 0, dtype, window.compact())
+        return strided_array(np.ascontiguousarray(halves), 0, dtype, window.compact())
 
     def cost(self, dtype: Dtype, window: Window) -> tuple[int, int]:
         del dtype

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from safejax._src.dtypes import Dtype
 from safejax._src.reading.requests import byte_spans, planned
-from safejax._src.reading.source import File, show
+from safejax._src.reading.source import File, strided_array
 from safejax._src.reading.windows import Window
 from safejax.errors import ReadError
 
@@ -23,7 +23,7 @@ class RemoteSource(File):
     Raises `FileNotFoundError` if there is no such file, `ReadError` if its size is unknown.
     """
 
-    stable = True
+    immutable = True
 
     def __init__(self, fs: FileSystem, path: str) -> None:
         self.name = path
@@ -57,7 +57,7 @@ class RemoteSource(File):
             memory = np.empty(requests.nbytes, np.uint8)
             for part, piece in zip(requests.parts(memory), pieces, strict=True):
                 part[:] = np.frombuffer(piece, np.uint8)
-        return show(requests.joined(memory), 0, dtype, window.compact())
+        return strided_array(requests.joined(memory), 0, dtype, window.compact())
 
     def _ranges(self, ranges: Sequence[tuple[int, int]]) -> list[Any]:
         """The bytes of each range `[begin, end)`; all are requested before any is returned."""

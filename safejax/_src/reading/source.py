@@ -26,7 +26,7 @@ class Source(ABC):
 
     `name` identifies the source in errors and in `repr`. What a source can do is asked of it:
 
-    - `stable`: nobody changes the bytes, so that an array may go on using them in place.
+    - `immutable`: nobody changes the bytes, so that an array may go on using them in place.
     - `has_values`: there are values to read.
     - `in_memory`: the bytes have an address in this process before anybody reads them, as those
       of a buffer or a mapped file; nothing is fetched or computed for a read.
@@ -35,7 +35,7 @@ class Source(ABC):
     """
 
     name: str
-    stable: bool
+    immutable: bool
     has_values: bool = True
     in_memory: bool = False
     is_mapped: bool = False
@@ -48,32 +48,32 @@ class Source(ABC):
         The array is read-only where it shares the source's own memory.
         """
 
-    def look(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> NDArray[Any] | None:
-        """What `read` returns if it is usable without a copy; else None, and nothing is read.
+    def in_place(
+        self, begin: int, dtype: Dtype, window: Window, alignment: int
+    ) -> NDArray[Any] | None:
+        """The array that `read` returns, if it can be used where it lies; else None, and no read.
 
         That requires a C-ordered array in memory that begins on a multiple of `alignment` bytes
-        and never changes.
+        and never changes. It is logged as a read.
         """
-        array = self.peek(begin, dtype, window, alignment)
-        if array is not None:
-            self._log(array.nbytes)
-        return array
-
-    def peek(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> NDArray[Any] | None:
-        """What `look` returns, but not logged: for callers that log their reads or read nothing."""
         del begin, dtype, window, alignment
         return None
 
-    def show(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any] | None:
+    def is_in_place(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> bool:
+        """Whether `in_place` returns an array, as far as that is known without a read."""
+        del begin, dtype, window, alignment
+        return False
+
+    def strided_array(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any] | None:
         """The array that `read` returns if the source is in memory, not logged; else None.
 
-        Callers log each use of it with `asked`.
+        Callers log each use of it with `log_read`.
         """
         del begin, dtype, window
         return None
 
-    def asked(self, nbytes: int) -> None:
-        """Log a read of `nbytes` bytes that a caller is about to take from an array of `show`."""
+    def log_read(self, nbytes: int) -> None:
+        """Log a read of `nbytes` bytes, which a caller is about to take from a `strided_array`."""
         self._log(nbytes)
 
     def kept(self) -> AbstractContextManager[None]:
@@ -115,7 +115,7 @@ class File(Source):
 class BufferSource(File):
     """Bytes in memory that are read in place."""
 
-    stable = True
+    immutable = True
     in_memory = True
 
     def __init__(self, buffer: bytes | mmap.mmap | NDArray[np.uint8], name: str) -> None:
@@ -139,31 +139,41 @@ class BufferSource(File):
         self._check()
         if open_logs:
             self._log(window.distinct * dtype.itemsize)
-        return self.show(begin, dtype, window)
+        return self.strided_array(begin, dtype, window)
 
-    def show(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
-        return show(self._buffer, begin, dtype, window)
+    def strided_array(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
+        return strided_array(self._buffer, begin, dtype, window)
 
-    def asked(self, nbytes: int) -> None:
+    def log_read(self, nbytes: int) -> None:
         self._check()
-        super().asked(nbytes)
+        super().log_read(nbytes)
 
-    def look(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> NDArray[Any] | None:
+    def in_place(
+        self, begin: int, dtype: Dtype, window: Window, alignment: int
+    ) -> NDArray[Any] | None:
         self._check()
-        return super().look(begin, dtype, window, alignment)
+        array = self._usable(begin, dtype, window, alignment)
+        if array is not None:
+            self._log(array.nbytes)
+        return array
 
-    def peek(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> NDArray[Any] | None:
+    def is_in_place(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> bool:
+        return self._usable(begin, dtype, window, alignment) is not None
+
+    def _usable(
+        self, begin: int, dtype: Dtype, window: Window, alignment: int
+    ) -> NDArray[Any] | None:
         first = self._address + begin + window.offset * dtype.itemsize
-        if first % alignment or window.size == 0 or not self.stable:
+        if first % alignment or window.size == 0 or not self.immutable:
             return None
-        array = show(self._buffer, begin, dtype, window)
+        array = strided_array(self._buffer, begin, dtype, window)
         return array if array.flags.c_contiguous else None
 
     def _check(self) -> None:
         """Raise `ReadError` if the bytes are no longer there."""
 
 
-def show(
+def strided_array(
     buffer: bytes | mmap.mmap | NDArray[np.uint8], begin: int, dtype: Dtype, window: Window
 ) -> NDArray[Any]:
     """The elements that `window` shows of the tensor that begins at byte `begin` of `buffer`."""

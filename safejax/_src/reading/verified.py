@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from safejax._src.dtypes import Dtype
 from safejax._src.reading.digests import DIGEST_BYTES, Digests, hasher
 from safejax._src.reading.requests import Requests, byte_spans, whole_blocks
-from safejax._src.reading.source import Source, show, usable_in_place
+from safejax._src.reading.source import Source, strided_array, usable_in_place
 from safejax._src.reading.windows import Window
 from safejax.errors import ChecksumError
 
@@ -25,7 +25,7 @@ class VerifiedSource(Source):
 
     def __init__(self, file: Source, tensor: str, span: tuple[int, int], digests: Digests) -> None:
         self.name = file.name
-        self.stable = file.stable
+        self.immutable = file.immutable
         self._file = file
         self._tensor = tensor
         self._begin, end = span
@@ -45,13 +45,15 @@ class VerifiedSource(Source):
         self._log_excess(requests.excess)
         if len(requests.ranges) == 1:
             ((first, end),) = requests.ranges
-            return show(self._blocks(first, end), begin - self._begin - first, dtype, window)
+            return strided_array(
+                self._blocks(first, end), begin - self._begin - first, dtype, window
+            )
         dense = np.empty((len(requests.spans.starts), requests.spans.length), np.uint8)
         # Not all at once: the blocks may be many times as large as what is needed of them.
         for number, (first, end) in enumerate(requests.ranges):
             blocks = self._blocks(first, end)
             dense[requests.span_numbers(number)] = requests.rows(number, blocks)
-        return show(dense.reshape(-1), 0, dtype, window.compact())
+        return strided_array(dense.reshape(-1), 0, dtype, window.compact())
 
     def cost(self, dtype: Dtype, window: Window) -> tuple[int, int]:
         if window.size == 0:
@@ -59,11 +61,13 @@ class VerifiedSource(Source):
         requests = self._requests(0, dtype, window)
         return requests.nbytes, len(requests.ranges)
 
-    def peek(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> NDArray[Any] | None:
-        return self._file.peek(begin, dtype, window, alignment)
+    def is_in_place(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> bool:
+        return self._file.is_in_place(begin, dtype, window, alignment)
 
-    def look(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> NDArray[Any] | None:
-        if self.peek(begin, dtype, window, alignment) is None:
+    def in_place(
+        self, begin: int, dtype: Dtype, window: Window, alignment: int
+    ) -> NDArray[Any] | None:
+        if not self.is_in_place(begin, dtype, window, alignment):
             return None
         return usable_in_place(self.read(begin, dtype, window), alignment)
 

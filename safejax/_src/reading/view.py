@@ -53,9 +53,9 @@ class View(ABC):
         """The sources that `read` requests bytes from."""
 
     @property
-    def stable(self) -> bool:
+    def immutable(self) -> bool:
         """Whether nobody changes the bytes that are used in place."""
-        return all(source.stable for source in self.sources)
+        return all(source.immutable for source in self.sources)
 
     @property
     def has_values(self) -> bool:
@@ -110,24 +110,24 @@ class View(ABC):
     def read(self) -> NDArray[Any]:
         """The values; read-only where the array shares a source's own memory."""
 
-    def look(self, alignment: int) -> NDArray[Any] | None:
-        """What `read` returns if it is usable without a copy; else None, and nothing is read.
+    def in_place(self, alignment: int) -> NDArray[Any] | None:
+        """The array that `read` returns, if it can be used where it lies; else None, and no read.
 
         That requires a C-ordered array in memory that begins on a multiple of `alignment` bytes
-        and never changes.
+        and never changes. It is logged as a read.
         """
         del alignment
         return None
 
-    def peek(self, alignment: int) -> NDArray[Any] | None:
-        """What `look` returns, as far as known without a read; for callers that do not use it."""
+    def is_in_place(self, alignment: int) -> bool:
+        """Whether `in_place` returns an array, as far as that is known without a read."""
         del alignment
-        return None
+        return False
 
-    def show(self) -> NDArray[Any] | None:
+    def strided_array(self) -> NDArray[Any] | None:
         """What `read` returns if it is an array that is in memory already, not logged; else None.
 
-        Callers log each use of it with `asked` of its source.
+        Callers log each use of it with `log_read` of its source.
         """
         return None
 
@@ -226,20 +226,20 @@ class Strided(View):
         array = self.source.read(self.begin, self.dtype, self.window)
         return _proper_bools(array) if self.dtype.kind == "b" else array
 
-    def peek(self, alignment: int) -> NDArray[Any] | None:
-        return self.source.peek(self.begin, self.dtype, self.window, alignment)
+    def is_in_place(self, alignment: int) -> bool:
+        return self.source.is_in_place(self.begin, self.dtype, self.window, alignment)
 
-    def look(self, alignment: int) -> NDArray[Any] | None:
-        array = self.source.look(self.begin, self.dtype, self.window, alignment)
+    def in_place(self, alignment: int) -> NDArray[Any] | None:
+        array = self.source.in_place(self.begin, self.dtype, self.window, alignment)
         if array is not None and self.dtype.kind == "b" and _proper_bools(array) is not array:
             return None
         return array
 
-    def show(self) -> NDArray[Any] | None:
+    def strided_array(self) -> NDArray[Any] | None:
         # The bytes of bools may be invalid.
         if self.dtype.kind == "b":
             return None
-        return self.source.show(self.begin, self.dtype, self.window)
+        return self.source.strided_array(self.begin, self.dtype, self.window)
 
     def read_into(self, out: NDArray[Any]) -> None:
         self.source.read_into(self.begin, self.dtype, self.window, out)
@@ -260,4 +260,4 @@ def _proper_bools(array: NDArray[Any]) -> NDArray[Any]:
 
 def _barrier(operand: View) -> Source:
     name = " and ".join(source.name for source in operand.sources)
-    return ComputedSource(operand.read, f"reshaped {name}", operand.stable, operand.cost)
+    return ComputedSource(operand.read, f"reshaped {name}", operand.immutable, operand.cost)

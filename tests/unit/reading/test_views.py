@@ -93,14 +93,14 @@ def test_building_a_barrier_reads_nothing():
     assert log.reads == []
 
 
-@pytest.mark.parametrize("stable", [True, False])
-def test_a_barrier_is_as_stable_as_what_is_behind_it(stable):
+@pytest.mark.parametrize("immutable", [True, False])
+def test_a_barrier_is_as_immutable_as_what_is_behind_it(immutable):
     source = BufferSource(bytes(96), "bytes")
-    source.stable = stable
+    source.immutable = immutable
     view = Strided(source, 0, np.dtype(np.int32), Window.whole((4, 6)))
-    assert view.stable is stable
-    assert view.transpose((1, 0)).reshape((24,)).stable is stable
-    assert concatenation((view, view), 0).stable is stable
+    assert view.immutable is immutable
+    assert view.transpose((1, 0)).reshape((24,)).immutable is immutable
+    assert concatenation((view, view), 0).immutable is immutable
 
 
 # ---- what a view says of itself
@@ -135,10 +135,15 @@ def test_a_view_says_what_it_is_made_of(tmp_path):
         assert view.has_values
         # Where there is something to show, it is what reading gives, and not logged.
         with observe_reads() as log:
-            shown = view.show()
+            shown = view.strided_array()
             assert log.reads == []
         assert (shown is not None) == in_memory
         assert shown is None or shown.tobytes() == view.read().tobytes()
+        for alignment in (1, 1 << 40):
+            usable = view.in_place(alignment)
+            assert view.is_in_place(alignment) == (usable is not None)
+            assert usable is None or np.shares_memory(usable, shown)
+        assert view.is_in_place(1) == (view in (in_buffer, mapped))
         assert view.row(1).read().tobytes() == view.read()[1].tobytes()
     for view in (
         abstract,
