@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from safejax._src.arrays.content import Content
 from safejax._src.dtypes import Dtype
-from safejax._src.reading.source import BufferSource, Source
-from safejax._src.reading.view import Strided
+from safejax._src.reading.source import Source
+from safejax._src.reading.view import Strided, View
 from safejax._src.reading.windows import Window
 
 
@@ -55,24 +55,24 @@ class Rows(Alike):
 
     __slots__ = ("_shown", "_view", "size")
 
-    def __init__(self, view: Strided) -> None:
+    def __init__(self, view: View) -> None:
         self._view = view
         self.size = view.shape[0]
         # In memory or in a mapped file, a row is an index into one array. The last entry is the
         # number of bytes in a row.
-        self._shown: tuple[BufferSource, NDArray[Any], int] | None = None
-        source = view.source
-        # NumPy returns scalars for the rows of one axis, and the bytes of bools may be invalid.
-        simple = len(view.shape) > 1 and view.dtype.kind != "b"
-        if isinstance(source, BufferSource) and simple:
-            nbytes = view.row(0).window.distinct * view.dtype.itemsize
-            self._shown = source, source.show(view.begin, view.dtype, view.window), nbytes
+        self._shown: tuple[Source, NDArray[Any], int] | None = None
+        # NumPy returns scalars for the rows of one axis.
+        values = view.strided_array() if len(view.shape) > 1 else None
+        if values is not None:
+            (source,) = view.sources
+            nbytes, _ = view.row(0).cost()
+            self._shown = source, values, nbytes
 
     @classmethod
     def of(cls, content: Content) -> Self | None:
         """The rows of a content; None if it has none, or if they are not this simple."""
         view = content.view
-        if content.key is not None or not isinstance(view, Strided):
+        if content.key is not None or not view.is_window:
             return None
         return cls(view) if view.shape and view.size else None
 
@@ -83,5 +83,5 @@ class Rows(Alike):
         if self._shown is None:
             return super().read(number)
         source, values, nbytes = self._shown
-        source.asked(nbytes)
+        source.log_read(nbytes)
         return values[number]

@@ -24,7 +24,13 @@ from safejax._src.arrays.families import Alike, Rows
 from safejax._src.arrays.forwarding import hand_on, with_placed
 from safejax._src.arrays.indexing import basic_index, placement_of_part
 from safejax._src.arrays.jax_private import abstract_value
-from safejax._src.arrays.placing import Placement, default_placement, is_worth_a_thread, place
+from safejax._src.arrays.placing import (
+    Placed,
+    Placement,
+    default_placement,
+    is_worth_a_thread,
+    place,
+)
 from safejax._src.arrays.precision import NarrowingNotice
 from safejax._src.arrays.untraced import concretely
 from safejax._src.dtypes import Dtype
@@ -268,14 +274,10 @@ class LazyArray(jax.Array):
 
         What comes back are the blocks of it that were not read: they are used in place.
         """
-        in_place: list[NDArray[Any]] = []
         with self._lock:
-            if not self.is_placed:
-                view, key = self.content
-                dtype = self._placed_dtype()
-                placed = place(view, dtype, key, self._placement, self._name, in_place)
-                assert key is not None or placed.aval == self._aval
-                self._placed = placed
+            if self.is_placed:
+                return []
+            self._placed, in_place = self._place()
         return in_place
 
     @property
@@ -283,6 +285,13 @@ class LazyArray(jax.Array):
         """Whether placing it takes time in which other threads get on."""
         content, dtype = self.content, self._aval.dtype
         return content.key is None and is_worth_a_thread(content.view, dtype, self._placement)
+
+    def _place(self) -> Placed:
+        content, placement, dtype = self.content, self._placement, self._placed_dtype()
+        view = content.view
+        placed = place(view, dtype, content.key, placement, self._name)
+        assert content.key is not None or placed.array.aval == self._aval
+        return placed
 
     def _unsupported(self) -> UnsupportedJaxError:
         return UnsupportedJaxError(

@@ -17,10 +17,8 @@ from safejax._src.arrays import jax_private
 from safejax._src.arrays.content import key_data_shape
 from safejax._src.arrays.precision import narrowed
 from safejax._src.dtypes import Dtype
-from safejax._src.reading.file import MappedSource
 from safejax._src.reading.memory import ALIGNMENT, Allocator, Arena, aligned_empty
-from safejax._src.reading.source import BufferSource
-from safejax._src.reading.view import Strided, View
+from safejax._src.reading.view import View
 from safejax.errors import PlacementError
 
 
@@ -30,6 +28,18 @@ class Placement(NamedTuple):
 
     sharding: Sharding
     committed: bool
+
+
+@final
+class Placed(NamedTuple):
+    """An array on its devices.
+
+    `in_place` are the blocks of it that were not copied, but are used where they lie in a mapped
+    file.
+    """
+
+    array: jax.Array
+    in_place: list[NDArray[Any]]
 
 
 _CONFIG: Final[Any] = jax.config
@@ -61,30 +71,22 @@ def is_in_default_memory(sharding: Sharding) -> bool:
     return kind is None or kind == device.default_memory().kind
 
 
-def place(
-    view: View,
-    dtype: Dtype,
-    key: str | None,
-    placement: Placement,
-    name: str,
-    in_place: list[NDArray[Any]],
-) -> jax.Array:
+def place(view: View, dtype: Dtype, key: str | None, placement: Placement, name: str) -> Placed:
     """The array of a view, as `dtype`, where `placement` says.
 
     With `key` the view is a key's data, uint32 with the key's own axes last, and a typed key
-    array comes back. Blocks that are not copied, but used where they lie in a mapped file, are
-    added to `in_place`. `name` is what errors call the leaf.
+    array comes back. `name` is what errors call the leaf.
 
     Raises `PrecisionError` where a narrower integer `dtype` cannot hold a value; whatever is
     raised says for which leaf.
     """
-    task = _Task(view, dtype, name, in_place)
+    task = _Task(view, dtype, name)
     try:
         if key is None:
             return _placed(task, placement)
         of_data = _of_key_data(placement.sharding, len(key_data_shape(key)))
-        data = _placed(task, Placement(of_data, placement.committed))
-        return jax.random.wrap_key_data(data, impl=key)
+        data, in_place = _placed(task, Placement(of_data, placement.committed))
+        return Placed(jax.random.wrap_key_data(data, impl=key), in_place)
     except AttributeError as error:
         # hasattr() would take it for a missing attribute of the array.
         raise PlacementError(f"leaf {name!r}: placing it failed: {error}") from error
@@ -99,7 +101,7 @@ def is_worth_a_thread(view: View, dtype: Dtype, placement: Placement) -> bool:
     Not so where it is used in place, or little is copied out of memory: threads then do no more
     than wait for each other. Of many blocks the first one tells.
     """
-    if not isinstance(view, Strided) or not isinstance(view.source, BufferSource):
+    if not view.in_memory:
         return True
     if view.nbytes < _WORTH_A_THREAD:
         return False
@@ -112,28 +114,41 @@ def is_worth_a_thread(view: View, dtype: Dtype, placement: Placement) -> bool:
             return False
         device, index = next(iter(indices.items()))
         view = view.index(index)
-    return view.peek(alignment_for(device, dtype)) is None
+    return not view.is_in_place(alignment_for(device, dtype))
 
 
 class _Task(NamedTuple):
-    """What the blocks of a leaf are made of, and where it is told which are used in place."""
+    """What the blocks of a leaf are made of."""
 
     view: View
     dtype: Dtype
     name: str
-    in_place: list[NDArray[Any]]
 
 
-def _placed(task: _Task, placement: Placement) -> jax.Array:
+class _Block(NamedTuple):
+    """What a device is given, and whether it lies in a mapped file."""
+
+    values: NDArray[Any]
+    is_mapped: bool
+
+
+def _placed(task: _Task, placement: Placement) -> Placed:
     view, sharding = task.view, placement.sharding
     device = _only_device(sharding)
     if device is None:
         blocks = _blocks(task, sharding)
     else:
         blocks = {device: _block(task, view, device, aligned_empty)}
-    return jax_private.array_of_blocks(
-        view.shape, task.dtype, sharding, blocks, committed=placement.committed
+    array = jax_private.array_of_blocks(
+        view.shape,
+        task.dtype,
+        sharding,
+        {device: block.values for device, block in blocks.items()},
+        committed=placement.committed,
     )
+    # Replicas share a block.
+    mapped = {id(block): block.values for block in blocks.values() if block.is_mapped}
+    return Placed(array, list(mapped.values()))
 
 
 @lru_cache(maxsize=64)
@@ -143,7 +158,7 @@ def _only_device(sharding: Sharding) -> Any | None:
     return next(iter(devices)) if len(devices) == 1 and sharding.is_fully_addressable else None
 
 
-def _blocks(task: _Task, sharding: Sharding) -> dict[Any, NDArray[Any]]:
+def _blocks(task: _Task, sharding: Sharding) -> dict[Any, _Block]:
     """What each device of this process is given."""
     view = task.view
     indices = _indices(view, sharding)
@@ -154,7 +169,7 @@ def _blocks(task: _Task, sharding: Sharding) -> dict[Any, NDArray[Any]]:
     # The shards of an array are let go together.
     size = math.prod(sharding.shard_shape(view.shape)) * task.dtype.itemsize
     arena = Arena(len(set(bounds.values())), size)
-    distinct: dict[tuple[Any, ...], NDArray[Any]] = {}
+    distinct: dict[tuple[Any, ...], _Block] = {}
     # Behind a barrier every block needs the whole operand, which is made once for all.
     with view.kept():
         for device, index in indices.items():
@@ -176,17 +191,16 @@ def _of_key_data(sharding: Sharding, key_axes: int) -> Sharding:
     return NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
 
 
-def _block(task: _Task, view: View, device: Any, empty: Allocator) -> NDArray[Any]:
+def _block(task: _Task, view: View, device: Any, empty: Allocator) -> _Block:
     """What a device is given: of the dtype, aligned for it, and changed by nobody."""
     if view.dtype != task.dtype:
-        return narrowed(view.read(), task.dtype, task.name, empty)
-    block = view.look(alignment_for(device, view.dtype))
-    if block is None:
-        block = empty(view.shape, view.dtype)
-        view.read_into(block)
-    elif device.platform == "cpu" and any(isinstance(s, MappedSource) for s in view.sources):
-        task.in_place.append(block)
-    return block
+        return _Block(narrowed(view.read(), task.dtype, task.name, empty), is_mapped=False)
+    values = view.in_place(alignment_for(device, view.dtype))
+    if values is not None:
+        return _Block(values, is_mapped=device.platform == "cpu" and view.is_mapped)
+    values = empty(view.shape, view.dtype)
+    view.read_into(values)
+    return _Block(values, is_mapped=False)
 
 
 def alignment_for(device: Any, dtype: Dtype) -> int:

@@ -78,13 +78,8 @@ class Decode(Step[bytes, Leaves]):
                 f"expected the bytes of a safetensors file, got {type(data).__name__}: for a "
                 "file on disk call safejax.load(path)"
             )
-        held = bytes(data)
-        return open_leaves(
-            BufferSource(held, IN_MEMORY),
-            lambda begin, end: held[begin:end],
-            len(held),
-            verify=self.verify if verify is None else verify,
-        )
+        file = BufferSource(bytes(data), IN_MEMORY)
+        return open_leaves(file, verify=self.verify if verify is None else verify)
 
     @property
     def inverse(self) -> Encode:

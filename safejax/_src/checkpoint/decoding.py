@@ -1,6 +1,6 @@
 """Decoding: a source that holds a safetensors file, as Leaves whose arrays are not read yet."""
 
-from collections.abc import Callable, Set
+from collections.abc import Set
 from typing import Any
 
 import numpy as np
@@ -19,30 +19,26 @@ from safejax._src.pytrees.names import join
 from safejax._src.pytrees.structure import name_in
 from safejax._src.reading.digests import Digests, digests_size
 from safejax._src.reading.packed import PackedSource
-from safejax._src.reading.source import Source
+from safejax._src.reading.source import File, Source
 from safejax._src.reading.verified import VerifiedSource
 from safejax._src.reading.view import Strided
 from safejax._src.reading.windows import Window
-from safejax._src.storage.local import Access, open_source
 from safejax.errors import ChecksumError, InvalidFileError
 
 
 @collector_paused()
-def open_leaves(
-    source: Source, prefix: Callable[[int, int], bytes], size: int, *, verify: bool = False
-) -> Leaves:
-    """The Leaves of a file of `size` bytes, whose unread arrays are for JAX's default device.
+def open_leaves(source: File, *, verify: bool = False) -> Leaves:
+    """The Leaves of a safetensors file, whose unread arrays are for JAX's default device.
 
-    `prefix(begin, end)` returns bytes of the header. With `verify`, each array is checked when
-    it is read. Raises `InvalidFileError`.
+    With `verify`, each array is checked when it is read. Raises `InvalidFileError`.
     """
 
     def fetch(begin: int, end: int) -> bytes:
         with collector_resumed():  # The file may be on a file system of the user's.
-            return prefix(begin, end)
+            return source.prefix(begin, end)
 
     file = source.name
-    header = read_header(fetch, size, file)
+    header = read_header(fetch, source.nbytes, file)
     metadata, record = read_record(header.metadata, file)
     _check_of_tensors(header, record, file)
     check_structure(record, header.tensors.keys(), file)
@@ -53,7 +49,7 @@ def open_leaves(
     # Most tensors of a file have the same dtype and shape as another one.
     models: dict[tuple[str, tuple[int, ...]], tuple[LazyArray, Tensors]] = {}
     for name, tensor in header.tensors.items():
-        data = source
+        data: Source = source
         if digests is not None and tensor.end > tensor.begin:
             data = VerifiedSource(source, name, (tensor.begin, tensor.end), digests)
         alike = models.get((tensor.code, tensor.shape))
@@ -173,9 +169,3 @@ def _check_key(name: str, content: Content, file: str) -> None:
             f"{file}: invalid record: tensor {name!r}: expected {content.key} keys, which are "
             f"uint32[…,{','.join(map(str, data))}], got {view.dtype}{list(view.shape)}"
         )
-
-
-def open_file(path: str, *, verify: bool = False, access: Access = "auto") -> Leaves:
-    """The unread Leaves of a safetensors file on disk."""
-    source = open_source(path, access)
-    return open_leaves(source, source.prefix, source.nbytes, verify=verify)

@@ -16,7 +16,6 @@ from safejax._src.format.record import Record, with_record
 from safejax._src.leaves.leaf import check_leaf, content_at, is_array
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.pytrees.structure import Structure, name_in
-from safejax._src.reading.array import AbstractSource
 from safejax._src.reading.digests import (
     DIGEST_BYTES,
     Digests,
@@ -187,7 +186,7 @@ def _content(name: str, leaf: Any) -> Content:
             "to a jitted function: save what that function returned"
         )
     content = content_at(name, leaf)
-    if any(isinstance(source, AbstractSource) for source in content.view.sources):
+    if not content.view.has_values:
         raise LeafError(
             f"leaf {name!r}: expected values to store, got {leaf}: give an array instead"
         )

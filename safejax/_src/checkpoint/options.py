@@ -16,7 +16,7 @@ from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.shardings import ShardingArgument, ShardingFunction, ShardingTree
 from safejax._src.leaves.steps import TransformArgument, apply
 from safejax._src.storage.files import PathLike
-from safejax._src.storage.local import Access
+from safejax._src.storage.store import Access
 
 Paths: TypeAlias = PathLike | Sequence[PathLike]
 """A file, a folder, an index or a URL; or several files, in a list or tuple.

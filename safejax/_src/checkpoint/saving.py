@@ -10,9 +10,9 @@ from safejax._src.checkpoint.shards import Folder, is_ours
 from safejax._src.checkpoint.stream import Stream, final_chunks
 from safejax._src.format.index import INDEX_NAME
 from safejax._src.reading.remote import FileSystem
-from safejax._src.storage.files import write_atomically, write_chunks
+from safejax._src.storage.files import write_chunks
 from safejax._src.storage.folders import write_folder_atomically
-from safejax._src.storage.remote import resolve_path, write_remotely
+from safejax._src.storage.location import locate
 
 _Wrote: TypeAlias = Callable[[int], None]
 """Called with a number of bytes, after they have been written."""
@@ -27,20 +27,20 @@ def write(
     `progress(done, total)` is called with bytes of files, without those of an index. Raises
     `ValueError` for a folder elsewhere, and `OSError` if something cannot be written.
     """
-    fs, target = resolve_path(path, fs)
+    store, target = locate(path, fs)
     wrote = _reporting(progress, plan.nbytes)
     if isinstance(plan, Folder):
-        if fs is not None:
+        if not store.replaces_folders:
             raise ValueError(
                 f"{target}: max_shard_bytes: expected a local folder, which can be replaced as a "
-                f"whole, got one of {type(fs).__name__}: save locally and copy, the index last"
+                f"whole, got one of {store.kind}: save locally and copy, the index last"
             )
         _write_folder(plan, target, wrote)
-    elif fs is None:
+    elif store.rewrites:
         stream = Stream(plan)
-        write_atomically(target, stream.chunks(), wrote, stream.late_head)
-    else:  # Bytes cannot be changed once they are sent.
-        write_remotely(fs, target, final_chunks(plan), wrote)
+        store.write(target, stream.chunks(), wrote, stream.late_head)
+    else:
+        store.write(target, final_chunks(plan), wrote)
 
 
 def _write_folder(folder: Folder, path: str, wrote: _Wrote) -> None:

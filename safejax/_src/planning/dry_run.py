@@ -16,11 +16,8 @@ from safejax._src.planning.plan import BlockPlan, Cost, LeafPlan, Plan
 from safejax._src.planning.table import listed
 from safejax._src.public import set_module
 from safejax._src.pytrees.walk import walk
-from safejax._src.reading.computed import ComputedSource
-from safejax._src.reading.concatenation import Concatenation
-from safejax._src.reading.pointwise import Pointwise
 from safejax._src.reading.remote import FileSystem
-from safejax._src.reading.view import Strided, View
+from safejax._src.reading.view import View
 from safejax.errors import MismatchError, ShardingError, TransformError
 
 
@@ -103,39 +100,21 @@ def _leaf_plan(name: str, leaf: LazyArray) -> LeafPlan:
             blocks.append(
                 BlockPlan(
                     tuple(devices),
-                    _cost(block),
+                    Cost(*block.cost()),
                     block.size * stored.itemsize,
                     block.dtype == stored and _is_in_place(block, devices),
-                    _is_whole(block),
+                    block.has_barrier,
                 )
             )
     return LeafPlan(name, leaf.shape, dtype, leaf.sharding, tuple(blocks))
 
 
-def _cost(view: View) -> Cost:
-    """What reading the view requests from files."""
-    if isinstance(view, Pointwise):
-        return _cost(view.operand)
-    if isinstance(view, Concatenation):
-        return sum((_cost(part) for part in view.parts), Cost(0, 0))
-    assert isinstance(view, Strided)
-    if isinstance(view.source, ComputedSource):
-        return _cost(cast("View", view.source.operand)) if view.size else Cost(0, 0)
-    return Cost(*view.source.cost(view.dtype, view.window))
-
-
 def _is_in_place(view: View, devices: list[Any]) -> bool:
     if view.size == 0:
         return True
-    if not isinstance(view, Strided):
-        return False
     # Of the devices that share the block, the one that needs the most.
     alignment = max(alignment_for(device, view.dtype) for device in devices)
-    return view.peek(alignment) is not None
-
-
-def _is_whole(view: View) -> bool:
-    return any(isinstance(source, ComputedSource) for source in view.sources)
+    return view.is_in_place(alignment)
 
 
 def _precision(leaves: list[LazyArray]) -> Iterator[str]:

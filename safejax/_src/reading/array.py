@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safejax._src.dtypes import Dtype
-from safejax._src.reading.source import Source, read_only, show, usable_in_place
+from safejax._src.reading.source import Source, read_only, strided_array, usable_in_place
 from safejax._src.reading.windows import Window
 from safejax.errors import ReadError
 
@@ -28,7 +28,7 @@ class ArraySource(Source):
     """A NumPy or JAX array in memory, as flat bytes in C order.
 
     Nothing is fetched from a device before the first read. A NumPy array may be changed by its
-    owner, so it is not stable.
+    owner, so it is not immutable.
     """
 
     name = "array in memory"
@@ -36,7 +36,7 @@ class ArraySource(Source):
     def __init__(self, array: NDArray[Any] | HostArray) -> None:
         self._array = array
         self._flat: NDArray[np.uint8] | None = None
-        self.stable = not isinstance(array, np.ndarray)
+        self.immutable = not isinstance(array, np.ndarray)
 
     def __repr__(self) -> str:
         return f"ArraySource({self._array.dtype}{list(self._array.shape)})"
@@ -50,13 +50,15 @@ class ArraySource(Source):
         if window.size == 0:
             return np.empty(window.shape, dtype)
         self._log(window.distinct * dtype.itemsize)
-        return read_only(show(self._bytes(), 0, dtype, window))
+        return read_only(strided_array(self._bytes(), 0, dtype, window))
 
-    def look(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> NDArray[Any] | None:
+    def in_place(
+        self, begin: int, dtype: Dtype, window: Window, alignment: int
+    ) -> NDArray[Any] | None:
         assert begin == 0
-        if window.size == 0 or not self.stable:
+        if window.size == 0 or not self.immutable:
             return None
-        array = usable_in_place(show(self._bytes(), 0, dtype, window), alignment)
+        array = usable_in_place(strided_array(self._bytes(), 0, dtype, window), alignment)
         if array is not None:
             self._log(array.nbytes)
         return array
@@ -74,7 +76,8 @@ class AbstractSource(Source):
     """A source without values, for a leaf that is only a shape and a dtype."""
 
     name = "abstract leaf"
-    stable = True
+    immutable = True
+    has_values = False
 
     def __repr__(self) -> str:
         return "AbstractSource()"

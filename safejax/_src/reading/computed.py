@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safejax._src.dtypes import Dtype
-from safejax._src.reading.source import Source, read_only, show
+from safejax._src.reading.source import Source, read_only, strided_array
 from safejax._src.reading.windows import Window
 
 
@@ -17,21 +17,23 @@ from safejax._src.reading.windows import Window
 class ComputedSource(Source):
     """The flat result of a function that is called when it is read: the far side of a barrier.
 
-    Any read computes the whole result, unless an earlier one is `kept`. `operand` is the view
-    that the function reads, for callers that want to know its cost.
+    Any read computes the whole result, unless an earlier one is `kept`. `operand_cost` returns
+    what the function requests from files: bytes, and the number of their runs.
     """
+
+    is_barrier = True
 
     def __init__(
         self,
         compute: Callable[[], NDArray[Any]],
         name: str,
-        stable: bool,
-        operand: object = None,
+        immutable: bool,
+        operand_cost: Callable[[], tuple[int, int]] = lambda: (0, 0),
     ) -> None:
         self.name = name
-        self.operand = operand
-        self.stable = stable
+        self.immutable = immutable
         self._compute = compute
+        self._operand_cost = operand_cost
         self._lock = threading.Lock()
         self._keepers = 0
         self._made: NDArray[np.uint8] | None = None
@@ -43,7 +45,11 @@ class ComputedSource(Source):
         assert begin == 0
         if window.size == 0:
             return np.empty(window.shape, dtype)
-        return show(self._flat(), 0, dtype, window)
+        return strided_array(self._flat(), 0, dtype, window)
+
+    def cost(self, dtype: Dtype, window: Window) -> tuple[int, int]:
+        del dtype
+        return self._operand_cost() if window.size else (0, 0)
 
     @contextmanager
     def kept(self) -> Generator[None]:

@@ -34,6 +34,10 @@ class Concatenation(View):
     def sources(self) -> tuple[Source, ...]:
         return tuple(dict.fromkeys(source for part in self.parts for source in part.sources))
 
+    def cost(self) -> tuple[int, int]:
+        costs = [part.cost() for part in self.parts]
+        return sum(nbytes for nbytes, _ in costs), sum(runs for _, runs in costs)
+
     def index(self, index: tuple[BasicIndex, ...]) -> View:
         entries = explicit_index(index, self.shape)
         others = [entry if isinstance(entry, int) else _slice(*entry) for entry in entries]

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safejax._src.dtypes import Dtype
-from safejax._src.reading.source import Source, show
+from safejax._src.reading.source import Source, strided_array
 from safejax._src.reading.view import Strided, View
 from safejax._src.reading.windows import Window
 
@@ -16,7 +16,7 @@ class ConstantSource(Source):
     """One value. To read it costs nothing, and is not logged."""
 
     name = "padding"
-    stable = True
+    immutable = True
 
     def __init__(self, value: NDArray[Any]) -> None:
         self._data = value.tobytes()
@@ -31,7 +31,7 @@ class ConstantSource(Source):
     def read(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
         if window.size == 0:
             return np.empty(window.shape, dtype)
-        return show(self._data, begin, dtype, window)
+        return strided_array(self._data, begin, dtype, window)
 
 
 def constant(value: NDArray[Any], shape: tuple[int, ...]) -> View:

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safejax._src.dtypes import Dtype
-from safejax._src.reading.source import BufferSource, Source, show
+from safejax._src.reading.requests import byte_spans, planned
+from safejax._src.reading.source import BufferSource, File, strided_array
 from safejax._src.reading.windows import Window
 from safejax._src.system import CAN_READ
 from safejax.errors import ReadError
@@ -26,20 +27,18 @@ class MappedSource(BufferSource):
     ends the process with SIGBUS. `save` never truncates a file: it writes a new one.
     """
 
+    is_mapped = True
+
     def __init__(self, path: str, *, in_place: bool = True) -> None:
         with open(path, "rb") as file:
             self._status = os.fstat(file.fileno())
-            self.nbytes = self._status.st_size
             # An empty file cannot be mapped; the header's reader reports what is missing.
-            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.nbytes else None
+            empty = self._status.st_size == 0
+            mapping = None if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         super().__init__(b"" if mapping is None else mapping, path)
         self._mapping = mapping
         # Unless `in_place`, arrays use the mapping only until they are copied.
-        self.stable = in_place
-
-    def prefix(self, begin: int, end: int) -> bytes:
-        """The bytes `[begin, end)`, for the header's reader."""
-        return b"" if self._mapping is None else self._mapping[begin:end]
+        self.immutable = in_place
 
     def read_into(self, begin: int, dtype: Dtype, window: Window, out: NDArray[Any]) -> None:
         if out.nbytes < _WORTH_A_CALL or not CAN_READ or not _is_one_run(window, out):
@@ -68,10 +67,10 @@ class MappedSource(BufferSource):
 
 
 @final
-class FileSource(Source):
+class FileSource(File):
     """A file that is read and never mapped: if a network file is lost, a mapping raises SIGBUS."""
 
-    stable = True
+    immutable = True
 
     def __init__(self, path: str) -> None:
         self.name = path
@@ -86,7 +85,6 @@ class FileSource(Source):
         return f"FileSource({self.name!r})"
 
     def prefix(self, begin: int, end: int) -> bytes:
-        """The bytes `[begin, end)`, for the header's reader."""
         data = np.empty(end - begin, np.uint8)
         _read_run(self._descriptor, begin, data, self)
         return data.tobytes()
@@ -94,13 +92,13 @@ class FileSource(Source):
     def read(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
         if window.size == 0:
             return np.empty(window.shape, dtype)
-        spans = window.spans()
-        self._log(spans.count * dtype.itemsize)
-        dense = np.empty((len(spans.starts), spans.length * dtype.itemsize), np.uint8)
-        starts = (begin + spans.starts * dtype.itemsize).tolist()
-        for start, row in zip(starts, dense, strict=True):
-            _read_run(self._descriptor, start, row, self)
-        return show(dense.reshape(-1), 0, dtype, window.compact())
+        requests = planned(byte_spans(begin, dtype, window))
+        self._log(requests.nbytes)
+        self._log_excess(requests.excess)
+        memory = np.empty(requests.nbytes, np.uint8)
+        for (start, _), part in zip(requests.ranges, requests.parts(memory), strict=True):
+            _read_run(self._descriptor, start, part, self)
+        return strided_array(requests.joined(memory), 0, dtype, window.compact())
 
     def read_into(self, begin: int, dtype: Dtype, window: Window, out: NDArray[Any]) -> None:
         if not _is_one_run(window, out):
@@ -131,9 +129,7 @@ _MOST_AT_A_TIME: Final = 1 << 30
 """Most bytes per system call; the system accepts no more than 2 GiB."""
 
 
-def _read_run(
-    descriptor: int, begin: int, out: NDArray[Any], source: "MappedSource | FileSource"
-) -> None:
+def _read_run(descriptor: int, begin: int, out: NDArray[Any], file: File) -> None:
     """Fill `out` with the bytes of the file that start at `begin`."""
     flat = out.reshape(-1).view(np.uint8)
     done = 0
@@ -141,12 +137,12 @@ def _read_run(
         part = flat[done : done + _MOST_AT_A_TIME]
         count = os.preadv(descriptor, [part.data], begin + done)
         if not count:
-            raise _cut_short(source, os.fstat(descriptor).st_size)
+            raise _cut_short(file, os.fstat(descriptor).st_size)
         done += count
 
 
-def _cut_short(source: "MappedSource | FileSource", size: int) -> ReadError:
+def _cut_short(file: File, size: int) -> ReadError:
     return ReadError(
-        f"{source.name}: expected the {source.nbytes} bytes that the file had when it was "
+        f"{file.name}: expected the {file.nbytes} bytes that the file had when it was "
         f"opened, got {size}: it was cut short since; load it again"
     )

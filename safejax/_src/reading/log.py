@@ -1,7 +1,8 @@
 """The log of reads: which bytes were requested of which source while a log was open.
 
 "Bytes read" always means bytes requested of a source: of a mapped file, the operating system
-faults in whole pages when the values are first touched.
+faults in whole pages when the values are first touched. A source may request more than is needed,
+for example the rest of a block that is checked as a whole; that excess is counted apart.
 """
 
 import threading
@@ -28,15 +29,23 @@ class ReadLog:
     """The requests made while the log was open, in order."""
 
     reads: list[Read] = field(default_factory=list[Read])
+    excess: int = field(default=0, init=False, repr=False, compare=False)
+    """Bytes that were requested without being needed."""
 
     @property
     def nbytes(self) -> int:
         """Total bytes requested so far."""
         return sum(read.nbytes for read in self.reads)
 
+    @property
+    def needed(self) -> int:
+        """Total bytes needed so far: those requested, without the excess."""
+        return self.nbytes - self.excess
+
     def clear(self) -> None:
         """Discard the requests recorded so far."""
         self.reads.clear()
+        self.excess = 0
 
 
 open_logs: Final[list[ReadLog]] = []

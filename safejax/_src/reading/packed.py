@@ -1,13 +1,17 @@
 """The source of a tensor whose elements share bytes: 4-bit elements, two in each byte."""
 
-from typing import Any, final
+from typing import Any, Final, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from safejax._src.dtypes import Dtype, unpack
-from safejax._src.reading.source import Source, show
+from safejax._src.reading.requests import Requests, whole_blocks
+from safejax._src.reading.source import Source, strided_array
 from safejax._src.reading.windows import Spans, Window
+
+_PER_BYTE: Final = 2
+"""Elements in each byte."""
 
 
 @final
@@ -16,7 +20,7 @@ class PackedSource(Source):
 
     def __init__(self, packed: Source, begin: int) -> None:
         self.name = packed.name
-        self.stable = True
+        self.immutable = True
         self._packed = packed
         self._begin = begin
 
@@ -32,7 +36,7 @@ class PackedSource(Source):
             halves = self._even(firsts, length)
         else:
             halves = self._scattered(window.spans())
-        return show(np.ascontiguousarray(halves), 0, dtype, window.compact())
+        return strided_array(np.ascontiguousarray(halves), 0, dtype, window.compact())
 
     def cost(self, dtype: Dtype, window: Window) -> tuple[int, int]:
         del dtype
@@ -42,7 +46,7 @@ class PackedSource(Source):
         if _all_even(firsts):
             rows = [_packed_rows(firsts, length)]
         else:
-            rows, _, _ = _packed_runs(window.spans())
+            rows = _packed_runs(whole_blocks(window.spans(), _PER_BYTE))
         costs = [self._packed.cost(np.dtype(np.uint8), row) for row in rows]
         return sum(nbytes for nbytes, _ in costs), sum(runs for _, runs in costs)
 
@@ -55,14 +59,9 @@ class PackedSource(Source):
 
     def _scattered(self, spans: Spans) -> NDArray[np.uint8]:
         """The elements of arbitrary runs; runs whose bytes touch are read as one."""
-        runs, begins, leads = _packed_runs(spans)
-        rows = [self._bytes(run) for run in runs]
-        # How many bytes each read moves towards the front when the reads are concatenated.
-        sizes = [row.size for row in rows]
-        moved = begins - np.concatenate([[0], np.cumsum(sizes)[:-1]])
-        starts = spans.starts - 2 * moved[np.cumsum(leads) - 1]
-        places = starts[:, None] + np.arange(spans.length)
-        return unpack(np.concatenate(rows))[places.reshape(-1)]
+        requests = whole_blocks(spans, _PER_BYTE)
+        packed = [self._bytes(run) for run in _packed_runs(requests)]
+        return requests.joined(unpack(np.concatenate(packed)))
 
     def _bytes(self, window: Window) -> NDArray[np.uint8]:
         return self._packed.read(self._begin, np.dtype(np.uint8), window)
@@ -80,15 +79,9 @@ def _packed_rows(firsts: Window, length: int) -> Window:
     return Window(firsts.offset // 2, (*firsts.shape, width), (*strides, 1))
 
 
-def _packed_runs(
-    spans: Spans,
-) -> tuple[list[Window], NDArray[np.int64], NDArray[np.bool_]]:
-    """The bytes of any runs, merged where they touch; where each begins; which runs start one."""
-    begins, ends = spans.starts // 2, (spans.starts + spans.length + 1) // 2
-    leads = np.concatenate([[True], begins[1:] > ends[:-1]])
-    begins, ends = begins[leads], ends[np.roll(leads, -1)]
-    rows = [
-        Window(begin, (end - begin,), (1,))
-        for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)
+def _packed_runs(requests: Requests) -> list[Window]:
+    """The bytes of each read, which is one of elements that fill whole bytes."""
+    return [
+        Window(begin // _PER_BYTE, ((end - begin) // _PER_BYTE,), (1,))
+        for begin, end in requests.ranges
     ]
-    return rows, begins, leads

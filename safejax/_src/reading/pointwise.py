@@ -1,6 +1,6 @@
 """Pointwise views: a function of each element of a view, such as a cast to another dtype."""
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -13,13 +13,27 @@ from safejax._src.reading.view import View
 from safejax._src.reading.windows import BasicIndex
 
 
+class BlockFunction(ABC):
+    """A function of each element of an array, called with blocks of a view; it keeps the shape."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def __call__(self, array: NDArray[Any]) -> NDArray[Any]:
+        """The results for the elements of `array`, which is not changed."""
+
+    def into(self, array: NDArray[Any], out: NDArray[Any]) -> None:
+        """Put the results into `out`, an array of the same shape and of their dtype."""
+        np.copyto(out, self(array))
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class Pointwise(View):
-    """A function of each element of a view; `function` keeps the shape and returns `dtype`."""
+    """A function of each element of a view; `function` returns arrays of `dtype`."""
 
     operand: View
-    function: Callable[[NDArray[Any]], NDArray[Any]]
+    function: BlockFunction
     dtype: Dtype
 
     @property
@@ -29,6 +43,9 @@ class Pointwise(View):
     @property
     def sources(self) -> tuple[Source, ...]:
         return self.operand.sources
+
+    def cost(self) -> tuple[int, int]:
+        return self.operand.cost()
 
     def index(self, index: tuple[BasicIndex, ...]) -> View:
         return self._on(self.operand.index(index))
@@ -47,10 +64,7 @@ class Pointwise(View):
         return self.function(self.operand.read())
 
     def read_into(self, out: NDArray[Any]) -> None:
-        if isinstance(self.function, CastTo):
-            self.function.into(self.operand.read(), out)
-        else:
-            super(Pointwise, self).read_into(out)
+        self.function.into(self.operand.read(), out)
 
     def _on(self, operand: View) -> "Pointwise":
         return Pointwise(operand, self.function, self.dtype)
@@ -58,7 +72,7 @@ class Pointwise(View):
 
 @final
 @dataclass(frozen=True, slots=True)
-class CastTo:
+class CastTo(BlockFunction):
     """NumPy's conversion to `dtype`, without its warnings about overflow and NaN."""
 
     dtype: Dtype
@@ -68,7 +82,6 @@ class CastTo:
             return array.astype(self.dtype)
 
     def into(self, array: NDArray[Any], out: NDArray[Any]) -> None:
-        """Convert the values of `array` into `out`, an array of `dtype`."""
         with np.errstate(all="ignore"):
             np.copyto(out, array, casting="unsafe")
 

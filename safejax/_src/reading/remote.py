@@ -1,15 +1,14 @@
-"""Remote files as sources: byte ranges of a file on any fsspec file system.
+"""Remote files as sources: byte ranges of a file on any fsspec file system."""
 
-Only what a leaf needs is requested, span by span.
-"""
-
+from collections.abc import Sequence
 from typing import Any, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from safejax._src.dtypes import Dtype
-from safejax._src.reading.source import Source, show
+from safejax._src.reading.requests import byte_spans, planned
+from safejax._src.reading.source import File, strided_array
 from safejax._src.reading.windows import Window
 from safejax.errors import ReadError
 
@@ -18,13 +17,13 @@ FileSystem: TypeAlias = Any
 
 
 @final
-class RemoteSource(Source):
+class RemoteSource(File):
     """A file that answers ranged requests.
 
     Raises `FileNotFoundError` if there is no such file, `ReadError` if its size is unknown.
     """
 
-    stable = True
+    immutable = True
 
     def __init__(self, fs: FileSystem, path: str) -> None:
         self.name = path
@@ -42,35 +41,33 @@ class RemoteSource(Source):
         return f"RemoteSource({self.name!r})"
 
     def prefix(self, begin: int, end: int) -> bytes:
-        """The bytes `[begin, end)`, for the header's reader."""
         (data,) = self._ranges([(begin, end)])
         return bytes(data)
 
     def read(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
         if window.size == 0:
             return np.empty(window.shape, dtype)
-        spans = window.spans()
-        self._log(spans.count * dtype.itemsize)
-        starts = (begin + spans.starts * dtype.itemsize).tolist()
-        length = spans.length * dtype.itemsize
-        pieces = self._ranges([(start, start + length) for start in starts])
+        requests = planned(byte_spans(begin, dtype, window))
+        self._log(requests.nbytes)
+        self._log_excess(requests.excess)
+        pieces = self._ranges(requests.ranges)
         if len(pieces) == 1 and isinstance(pieces[0], bytes):
-            dense = np.frombuffer(pieces[0], np.uint8)
+            memory = np.frombuffer(pieces[0], np.uint8)
         else:
-            dense = np.empty(len(starts) * length, np.uint8)
-            for row, piece in zip(dense.reshape(-1, length), pieces, strict=True):
-                row[:] = np.frombuffer(piece, np.uint8)
-        return show(dense, 0, dtype, window.compact())
+            memory = np.empty(requests.nbytes, np.uint8)
+            for part, piece in zip(requests.parts(memory), pieces, strict=True):
+                part[:] = np.frombuffer(piece, np.uint8)
+        return strided_array(requests.joined(memory), 0, dtype, window.compact())
 
-    def _ranges(self, spans: list[tuple[int, int]]) -> list[Any]:
-        """The bytes of each span `[begin, end)`; all are requested before any is returned."""
-        begins, ends = [begin for begin, _ in spans], [end for _, end in spans]
+    def _ranges(self, ranges: Sequence[tuple[int, int]]) -> list[Any]:
+        """The bytes of each range `[begin, end)`; all are requested before any is returned."""
+        begins, ends = [begin for begin, _ in ranges], [end for _, end in ranges]
         pieces: list[Any]
         try:
-            pieces = self._fs.cat_ranges([self._path] * len(spans), begins, ends)
+            pieces = self._fs.cat_ranges([self._path] * len(ranges), begins, ends)
         except Exception as error:  # noqa: BLE001 - a file system may raise anything
-            pieces = [error] * len(spans)
-        for (begin, end), piece in zip(spans, pieces, strict=True):
+            pieces = [error] * len(ranges)
+        for (begin, end), piece in zip(ranges, pieces, strict=True):
             if isinstance(piece, Exception):
                 raise ReadError(
                     f"{self.name}: reading bytes [{begin}, {end}) failed: "

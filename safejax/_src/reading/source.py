@@ -2,11 +2,13 @@
 
 A source is a flat run of bytes. `read(begin, dtype, window)` returns the elements that the
 window shows of a tensor that begins at byte `begin`, and each request is reported to the logs
-that are open. This module has the interface and the source that is a buffer in memory.
+that are open. This module has the interfaces, of sources and of those that are whole files, and
+the source that is a buffer in memory.
 """
 
 import mmap
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,18 +17,29 @@ from numpy.typing import NDArray
 from safejax._src.dtypes import Dtype
 from safejax._src.reading.log import Read, open_logs, open_logs_lock
 from safejax._src.reading.memory import address, is_aligned
+from safejax._src.reading.requests import planned_cost
 from safejax._src.reading.windows import Window
 
 
 class Source(ABC):
     """A flat run of bytes that leaves show windows of.
 
-    `name` identifies the source in errors and in `repr`. `stable` is true if nobody changes the
-    bytes, so that an array may go on using them in place.
+    `name` identifies the source in errors and in `repr`. What a source can do is asked of it:
+
+    - `immutable`: nobody changes the bytes, so that an array may go on using them in place.
+    - `has_values`: there are values to read.
+    - `in_memory`: the bytes have an address in this process before anybody reads them, as those
+      of a buffer or a mapped file; nothing is fetched or computed for a read.
+    - `is_mapped`: they are pages of a file, which the system brings in when they are touched.
+    - `is_barrier`: the whole of an operand is read for any part.
     """
 
     name: str
-    stable: bool
+    immutable: bool
+    has_values: bool = True
+    in_memory: bool = False
+    is_mapped: bool = False
+    is_barrier: bool = False
 
     @abstractmethod
     def read(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
@@ -35,21 +48,37 @@ class Source(ABC):
         The array is read-only where it shares the source's own memory.
         """
 
-    def look(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> NDArray[Any] | None:
-        """What `read` returns if it is usable without a copy; else None, and nothing is read.
+    def in_place(
+        self, begin: int, dtype: Dtype, window: Window, alignment: int
+    ) -> NDArray[Any] | None:
+        """The array that `read` returns, if it can be used where it lies; else None, and no read.
 
         That requires a C-ordered array in memory that begins on a multiple of `alignment` bytes
-        and never changes.
+        and never changes. It is logged as a read.
         """
-        array = self.peek(begin, dtype, window, alignment)
-        if array is not None:
-            self._log(array.nbytes)
-        return array
-
-    def peek(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> NDArray[Any] | None:
-        """What `look` returns, but not logged: for callers that log their reads or read nothing."""
         del begin, dtype, window, alignment
         return None
+
+    def is_in_place(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> bool:
+        """Whether `in_place` returns an array, as far as that is known without a read."""
+        del begin, dtype, window, alignment
+        return False
+
+    def strided_array(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any] | None:
+        """The array that `read` returns if the source is in memory, not logged; else None.
+
+        Callers log each use of it with `log_read`.
+        """
+        del begin, dtype, window
+        return None
+
+    def log_read(self, nbytes: int) -> None:
+        """Log a read of `nbytes` bytes, which a caller is about to take from a `strided_array`."""
+        self._log(nbytes)
+
+    def kept(self) -> AbstractContextManager[None]:
+        """A block in which the operand of a barrier is read once, however many parts are read."""
+        return nullcontext()
 
     def read_into(self, begin: int, dtype: Dtype, window: Window, out: NDArray[Any]) -> None:
         """Copy what `read` returns into `out`, an array of the same shape and dtype."""
@@ -57,10 +86,7 @@ class Source(ABC):
 
     def cost(self, dtype: Dtype, window: Window) -> tuple[int, int]:
         """The bytes of files that a read of `window` requests, and the number of their runs."""
-        if window.size == 0:
-            return 0, 0
-        firsts, _ = window.runs()
-        return window.distinct * dtype.itemsize, firsts.size
+        return planned_cost(dtype, window)
 
     def _log(self, nbytes: int) -> None:
         if open_logs:
@@ -68,14 +94,33 @@ class Source(ABC):
                 for log in open_logs:
                     log.reads.append(Read(self.name, nbytes))
 
+    def _log_excess(self, nbytes: int) -> None:
+        """Log that `nbytes` of the reads were requested without being needed."""
+        if open_logs:
+            with open_logs_lock:
+                for log in open_logs:
+                    log.excess += nbytes
 
-class BufferSource(Source):
+
+class File(Source):
+    """A source that holds a whole file: its size is known, and so is where its header is."""
+
+    nbytes: int
+
+    @abstractmethod
+    def prefix(self, begin: int, end: int) -> bytes:
+        """The bytes `[begin, end)`, for the header's reader; they are not logged."""
+
+
+class BufferSource(File):
     """Bytes in memory that are read in place."""
 
-    stable = True
+    immutable = True
+    in_memory = True
 
     def __init__(self, buffer: bytes | mmap.mmap | NDArray[np.uint8], name: str) -> None:
         self.name = name
+        self.nbytes = len(buffer)
         if isinstance(buffer, np.ndarray):
             buffer = read_only(buffer.view())
         # The buffer is read-only, and so are the arrays that share its memory.
@@ -85,39 +130,50 @@ class BufferSource(Source):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
 
+    def prefix(self, begin: int, end: int) -> bytes:
+        return bytes(self._buffer[begin:end])
+
     def read(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
         if window.size == 0:
             return np.empty(window.shape, dtype)
         self._check()
         if open_logs:
             self._log(window.distinct * dtype.itemsize)
-        return self.show(begin, dtype, window)
+        return self.strided_array(begin, dtype, window)
 
-    def show(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
-        """The array that `read` returns, not logged: callers log each use of it with `asked`."""
-        return show(self._buffer, begin, dtype, window)
+    def strided_array(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
+        return strided_array(self._buffer, begin, dtype, window)
 
-    def asked(self, nbytes: int) -> None:
-        """Log a read of `nbytes` bytes that a caller is about to take from an array of `show`."""
+    def log_read(self, nbytes: int) -> None:
         self._check()
-        self._log(nbytes)
+        super().log_read(nbytes)
 
-    def look(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> NDArray[Any] | None:
+    def in_place(
+        self, begin: int, dtype: Dtype, window: Window, alignment: int
+    ) -> NDArray[Any] | None:
         self._check()
-        return super().look(begin, dtype, window, alignment)
+        array = self._usable(begin, dtype, window, alignment)
+        if array is not None:
+            self._log(array.nbytes)
+        return array
 
-    def peek(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> NDArray[Any] | None:
+    def is_in_place(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> bool:
+        return self._usable(begin, dtype, window, alignment) is not None
+
+    def _usable(
+        self, begin: int, dtype: Dtype, window: Window, alignment: int
+    ) -> NDArray[Any] | None:
         first = self._address + begin + window.offset * dtype.itemsize
-        if first % alignment or window.size == 0 or not self.stable:
+        if first % alignment or window.size == 0 or not self.immutable:
             return None
-        array = show(self._buffer, begin, dtype, window)
+        array = strided_array(self._buffer, begin, dtype, window)
         return array if array.flags.c_contiguous else None
 
     def _check(self) -> None:
         """Raise `ReadError` if the bytes are no longer there."""
 
 
-def show(
+def strided_array(
     buffer: bytes | mmap.mmap | NDArray[np.uint8], begin: int, dtype: Dtype, window: Window
 ) -> NDArray[Any]:
     """The elements that `window` shows of the tensor that begins at byte `begin` of `buffer`."""

@@ -53,13 +53,46 @@ class View(ABC):
         """The sources that `read` requests bytes from."""
 
     @property
-    def stable(self) -> bool:
+    def immutable(self) -> bool:
         """Whether nobody changes the bytes that are used in place."""
-        return all(source.stable for source in self.sources)
+        return all(source.immutable for source in self.sources)
+
+    @property
+    def has_values(self) -> bool:
+        """Whether there are values to read."""
+        return all(source.has_values for source in self.sources)
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether some of the values are pages of a file, brought in when they are touched."""
+        return any(source.is_mapped for source in self.sources)
+
+    @property
+    def has_barrier(self) -> bool:
+        """Whether the whole of an operand is read for some of the elements."""
+        return any(source.is_barrier for source in self.sources)
+
+    @property
+    def is_window(self) -> bool:
+        """Whether the view is one window on one source, so that each row is one as well."""
+        return False
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the view is a window on memory: nothing is fetched or computed for a read."""
+        return False
+
+    @abstractmethod
+    def cost(self) -> tuple[int, int]:
+        """The bytes of files that `read` requests, and the number of their runs."""
 
     @abstractmethod
     def index(self, index: tuple[BasicIndex, ...]) -> "View":
         """The view of `array[index]`: ints in range, slices, at most one Ellipsis."""
+
+    def row(self, number: int) -> "View":
+        """The view of `array[number]` for `number >= 0`."""
+        return self.index((number,))
 
     @abstractmethod
     def transpose(self, axes: tuple[int, ...]) -> "View":
@@ -77,13 +110,25 @@ class View(ABC):
     def read(self) -> NDArray[Any]:
         """The values; read-only where the array shares a source's own memory."""
 
-    def look(self, alignment: int) -> NDArray[Any] | None:
-        """What `read` returns if it is usable without a copy; else None, and nothing is read.
+    def in_place(self, alignment: int) -> NDArray[Any] | None:
+        """The array that `read` returns, if it can be used where it lies; else None, and no read.
 
         That requires a C-ordered array in memory that begins on a multiple of `alignment` bytes
-        and never changes.
+        and never changes. It is logged as a read.
         """
         del alignment
+        return None
+
+    def is_in_place(self, alignment: int) -> bool:
+        """Whether `in_place` returns an array, as far as that is known without a read."""
+        del alignment
+        return False
+
+    def strided_array(self) -> NDArray[Any] | None:
+        """What `read` returns if it is an array that is in memory already, not logged; else None.
+
+        Callers log each use of it with `log_read` of its source.
+        """
         return None
 
     def read_into(self, out: NDArray[Any]) -> None:
@@ -104,8 +149,7 @@ class View(ABC):
         """Inside the block, a barrier's operand is read once, however many parts are read."""
         with ExitStack() as stack:
             for source in self.sources:
-                if isinstance(source, ComputedSource):
-                    stack.enter_context(source.kept())
+                stack.enter_context(source.kept())
             yield
 
     def blocks(self, nbytes: int) -> Iterator["View"]:
@@ -151,11 +195,21 @@ class Strided(View):
     def sources(self) -> tuple[Source, ...]:
         return (self.source,)
 
+    @property
+    def is_window(self) -> bool:
+        return True
+
+    @property
+    def in_memory(self) -> bool:
+        return self.source.in_memory
+
+    def cost(self) -> tuple[int, int]:
+        return self.source.cost(self.dtype, self.window)
+
     def index(self, index: tuple[BasicIndex, ...]) -> "Strided":
         return self._show(self.window.index(index))
 
     def row(self, number: int) -> "Strided":
-        """The view of `array[number]` for `number >= 0`: a shortcut for the common `index`."""
         return self._show(self.window.row(number))
 
     def transpose(self, axes: tuple[int, ...]) -> View:
@@ -172,15 +226,20 @@ class Strided(View):
         array = self.source.read(self.begin, self.dtype, self.window)
         return _proper_bools(array) if self.dtype.kind == "b" else array
 
-    def peek(self, alignment: int) -> NDArray[Any] | None:
-        """What `look` returns, as far as known without a read; for callers that do not use it."""
-        return self.source.peek(self.begin, self.dtype, self.window, alignment)
+    def is_in_place(self, alignment: int) -> bool:
+        return self.source.is_in_place(self.begin, self.dtype, self.window, alignment)
 
-    def look(self, alignment: int) -> NDArray[Any] | None:
-        array = self.source.look(self.begin, self.dtype, self.window, alignment)
+    def in_place(self, alignment: int) -> NDArray[Any] | None:
+        array = self.source.in_place(self.begin, self.dtype, self.window, alignment)
         if array is not None and self.dtype.kind == "b" and _proper_bools(array) is not array:
             return None
         return array
+
+    def strided_array(self) -> NDArray[Any] | None:
+        # The bytes of bools may be invalid.
+        if self.dtype.kind == "b":
+            return None
+        return self.source.strided_array(self.begin, self.dtype, self.window)
 
     def read_into(self, out: NDArray[Any]) -> None:
         self.source.read_into(self.begin, self.dtype, self.window, out)
@@ -201,4 +260,4 @@ def _proper_bools(array: NDArray[Any]) -> NDArray[Any]:
 
 def _barrier(operand: View) -> Source:
     name = " and ".join(source.name for source in operand.sources)
-    return ComputedSource(operand.read, f"reshaped {name}", operand.stable, operand)
+    return ComputedSource(operand.read, f"reshaped {name}", operand.immutable, operand.cost)

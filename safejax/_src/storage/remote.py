@@ -1,71 +1,91 @@
-"""Files on any fsspec file system: which one a path or URL is on, and how a file is written there.
+"""Files on any fsspec file system.
 
-fsspec is an extra (`safejax[remote]`) that is imported only where it is used: callers that pass
-a file system have imported it, and a URL needs it.
+fsspec is an extra (`safejax[remote]`) and is not imported here: callers that have a file system
+have imported it.
 """
 
-import importlib
-import os
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, cast, final
 from weakref import WeakKeyDictionary
 
-from safejax._src.reading.remote import FileSystem
-
-_LOCAL: Final = frozenset({"file", "local"})
-
-
-def resolve_path(path: str, fs: FileSystem) -> tuple[FileSystem, str]:
-    """The file system, or None for a local file, which can be mapped; and the path on it.
-
-    `fs` is an fsspec file system or None. If it is None, `path` may be a URL, for which fsspec
-    finds the file system. Raises `ImportError` for a URL if fsspec is not installed, `TypeError`
-    if `fs` is not a file system.
-    """
-    if fs is None:
-        if "://" not in path:
-            return None, path
-        try:
-            # Imported by name: fsspec is an extra that only URLs need.
-            fsspec = importlib.import_module("fsspec")
-        except ImportError as error:
-            raise ImportError(
-                f"{path}: a URL needs fsspec, which cannot be imported ({error}): "
-                "pip install 'safejax[remote]'",
-                name=error.name,
-            ) from error
-        fs, path = fsspec.url_to_fs(path)
-    elif not hasattr(fs, "cat_ranges") or isinstance(fs, type):
-        raise TypeError(
-            "fs: expected a file system of fsspec, for example fsspec.filesystem('s3'), got "
-            f"{fs!r:.80}"
-        )
-    while fs.protocol == "dir":  # A folder of another file system.
-        fs, path = fs.fs, fs._join(path)  # noqa: SLF001
-    protocol = fs.protocol
-    names = {protocol} if isinstance(protocol, str) else set(protocol)
-    if names & _LOCAL:
-        return None, os.fspath(fs._strip_protocol(path))  # noqa: SLF001
-    return fs, path
+from safejax._src.reading.remote import FileSystem, RemoteSource
+from safejax._src.storage.store import Access, Store
 
 
-def write_remotely(
-    fs: FileSystem, path: str, chunks: Iterator[memoryview], wrote: Callable[[int], None]
-) -> None:
-    """Write `chunks` to a file that appears when it is complete; `wrote(n)` after `n` bytes.
+@final
+@dataclass(frozen=True, slots=True)
+class RemoteStore(Store):
+    """The files of an fsspec file system; names in a path are separated by slashes."""
 
-    It is written in a transaction of the file system, and is as atomic as that transaction. If
-    the caller has begun one, the file appears when the caller's ends.
-    """
-    with _transaction(fs), fs.open(path, "wb") as file:
-        if not hasattr(file, "commit"):
-            # For example, a member of a zip archive: it is written now, or not at all.
-            fs.transaction.files.remove(file)
-        for chunk in chunks:
-            file.write(chunk)
-            wrote(chunk.nbytes)
+    fs: FileSystem
+
+    @property
+    def kind(self) -> str:
+        return type(self.fs).__name__
+
+    @property
+    def replaces_folders(self) -> bool:
+        return False
+
+    @property
+    def rewrites(self) -> bool:
+        return False  # Bytes cannot be changed once they are sent.
+
+    def join(self, folder: str, name: str) -> str:
+        return f"{folder.rstrip('/')}/{name}"
+
+    def parent(self, path: str) -> str:
+        return path.rpartition("/")[0]
+
+    def exists(self, path: str) -> bool:
+        return bool(self.fs.exists(path))
+
+    def is_folder(self, path: str) -> bool:
+        return bool(self.fs.isdir(path))
+
+    def names_in(self, folder: str) -> list[str]:
+        found = self.fs.ls(folder, detail=False)
+        return [str(each).rstrip("/").rpartition("/")[2] for each in found]
+
+    def read(self, path: str) -> bytes:
+        return cast("bytes", self.fs.cat_file(path))
+
+    def source(self, path: str, access: Access = "auto") -> RemoteSource:
+        if access != "auto":
+            raise ValueError(
+                f"{path}: access: expected 'auto' for a file that is requested from {self.kind}, "
+                f"got {access!r}"
+            )
+        return RemoteSource(self.fs, path)
+
+    def write(
+        self,
+        path: str,
+        chunks: Iterator[memoryview],
+        wrote: Callable[[int], None],
+        head: Callable[[], bytes] | None = None,
+    ) -> None:
+        """Write `chunks` to a file that appears when it is complete; `wrote(n)` after `n` bytes.
+
+        It is written in a transaction of the file system, and is as atomic as that transaction.
+        If the caller has begun one, the file appears when the caller's ends.
+        """
+        assert head is None, "bytes cannot be changed once they are sent"
+        with _transaction(self.fs), self.fs.open(path, "wb") as file:
+            if not hasattr(file, "commit"):
+                # For example, a member of a zip archive: it is written now, or not at all.
+                self.fs.transaction.files.remove(file)
+            for chunk in chunks:
+                file.write(chunk)
+                wrote(chunk.nbytes)
+
+    @contextmanager
+    def watched(self, folder: str) -> Generator[Callable[[], bool]]:
+        del folder
+        yield lambda: True
 
 
 _locks: Final[WeakKeyDictionary[FileSystem, Any]] = WeakKeyDictionary()

@@ -13,7 +13,7 @@ from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import Transform
 from safejax._src.public import set_module
 from safejax._src.pytrees.patterns import Where
-from safejax._src.reading.pointwise import Pointwise
+from safejax._src.reading.pointwise import BlockFunction, Pointwise
 from safejax._src.transforms.selection import map_contents, required_where, show_where
 from safejax.errors import NotInvertibleError, TransformError
 
@@ -82,7 +82,7 @@ class Elementwise(Transform):
 
 @final
 @dataclass(frozen=True, slots=True)
-class _OnBlocks:
+class _OnBlocks(BlockFunction):
     """The function, applied to a block that was read; its result is checked.
 
     `dtype` is that of the result, or None if it is not known yet.

@@ -756,7 +756,7 @@ def failing(error: Exception, size: int = 4) -> LazyArray:
     def compute() -> np.ndarray:
         raise error
 
-    source = ComputedSource(compute, "failing", stable=True)
+    source = ComputedSource(compute, "failing", immutable=True)
     view = Strided(source, 0, np.dtype(np.float32), Window.whole((size,)))
     return LazyArray(Content(view), "layers.3.bias")
 

@@ -709,7 +709,7 @@ def test_place_reads_nothing_that_no_device_of_the_sharding_holds() -> None:
     view = view_of(HOST).index((slice(0, 4),))
     with observe_reads() as log:
         rows = Placement(NamedSharding(mesh, P("x")), True)
-        placed = place(view, view.dtype, None, rows, "w", [])
+        placed = place(view, view.dtype, None, rows, "w").array
         assert log.nbytes == HOST.nbytes // 2
     assert raw(placed) == HOST[:4].tobytes()
 

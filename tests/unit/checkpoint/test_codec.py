@@ -29,7 +29,8 @@ from safejax import (
     observe_reads,
     transpose,
 )
-from safejax._src.checkpoint.decoding import open_file
+from safejax._src.checkpoint.decoding import open_leaves
+from safejax._src.storage.local import LocalStore
 from safejax.testing import ALL_DTYPES, assert_same_bits
 
 RNG = np.random.default_rng(7)
@@ -483,7 +484,7 @@ def test_opening_a_file_reads_no_data(tmp_path: Any) -> None:
     path = tmp_path / "m.safetensors"
     path.write_bytes(encode(flatten({"a": MATRIX, "k": jax.random.key(1)})))
     with observe_reads() as log:
-        leaves = open_file(str(path))
+        leaves = open_leaves(LocalStore().source(str(path)))
         assert sorted(leaves) == ["a", "k"]
         assert [leaf.shape for leaf in leaves.values()] == [(3, 4), ()]
         assert not log.reads

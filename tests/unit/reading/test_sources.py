@@ -90,7 +90,7 @@ def test_nothing_is_read_for_an_empty_window(kind):
 def test_a_mapped_file_gives_its_prefix(tmp_path):
     source = file_of(tmp_path, b"0123456789")
     assert (source.nbytes, source.prefix(2, 5), source.prefix(8, 99)) == (10, b"234", b"89")
-    assert source.stable
+    assert source.immutable
     assert source.name == str(tmp_path / "data")
 
 
@@ -137,7 +137,7 @@ def test_an_array_of_any_layout_is_seen_as_flat_and_native(kind):
     array = ARRAYS[kind]
     dtype = np.dtype(array.dtype).newbyteorder("=")
     source = ArraySource(array)
-    assert source.stable == isinstance(array, jax.Array)
+    assert source.immutable == isinstance(array, jax.Array)
     expected = np.asarray(array).astype(dtype)
     for index in itertools.product(SLICES, repeat=3):
         part = expected[index]

@@ -6,11 +6,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from safejax._src.reading.array import ArraySource
-from safejax._src.reading.computed import ComputedSource
+from safejax._src.reading.array import AbstractSource, ArraySource
 from safejax._src.reading.concatenation import Concatenation, concatenation, stack
+from safejax._src.reading.file import MappedSource
 from safejax._src.reading.log import observe_reads
-from safejax._src.reading.pointwise import CastTo, Pointwise, cast_view
+from safejax._src.reading.pointwise import BlockFunction, CastTo, Pointwise, cast_view
 from safejax._src.reading.source import BufferSource
 from safejax._src.reading.view import Strided
 from safejax._src.reading.windows import Window
@@ -33,10 +33,6 @@ def assert_shows(view, array, *, nbytes=None):
     assert log.nbytes == (array.nbytes if nbytes is None else nbytes)
 
 
-def has_barrier(view):
-    return any(isinstance(source, ComputedSource) for source in view.sources)
-
-
 # ---- the standard import of a foreign model
 
 
@@ -44,7 +40,7 @@ def test_the_attention_import_is_one_window_and_a_shard_reads_its_bytes_alone():
     weight, view = leaf(8, 6)  # out = heads * dim, in
     imported = view.transpose((1, 0)).reshape((6, 2, 4))
     assert isinstance(imported, Strided)
-    assert not has_barrier(imported)
+    assert not imported.has_barrier
     assert imported.source is view.source
     assert_shows(imported, weight.T.reshape(6, 2, 4))
     shard = (slice(None), 1, slice(0, 2))
@@ -67,7 +63,7 @@ def test_a_shard_of_transposed_stacked_and_cast_layers_reads_its_bytes_alone():
 def test_a_reshape_that_no_window_can_show_reads_the_whole_operand():
     array, view = leaf(4, 6)
     reshaped = view.transpose((1, 0)).reshape((24,))
-    assert has_barrier(reshaped)
+    assert reshaped.has_barrier
     assert_shows(reshaped, array.T.reshape(24))
     assert_shows(reshaped.index((slice(3, 5),)), array.T.reshape(24)[3:5], nbytes=array.nbytes)
     assert_shows(reshaped.index((slice(3, 3),)), array.T.reshape(24)[3:3], nbytes=0)
@@ -97,14 +93,86 @@ def test_building_a_barrier_reads_nothing():
     assert log.reads == []
 
 
-@pytest.mark.parametrize("stable", [True, False])
-def test_a_barrier_is_as_stable_as_what_is_behind_it(stable):
+@pytest.mark.parametrize("immutable", [True, False])
+def test_a_barrier_is_as_immutable_as_what_is_behind_it(immutable):
     source = BufferSource(bytes(96), "bytes")
-    source.stable = stable
+    source.immutable = immutable
     view = Strided(source, 0, np.dtype(np.int32), Window.whole((4, 6)))
-    assert view.stable is stable
-    assert view.transpose((1, 0)).reshape((24,)).stable is stable
-    assert concatenation((view, view), 0).stable is stable
+    assert view.immutable is immutable
+    assert view.transpose((1, 0)).reshape((24,)).immutable is immutable
+    assert concatenation((view, view), 0).immutable is immutable
+
+
+# ---- what a view says of itself
+
+
+def test_a_view_says_what_it_is_made_of(tmp_path):
+    array, in_array = leaf(4, 6)
+    path = tmp_path / "data"
+    path.write_bytes(array.tobytes())
+    window = Window.whole((4, 6))
+    in_buffer, mapped, abstract = (
+        Strided(source, 0, array.dtype, window)
+        for source in (
+            BufferSource(array.tobytes(), "bytes"), MappedSource(str(path)), AbstractSource(),
+        )
+    )  # fmt: skip
+    cast = cast_view(mapped, np.dtype(np.float16))
+    joined = concatenation((in_buffer, mapped), 0)
+    barrier = in_buffer.transpose((1, 0)).reshape((24,))
+    for view, is_window, in_memory, is_mapped, has_barrier in [
+        (in_array, True, False, False, False),
+        (in_buffer, True, True, False, False),
+        (mapped, True, True, True, False),
+        (mapped.transpose((1, 0)), True, True, True, False),
+        (cast, False, False, True, False),
+        (joined, False, False, True, False),
+        (barrier, True, False, False, True),
+        (cast_view(concatenation((barrier, barrier), 0), cast.dtype), False, False, False, True),
+    ]:
+        assert (view.is_window, view.in_memory) == (is_window, in_memory)
+        assert (view.is_mapped, view.has_barrier) == (is_mapped, has_barrier)
+        assert view.has_values
+        # Where there is something to show, it is what reading gives, and not logged.
+        with observe_reads() as log:
+            shown = view.strided_array()
+            assert log.reads == []
+        assert (shown is not None) == in_memory
+        assert shown is None or shown.tobytes() == view.read().tobytes()
+        for alignment in (1, 1 << 40):
+            usable = view.in_place(alignment)
+            assert view.is_in_place(alignment) == (usable is not None)
+            assert usable is None or np.shares_memory(usable, shown)
+        assert view.is_in_place(1) == (view in (in_buffer, mapped))
+        assert view.row(1).read().tobytes() == view.read()[1].tobytes()
+    for view in (
+        abstract,
+        concatenation((in_buffer, abstract), 0),
+        cast_view(abstract, cast.dtype),
+    ):
+        assert not view.has_values
+
+
+def test_the_cost_of_a_view_is_what_reading_it_requests():
+    array = np.arange(24, dtype=np.int32).reshape(4, 6)
+    view = Strided(BufferSource(array.tobytes(), "bytes"), 0, array.dtype, Window.whole((4, 6)))
+    columns = view.index((slice(None), slice(2, 4)))
+    for each, runs in [
+        (view, 1),
+        (columns, 4),
+        (cast_view(columns, np.dtype(np.float16)), 4),
+        (concatenation((view, columns), 1), 5),
+        (view.transpose((1, 0)).reshape((24,)), 1),
+        (columns.transpose((1, 0)).reshape((8,)).index((slice(0, 1),)), 4),
+        (columns.transpose((1, 0)).reshape((8,)).index((slice(0, 0),)), 0),
+        (view.index((slice(0, 0),)), 0),
+    ]:
+        with observe_reads() as log:
+            cost = each.cost()
+            assert log.reads == []
+            each.read()
+        assert cost == (log.nbytes, runs)
+    assert leaf(4, 6)[1].cost() == (0, 0)  # It is in no file.
 
 
 # ---- concatenations
@@ -182,7 +250,7 @@ def test_reshape_of_a_concatenation(axis, shape, in_place):
     sizes = {0: [(2, 6), (3, 6)], 1: [(5, 2), (5, 4)]}[axis]
     (a, u), (b, v) = leaf(*sizes[0]), leaf(*sizes[1], start=50)
     view = concatenation((u, v), axis).reshape(shape)
-    assert has_barrier(view) is not in_place
+    assert view.has_barrier is not in_place
     assert_shows(view, np.concatenate([a, b], axis).reshape(shape))
 
 
@@ -192,10 +260,10 @@ def test_stacked_layers_are_split_and_merged_in_place():
     array = np.stack([array for array, _ in layers])
     for shape in [(3, 24), (18, 4), (3, 2, 3, 4), (1, 3, 6, 2, 2), (72,)]:
         view = stacked.reshape(shape)
-        assert not has_barrier(view)
+        assert not view.has_barrier
         assert_shows(view, array.reshape(shape))
     fused = stacked.transpose((2, 0, 1)).reshape((4, 18))
-    assert not has_barrier(fused)
+    assert not fused.has_barrier
     assert_shows(fused.index((1, slice(4, 9))), array.transpose(2, 0, 1).reshape(4, 18)[1, 4:9])
 
 
@@ -213,15 +281,19 @@ def test_a_function_is_called_on_what_is_read_alone():
     array, view = leaf(4, 6)
     seen = []
 
-    def halve(values):
-        seen.append(values.size)
-        return values / 2
+    class Halve(BlockFunction):
+        def __call__(self, array):
+            seen.append(array.size)
+            return array / 2
 
-    half = Pointwise(view, halve, np.dtype(np.float64))
+    half = Pointwise(view, Halve(), np.dtype(np.float64))
     part = half.transpose((1, 0)).index((slice(1, 3),)).expand(0).reshape((2, 4))
     assert seen == []
     assert_shows(part, (array / 2).T[1:3], nbytes=2 * 4 * 4)
     assert seen == [8]
+    out = np.empty((2, 4))
+    part.read_into(out)
+    assert out.tobytes() == (array / 2).T[1:3].tobytes()
 
 
 def test_casts_do_not_fuse_across_a_lossy_one():

@@ -648,7 +648,7 @@ def test_a_killed_save_leaves_one_set(saved: Path) -> None:
 
 
 def test_a_folder_that_never_rests_is_told(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("safejax._src.checkpoint.opening.os.path.samestat", lambda *_: False)
+    monkeypatch.setattr("safejax._src.storage.local.os.path.samestat", lambda *_: False)
     for path in (saved, saved / INDEX):
         with pytest.raises(ReadError, match="it was replaced 100 times"):
             safejax.load(path)

@@ -20,7 +20,8 @@ from jax.sharding import PartitionSpec as P
 import safejax
 from safejax._src.reading.file import MappedSource
 from safejax._src.reading.remote import RemoteSource
-from safejax._src.storage.remote import resolve_path
+from safejax._src.storage.local import LocalStore
+from safejax._src.storage.location import locate
 
 W = np.arange(64 * 16, dtype=np.float32).reshape(64, 16)
 
@@ -276,8 +277,8 @@ def test_an_unknown_protocol() -> None:
 
 
 def test_plain_paths_need_no_fsspec() -> None:
-    assert resolve_path("models/w.safetensors", None) == (None, "models/w.safetensors")
-    assert resolve_path("C:\\w.safetensors", None) == (None, "C:\\w.safetensors")
+    assert locate("models/w.safetensors") == (LocalStore(), "models/w.safetensors")
+    assert locate("C:\\w.safetensors") == (LocalStore(), "C:\\w.safetensors")
 
 
 # ---- reads that fail

@@ -1,0 +1,47 @@
+"""Locations: which store a path or a URL is in, and the path that the store knows it by."""
+
+import importlib
+import os
+from typing import Final
+
+from safejax._src.reading.remote import FileSystem
+from safejax._src.storage.local import LocalStore
+from safejax._src.storage.remote import RemoteStore
+from safejax._src.storage.store import Store
+
+_LOCAL: Final = frozenset({"file", "local"})
+
+
+def locate(path: str, fs: FileSystem = None) -> tuple[Store, str]:
+    """The store that holds what is at `path`, and its path there; nothing is opened.
+
+    `fs` is an fsspec file system or None. If it is None, `path` may be a URL, for which fsspec
+    finds the file system. Local files that are given by a URL or a file system are in the local
+    store, and can be mapped. Raises `ImportError` for a URL if fsspec is not installed,
+    `TypeError` if `fs` is not a file system.
+    """
+    if fs is None:
+        if "://" not in path:
+            return LocalStore(), path
+        try:
+            # Imported by name: fsspec is an extra that only URLs need.
+            fsspec = importlib.import_module("fsspec")
+        except ImportError as error:
+            raise ImportError(
+                f"{path}: a URL needs fsspec, which cannot be imported ({error}): "
+                "pip install 'safejax[remote]'",
+                name=error.name,
+            ) from error
+        fs, path = fsspec.url_to_fs(path)
+    elif not hasattr(fs, "cat_ranges") or isinstance(fs, type):
+        raise TypeError(
+            "fs: expected a file system of fsspec, for example fsspec.filesystem('s3'), got "
+            f"{fs!r:.80}"
+        )
+    while fs.protocol == "dir":  # A folder of another file system.
+        fs, path = fs.fs, fs._join(path)  # noqa: SLF001
+    protocol = fs.protocol
+    names = {protocol} if isinstance(protocol, str) else set(protocol)
+    if names & _LOCAL:
+        return LocalStore(), os.fspath(fs._strip_protocol(path))  # noqa: SLF001
+    return RemoteStore(fs), path

@@ -1,0 +1,91 @@
+"""Stores: the places that hold files, each with its own notion of paths.
+
+Callers ask a store what it can do, and not which one it is.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Literal, TypeAlias
+
+from safejax._src.reading.source import File
+
+Access: TypeAlias = Literal["auto", "map", "copy", "read"]
+"""How the bytes of a file are obtained; a store chooses if it is `"auto"`."""
+
+
+class Store(ABC):
+    """A place that holds files.
+
+    `kind` names the place in errors. `replaces_folders` is true if a folder can be replaced as a
+    whole, so that no reader sees half of it. `rewrites` is true if the first bytes of a file can
+    be written again at the end of a `write`.
+    """
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def kind(self) -> str: ...
+
+    @property
+    @abstractmethod
+    def replaces_folders(self) -> bool: ...
+
+    @property
+    @abstractmethod
+    def rewrites(self) -> bool: ...
+
+    @abstractmethod
+    def join(self, folder: str, name: str) -> str:
+        """The path of what has this name in the folder."""
+
+    @abstractmethod
+    def parent(self, path: str) -> str:
+        """The path of the folder that holds `path`; empty for a name without a folder."""
+
+    @abstractmethod
+    def exists(self, path: str) -> bool:
+        """Whether there is a file or a folder at `path`."""
+
+    @abstractmethod
+    def is_folder(self, path: str) -> bool:
+        """Whether there is a folder at `path`."""
+
+    @abstractmethod
+    def names_in(self, folder: str) -> list[str]:
+        """The names of the files and folders in a folder, without its path, in any order."""
+
+    @abstractmethod
+    def read(self, path: str) -> bytes:
+        """All bytes of a small file."""
+
+    @abstractmethod
+    def source(self, path: str, access: Access = "auto") -> File:
+        """The source of a file, whose bytes are read when they are needed.
+
+        Raises `ValueError` for a way of access that is unknown, or that the store does not have.
+        """
+
+    @abstractmethod
+    def write(
+        self,
+        path: str,
+        chunks: Iterator[memoryview],
+        wrote: Callable[[int], None],
+        head: Callable[[], bytes] | None = None,
+    ) -> None:
+        """Make the file at `path` hold `chunks`, or leave it as it was, as far as the store can.
+
+        `wrote(n)` is called after every `n` bytes. With `head`, the bytes that it returns once
+        all chunks are written replace the first bytes of the file; only for a store that
+        `rewrites`.
+        """
+
+    @abstractmethod
+    def watched(self, folder: str) -> AbstractContextManager[Callable[[], bool]]:
+        """A block in which a function says whether the folder is still the one it was at first.
+
+        A folder that can be replaced as a whole may be replaced while its files are opened. Where
+        that cannot be found out, the function always returns true.
+        """
