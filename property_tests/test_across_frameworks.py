@@ -1,6 +1,5 @@
 """Laws of the adapters, over generated parameters, states and models of every framework."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -30,6 +29,7 @@ from safejax.testing import (
     objax_variables,
     optax_states,
 )
+from tests.support.files import written_by_safejax_0_5
 
 KEYS = st.text(
     st.characters(exclude_categories=("Cs",), exclude_characters="."), min_size=1, max_size=6
@@ -43,17 +43,6 @@ TWO_LEVELS = st.dictionaries(
 
 def values(variables: objax.VarCollection) -> dict[str, Any]:
     return {name: variable.value for name, variable in variables.items()}
-
-
-def written_by_safejax_0_5(params: Mapping[str, Any]) -> bytes:
-    """Keys joined by dots, and nothing else told; see tests/unit/adapters/test_flax.py."""
-    return safetensors.numpy.save(
-        {
-            f"{module}.{name}": np.array(value, order="C")
-            for module, inner in params.items()
-            for name, value in inner.items()
-        }
-    )
 
 
 # ---- each framework's container comes back, and is stored as the same bytes again

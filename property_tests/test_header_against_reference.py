@@ -28,10 +28,7 @@ from safejax._src.format.header import (
 )
 from safejax._src.pytrees.names import METADATA_NAME
 from safejax.errors import InvalidFileError
-
-
-def file_of(header, data=b""):
-    return len(header).to_bytes(8, "little") + header + data
+from tests.support.files import data_begin, file_of
 
 
 def ours(data):
@@ -225,7 +222,7 @@ def test_we_read_what_the_reference_writer_writes(leaves, strings):
 def damaged(draw):
     """A valid file with some bytes of its header changed, left out, doubled or put in."""
     data, _ = written(draw(tables), draw(metadata))
-    begin = 8 + int.from_bytes(data[:8], "little")
+    begin = data_begin(data)
     header = bytearray(data[8:begin].rstrip())
     for _ in range(draw(st.sampled_from([1, 1, 1, 2, 3]))):
         at = draw(st.integers(0, len(header) - 1))

@@ -15,6 +15,7 @@ import safejax.objax
 from safejax import LazyArray
 from safejax.errors import InvalidFileError, SafejaxError
 from safejax.testing import arrays, pytrees, scalars
+from tests.support.files import header_of, with_header
 
 TREES = pytrees(arrays("int8", (2,)) | scalars())
 """Small leaves: it is the structure that is forged."""
@@ -44,17 +45,6 @@ RECORDS = st.fixed_dictionaries(
     optional=dict.fromkeys(("kinds", "paths", "values", "dtypes", "keys", "digests"), NAMES)
     | {"format": st.just("default")},
 )
-
-
-def split(data: bytes) -> tuple[dict[str, Any], bytes]:
-    """The header and the rest of a file that we wrote."""
-    length = int.from_bytes(data[:8], "little")
-    return json.loads(data[8 : 8 + length]), data[8 + length :]
-
-
-def joined(header: dict[str, Any], rest: bytes) -> bytes:
-    encoded = json.dumps(header).encode()
-    return len(encoded).to_bytes(8, "little") + encoded + rest
 
 
 @st.composite
@@ -100,19 +90,21 @@ def arrays_in(leaves: Iterable[Any]) -> set[str]:
 
 @given(data=st.data())
 def test_a_forged_record_is_refused_or_harmless(data: st.DataObject) -> None:
-    header, rest = split(safejax.serialize(data.draw(TREES), metadata={"by": "us"}))
+    file = safejax.serialize(data.draw(TREES), metadata={"by": "us"})
+    header = header_of(file)
     metadata = header["__metadata__"]
     record = data.draw(forged(json.loads(metadata.get("safejax", "{}"))))
     open_in_every_way(
-        joined({**header, "__metadata__": {**metadata, "safejax": json.dumps(record)}}, rest)
+        with_header(file, {**header, "__metadata__": {**metadata, "safejax": json.dumps(record)}})
     )
 
 
 @given(record=RECORDS | NODES | st.text() | st.binary().map(lambda raw: raw.decode("latin-1")))
 def test_any_record_is_refused_or_harmless(record: Any) -> None:
-    header, rest = split(safejax.serialize({"a": {"b": safejax.EMPTY}}))
+    file = safejax.serialize({"a": {"b": safejax.EMPTY}})
+    header = header_of(file)
     text = record if isinstance(record, str) else json.dumps(record)
-    open_in_every_way(joined({**header, "__metadata__": {"safejax": text}}, rest))
+    open_in_every_way(with_header(file, {**header, "__metadata__": {"safejax": text}}))
 
 
 @given(data=st.data())

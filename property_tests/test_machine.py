@@ -39,6 +39,7 @@ import safejax
 from safejax import LazyArray
 from safejax._src.leaves.leaf import is_array
 from safejax.testing import arrays, assert_same_bits, assert_trees_identical, indices, keys
+from tests.support.leaves import is_key
 
 DEVICES = jax.devices()
 LINE = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
@@ -162,10 +163,6 @@ def host(tree: Any) -> Any:
         return np.array(leaf)
 
     return jax.tree.map(of_leaf, tree)
-
-
-def is_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def lazy_leaves(tree: Any, model: Any) -> list[tuple[Any, Any]]:

@@ -34,6 +34,7 @@ from safejax._src.leaves.shardings import resolve
 from safejax._src.pytrees.structure import Structure
 from safejax.testing import assert_same_bits, pytrees, scalars
 from safejax.testing.strategies import Pair
+from tests.support.files import header_of, with_header
 
 # ---- trees
 
@@ -295,15 +296,13 @@ RECORDED = {
 @given(data=st.data())
 def test_a_record_of_anothers_is_a_tree_or_an_error(data: st.DataObject) -> None:
     blob = encode(flatten(RECORDED))
-    size = int.from_bytes(blob[:8], "little")
-    header = json.loads(blob[8 : 8 + size])
+    header = header_of(blob)
     record = json.loads(header["__metadata__"][RECORD_KEY])
     for _ in range(data.draw(st.integers(1, 3))):
         place = data.draw(st.sampled_from(places(record)))
         record = changed(record, place, data.draw(json_values))
     header["__metadata__"][RECORD_KEY] = json.dumps(record)
-    encoded = json.dumps(header).encode()
-    forged = len(encoded).to_bytes(8, "little") + encoded + blob[8 + size :]
+    forged = with_header(blob, header)
     fault = None
     try:
         leaves = decode(forged)

@@ -152,6 +152,43 @@ def test_only_one_module_knows_what_jax_hides() -> None:
     assert knows == {"_src.arrays.jax_private"}
 
 
+# ---- the tests
+
+ROOT = PACKAGE.parent
+TESTS = {
+    str(path.relative_to(ROOT)): path
+    for folder in ("tests", "property_tests")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+}
+TEST_TREES = {test: ast.parse(path.read_text()) for test, path in TESTS.items()}
+
+# The benchmarks have a test of their own.
+MAY_BE_IMPORTED = {"benchmarks": {"tests/system/test_benchmarks.py"}}
+
+
+@pytest.mark.parametrize("test", TESTS)
+def test_tests_import_no_other_tests_and_no_benchmarks(test: str) -> None:
+    for name in imports(TEST_TREES[test]):
+        root = name.partition(".")[0]
+        if root in ("tests", "property_tests"):
+            assert f"{name}.".startswith("tests.support."), name
+        elif root in MAY_BE_IMPORTED:
+            assert test in MAY_BE_IMPORTED[root], name
+
+
+def test_a_helper_of_several_tests_is_in_their_support_folder() -> None:
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for test, tree in TEST_TREES.items():
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                # Two helpers are the same whatever their docstrings say.
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                arguments = ast.dump(node.args) if isinstance(node, ast.FunctionDef) else ""
+                code = "".join(map(ast.dump, body))
+                found.setdefault((node.name, arguments, code), []).append(test)
+    assert [tests for tests in found.values() if len(tests) > 1] == []
+
+
 # ---- the public face
 
 

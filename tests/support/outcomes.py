@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from safejax._src.arrays.lazy import LazyArray
+from tests.support.leaves import is_key
 
 _ARRAY_TYPE: Final = type(jax.numpy.zeros(()))
 _ARRAY_NAMES: Final = re.compile(r"[\w.]*(?:ArrayImpl|LazyArray|PRNGKeyArray)")
@@ -19,12 +20,12 @@ _ADDRESS: Final = re.compile(r"0x[0-9a-f]{6,}")
 _DEEPEST: Final = 8
 
 
-def outcome(call: Callable[[], Any]) -> tuple[Any, ...]:
-    """What the call gave or raised, and the kinds of warnings that it gave meanwhile."""
+def outcome(call: Callable[..., Any], *arguments: Any) -> tuple[Any, ...]:
+    """What the call returned or raised, and the classes of the warnings that it gave meanwhile."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            result = ("gave", form(call()))
+            result = ("gave", form(call(*arguments)))
         except Exception as error:  # noqa: BLE001 - whatever it is, it is what is compared
             result = ("raised", type(error), message(error))
     return (*result, tuple(sorted({warning.category.__name__ for warning in caught})))
@@ -36,9 +37,8 @@ def is_refusal(result: tuple[Any, ...]) -> bool:
 
 
 def message(error: object) -> str:
-    """The error's first line, without the name of the array's class and without addresses."""
-    first = str(error).partition("\n")[0]
-    return _ADDRESS.sub("0x…", _ARRAY_NAMES.sub("ARRAY", first))
+    """The error's message, without the name of the array's class and without addresses."""
+    return _ADDRESS.sub("0x…", _ARRAY_NAMES.sub("ARRAY", str(error)))
 
 
 def form(value: Any, depth: int = 0) -> Any:
@@ -65,19 +65,15 @@ def _lazy_form(leaf: LazyArray) -> Any:
 def _array_form(array: jax.Array) -> tuple[Any, ...]:
     if array.is_deleted():
         return ("array", _around(array), "deleted")
-    data = jax.random.key_data(array) if _is_key(array) else array
+    data = jax.random.key_data(array) if is_key(array) else array
     if not data.is_fully_addressable:
         return ("array", _around(array), "elsewhere")
     return ("array", _around(array), np.asarray(data).tobytes())
 
 
-def _is_key(array: Any) -> bool:
-    return jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
-
-
 def _around(array: Any) -> tuple[Any, ...]:
     """All but the values."""
-    if _is_key(array):
+    if is_key(array):
         # JAX writes the sharding of keys now with and now without the axes that it does not
         # split, from one call to the next: only the devices are compared.
         devices = tuple(sorted(device.id for device in array.devices()))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.test_minilm import fetched
+from tests.support.minilm import fetched
 
 EXAMPLES = sorted((Path(__file__).parent.parent.parent / "examples").glob("*.py"))
 EXPECTED = {

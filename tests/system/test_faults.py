@@ -29,6 +29,7 @@ from safejax import InvalidFileError, ReadError, load, materialize, observe_read
 from safejax._src.storage.files import write_atomically
 from safejax.testing import assert_same_bits, assert_trees_identical
 from tests.support.children import CHILDREN
+from tests.support.files import names_in
 
 # Children are forked from a process that has imported all of this, and that has started none
 # of JAX's threads: nothing in this module may use a device when it is imported.
@@ -61,10 +62,6 @@ def outcome(call: Callable[..., Any], *arguments: Any) -> tuple[str, str]:
         return "gave", repr(call(*arguments))
     except Exception as error:  # noqa: BLE001 - whatever it is, it is what is compared
         return type(error).__name__, str(error)
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(os.listdir(folder))
 
 
 def tree_of(version: int) -> Any:
@@ -143,9 +140,9 @@ def test_a_killed_save_leaves_the_old_file_or_the_new_one(
         content = path.read_bytes()
         assert content in whole
         found[whole.index(content)] += 1
-        in_the_middle += names(tmp_path) != [path.name]
+        in_the_middle += names_in(tmp_path) != [path.name]
         save_one(str(path), kill % 2)
-        assert names(tmp_path) == [path.name]
+        assert names_in(tmp_path) == [path.name]
         assert path.read_bytes() == whole[kill % 2]
     # Or this test would have killed none in the middle, or always the same save.
     assert in_the_middle >= KILLS // 4
@@ -203,7 +200,7 @@ def use_files_cut_short(send: Any, path: Path, sizes: list[int]) -> None:
         tree = looking_at(path)
         os.truncate(path, size)
         for access, use in ACCESSES.items():
-            send.send((access, size, outcome(use, tree, path), names(path.parent)))
+            send.send((access, size, outcome(use, tree, path), names_in(path.parent)))
 
 
 def test_a_file_cut_short_is_an_error_whatever_the_access(tmp_path: Path) -> None:
@@ -334,7 +331,7 @@ def test_a_file_system_that_cannot_be_read_is_told_whatever_the_access(
     path = tmp_path / "m.safetensors"
     with pytest.raises(ReadError, match=r"^/m\.safetensors: reading bytes .*the line is dead"):
         ACCESSES[access](tree, path)
-    assert names(tmp_path) == []
+    assert names_in(tmp_path) == []
     assert not any(leaf.is_placed for leaf in tree.values())
     broken.fault = None
     ACCESSES[access](tree, path)
@@ -366,7 +363,7 @@ def test_a_save_into_a_folder_that_may_not_be_written_is_told(open_folder: Path)
     assert (code, error) == (0, "PermissionError")
     assert str(open_folder) in message
     assert path.read_bytes() == before
-    assert names(open_folder) == [path.name]
+    assert names_in(open_folder) == [path.name]
 
 
 def save_beyond_the_limit(send: Any, path: Path) -> None:
@@ -377,7 +374,7 @@ def save_beyond_the_limit(send: Any, path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     # Of a tree with more in it than there is room for, some of it from the file itself.
     send.send(outcome(save, {"a": tree, "big": np.zeros(100_000)}, path))
-    send.send(names(path.parent))
+    send.send(names_in(path.parent))
     assert_trees_identical(tree, expected())
     assert_trees_identical(half_read, expected())
     assert_trees_identical(load(path), expected())
@@ -393,7 +390,7 @@ def test_a_full_disk_keeps_the_file_and_the_trees_that_look_at_it(path: Path) ->
     assert told == [error, [path.name], "whole"]
     assert code == 0
     assert path.read_bytes() == before
-    assert names(path.parent) == [path.name]
+    assert names_in(path.parent) == [path.name]
 
 
 def test_a_save_through_a_link_keeps_the_link_and_the_trees(path: Path) -> None:
@@ -406,7 +403,7 @@ def test_a_save_through_a_link_keeps_the_link_and_the_trees(path: Path) -> None:
     assert_trees_identical(tree, expected())
     save(tree, link)
     assert_trees_identical(load(path), expected())
-    assert names(path.parent) == ["link", path.name]
+    assert names_in(path.parent) == ["link", path.name]
 
 
 # ---- many threads on the same leaves

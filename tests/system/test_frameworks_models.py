@@ -29,6 +29,7 @@ import safejax.equinox
 import safejax.flax
 import safejax.haiku
 import safejax.objax
+from tests.support.leaves import arrays_of, bits, is_key
 
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 """Compiler options that halve the time of a compilation."""
@@ -71,10 +72,6 @@ def filled(avals: Any, sharding: Callable[..., NamedSharding]) -> Any:
         return jax.device_put(host.astype(aval.dtype), sharding("", aval))
 
     return jax.tree.map(fill, avals)
-
-
-def bits(tree: Any) -> list[bytes]:
-    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
 def nbytes(tree: Any) -> int:
@@ -278,10 +275,6 @@ def test_nnx_convnet(tmp_path: Path, by_features: Any) -> None:
         assert bits(one) == bits(other)
 
 
-def is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
 def leaves_with_keys(model: Any) -> list[jax.Array]:
     return [
         jax.random.key_data(leaf) if is_key(leaf) else leaf
@@ -295,7 +288,7 @@ def test_equinox_mlp(tmp_path: Path, by_features: Any) -> None:
 
     like = eqx.filter_eval_shape(make)
     model = eqx.combine(filled(eqx.filter(like, _is_abstract), by_features), like)
-    assert sum(leaf.size for leaf in arrays(model)) == 10_020_874
+    assert sum(leaf.size for leaf in arrays_of(model)) == 10_020_874
 
     path = tmp_path / "mlp.safetensors"
     safejax.equinox.serialize(model, filename=path)
@@ -340,7 +333,7 @@ class EquinoxConvnet(eqx.Module):
 def test_equinox_convnet_with_state(tmp_path: Path, by_features: Any) -> None:
     like = eqx.filter_eval_shape(lambda: eqx.nn.make_with_state(EquinoxConvnet)(jax.random.key(0)))
     both = eqx.combine(filled(eqx.filter(like, _is_abstract), by_features), like)
-    assert sum(leaf.size for leaf in arrays(both[0])) == 4_426_728
+    assert sum(leaf.size for leaf in arrays_of(both[0])) == 4_426_728
 
     path = tmp_path / "convnet.safetensors"
     safejax.equinox.serialize(both, filename=path)
@@ -359,10 +352,6 @@ def test_equinox_convnet_with_state(tmp_path: Path, by_features: Any) -> None:
             images(2, 3, 32, 32),
             log=log,
         )
-
-
-def arrays(model: Any) -> list[jax.Array]:
-    return [leaf for leaf in jax.tree.leaves(model) if eqx.is_array(leaf)]
 
 
 def _is_abstract(leaf: Any) -> bool:

@@ -19,7 +19,6 @@ import inspect
 import json
 import math
 import os
-import struct
 import subprocess
 import sys
 from collections import OrderedDict, namedtuple
@@ -49,6 +48,8 @@ import safejax.haiku
 import safejax.objax
 from safejax._src.format.record import VERSION
 from safejax.testing import assert_trees_identical
+from tests.support.files import data_begin
+from tests.support.leaves import float_of_bits
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 GENERATION = "v1"
@@ -78,10 +79,6 @@ def every(name: str) -> np.ndarray:
         return np.arange(low, low + (1 << bits), dtype=np.int8).astype(dtype)
     bits = int(name.removeprefix("float")[0])
     return np.arange(1 << bits, dtype=np.uint8).view(dtype)
-
-
-def double(bits: int) -> float:
-    return struct.unpack(">d", struct.pack(">Q", bits))[0]
 
 
 def key(implementation: str, *shape: int) -> jax.Array:
@@ -240,7 +237,7 @@ def scalars() -> Any:
         "bool": [True, False],
         "int": [0, -1, 7, 2**63 - 1, -(2**63), 2**63, -(2**63) - 1, 2**200, 10**50],
         "float": [0.0, -0.0, 0.1, 1.0, 1e22, 1e300, 5e-324, math.inf, -math.inf, math.nan,
-                  double(0xFFF8DEADBEEF0001)],
+                  float_of_bits(0xFFF8DEADBEEF0001)],
         "complex": [1 + 2j, complex(-0.0, -0.0), complex(math.nan, -math.inf), 0j],
         "str": ["", "text", "é🦎", "\x00", "half \ud800", '{"empty":true}', "null"],
         "None": None,
@@ -499,7 +496,7 @@ def written(name: str, tree: Any, scratch: Path) -> dict[str, bytes]:
     options = OPTIONS.get(name, {})
     if name in HEADS:
         data = safejax.serialize(tree, **options)
-        head = data[: 8 + int.from_bytes(data[:8], "little")]
+        head = data[: data_begin(data)]
         assert data == whole(head, tree)
         return {f"{name}.head": head}
     if "max_shard_bytes" in options:

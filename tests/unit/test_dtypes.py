@@ -1,6 +1,5 @@
 """Every dtype that JAX has stands in a file without loss, under a code that readers know."""
 
-import json
 import re
 
 import jax.numpy as jnp
@@ -22,6 +21,7 @@ from safejax._src.dtypes import (
     unpack,
 )
 from safejax._src.format.header import Entry, write_header
+from tests.support.files import file_of
 
 JAX_DTYPES = [np.dtype(scalar) for scalar in jax_dtypes._jax_types]
 SHAPES = [(), (0,), (2, 0, 3), (3,), (4,), (2, 3), (5, 1, 3), (2, 2, 2)]
@@ -102,8 +102,7 @@ def test_the_codes_are_those_of_the_reference_reader():
 
 def one_tensor(code, shape, nbytes):
     table = {"x": {"dtype": code, "shape": shape, "data_offsets": [0, nbytes]}}
-    header = json.dumps(table).encode()
-    return len(header).to_bytes(8, "little") + header + bytes(nbytes)
+    return file_of(table, bytes(nbytes))
 
 
 @pytest.mark.parametrize("code", BITS)

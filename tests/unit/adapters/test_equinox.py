@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 import safejax
 from safejax.equinox import deserialize, serialize
+from tests.support.leaves import bits, is_unread
 
 X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
 
@@ -52,25 +53,13 @@ class Net(eqx.Module):
         return x * self.scale + jax.random.normal(self.key, x.shape)
 
 
-def bits(tree: Any) -> list[tuple[str, bytes]]:
-    def of(leaf: Any) -> tuple[str, bytes]:
-        key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        host = np.asarray(jax.random.key_data(leaf) if key else leaf)
-        return str(leaf.dtype), host.tobytes()
-
-    arrays = eqx.filter(tree, lambda leaf: eqx.is_array(leaf) or isinstance(leaf, np.ndarray))
-    return [of(leaf) for leaf in jax.tree.leaves(arrays)]
-
-
 def scalars(net: Net) -> tuple[Any, ...]:
     return type(net.scale), net.scale, type(net.steps), net.steps
 
 
 def unread(tree: Any) -> bool:
     leaves = [leaf for leaf in jax.tree.leaves(tree) if eqx.is_array(leaf)]
-    return leaves != [] and all(
-        isinstance(leaf, safejax.LazyArray) and not leaf.is_placed for leaf in leaves
-    )
+    return leaves != [] and all(map(is_unread, leaves))
 
 
 # ---- models

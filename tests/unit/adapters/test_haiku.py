@@ -1,6 +1,5 @@
 """Haiku: safejax 0.5's programs as they stand, names with slashes, state, old files."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +7,11 @@ import haiku as hk
 import jax
 import numpy as np
 import pytest
-import safetensors.numpy
 
 import safejax
 from safejax.haiku import deserialize, serialize
+from tests.support.files import written_by_safejax_0_5
+from tests.support.leaves import bits
 
 X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
 
@@ -32,23 +32,6 @@ def params_and_state() -> tuple[Any, Any]:
 @pytest.fixture(scope="module")
 def params() -> Any:
     return jax.jit(STATELESS.init)(jax.random.key(0), X)
-
-
-def bits(tree: Any) -> list[bytes]:
-    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
-
-
-def written_by_safejax_0_5(params: Mapping[str, Any]) -> bytes:
-    """Its `flatten_dict`, and safetensors: keys joined by dots, nothing else told."""
-
-    def flat(tree: Mapping[str, Any], prefix: str) -> dict[str, np.ndarray]:
-        found: dict[str, np.ndarray] = {}
-        for key, value in tree.items():
-            name = f"{prefix}.{key}" if prefix else key
-            found |= flat(value, name) if isinstance(value, Mapping) else {name: np.asarray(value)}
-        return found
-
-    return safetensors.numpy.save(flat(params, ""))
 
 
 # ---- the programs of safejax 0.5's README

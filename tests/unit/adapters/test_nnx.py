@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 import safejax
 from safejax.flax import deserialize, load_into, serialize
 from safejax.nnx import values_of
+from tests.support.leaves import host_bytes, is_unread
 
 X = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
 
@@ -75,12 +76,7 @@ def values(graph: Any) -> dict[tuple[Any, ...], Any]:
 
 def bits(graph: Any) -> dict[tuple[Any, ...], tuple[str, bytes]]:
     """The bits of each value, keys included, by path: integers are not strings here."""
-    return {path: (str(leaf.dtype), one(leaf)) for path, leaf in values(graph).items()}
-
-
-def one(leaf: Any) -> bytes:
-    key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return np.asarray(jax.random.key_data(leaf) if key else leaf).tobytes()
+    return {path: (str(leaf.dtype), host_bytes(leaf)) for path, leaf in values(graph).items()}
 
 
 def kinds(graph: Any) -> dict[tuple[Any, ...], type]:
@@ -88,10 +84,7 @@ def kinds(graph: Any) -> dict[tuple[Any, ...], type]:
 
 
 def unread(graph: Any) -> bool:
-    return all(
-        isinstance(leaf, safejax.LazyArray) and not leaf.is_placed
-        for leaf in values(graph).values()
-    )
+    return all(map(is_unread, values(graph).values()))
 
 
 # ---- what is stored
@@ -111,9 +104,9 @@ def test_without_like_comes_a_dict_with_integer_keys(trained: Net, data: bytes) 
     assert type(decoded) is dict
     assert list(decoded["layers"]) == [0, 1]
     leaves, _ = jax.tree.flatten_with_path(decoded)
-    assert {tuple(key.key for key in path): (str(x.dtype), one(x)) for path, x in leaves} == bits(
-        trained
-    )
+    assert {
+        tuple(key.key for key in path): (str(x.dtype), host_bytes(x)) for path, x in leaves
+    } == bits(trained)
 
 
 # ---- back into a state or a module
@@ -162,8 +155,8 @@ def test_load_into(abstract: bool, trained: Net, tmp_path: Path) -> None:
     # Random numbers go on where they were.
     twin = deserialize(serialize(trained), like=trained)
     first, second = model(X), model(X)
-    assert (one(first), one(second)) == (one(twin(X)), one(twin(X)))
-    assert one(first) != one(second)
+    assert (host_bytes(first), host_bytes(second)) == (host_bytes(twin(X)), host_bytes(twin(X)))
+    assert host_bytes(first) != host_bytes(second)
     assert bits(model) == bits(twin) != bits(trained)
 
 
@@ -172,7 +165,7 @@ def test_under_nnx_jit_and_grad(trained: Net, data: bytes) -> None:
     nnx.update(twin, jax.tree.map(safejax.materialize, nnx.state(twin)))
     apply = nnx.jit(lambda model, x: model(x))
     loss = nnx.jit(nnx.grad(lambda model, x: (model(x) ** 2).sum()))
-    assert one(apply(model, X)) == one(apply(twin, X))
+    assert host_bytes(apply(model, X)) == host_bytes(apply(twin, X))
     assert bits(loss(model, X)) == bits(loss(twin, X))
     assert bits(model) == bits(twin)
 
@@ -437,7 +430,7 @@ def test_random_streams_alone() -> None:
     }
     load_into(target, data)
     assert bits(target) == bits(source)
-    assert one(target.noise()) == one(source.noise())
+    assert host_bytes(target.noise()) == host_bytes(source.noise())
 
 
 def test_states_side_by_side(trained: Net) -> None:

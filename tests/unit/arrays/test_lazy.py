@@ -4,7 +4,6 @@ import copy
 import math
 import operator
 import pickle
-import re
 import threading
 import warnings
 import weakref
@@ -24,7 +23,6 @@ import safejax
 from safejax._src.arrays.content import Content
 from safejax._src.arrays.forwarding import HANDED_ON, NOT_HANDED_ON
 from safejax._src.arrays.lazy import LazyArray
-from safejax._src.arrays.placing import Placement
 from safejax._src.arrays.precision import NarrowingNotice
 from safejax._src.leaves.leaf import content_of, like_leaf
 from safejax._src.reading.computed import ComputedSource
@@ -38,6 +36,8 @@ from safejax.errors import (
     ReadError,
     UnsupportedJaxError,
 )
+from tests.support.leaves import host_bytes, is_key, lazy
+from tests.support.outcomes import form, is_refusal, outcome
 
 MESH = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
 ROWS = NamedSharding(MESH, PartitionSpec("x"))
@@ -55,64 +55,6 @@ KINDS: dict[str, Callable[[], Any]] = {
     "key": lambda: jax.random.key(7),
     "key rows": lambda: jax.device_put(jax.random.split(jax.random.key(7), 8), ROWS),
 }
-
-
-def is_key(x: Any) -> bool:
-    return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
-
-
-def lazy(array: Any, name: str = "w") -> LazyArray:
-    """A lazy leaf that holds what `array` holds, on the same devices."""
-    content = content_of(array)
-    assert content is not None
-    committed = isinstance(array, jax.Array) and array.committed
-    return LazyArray(content, name, Placement(array.sharding, True) if committed else None)
-
-
-def bits(value: Any) -> Any:
-    """A form of `value` whose equality is that of every bit, and of what is around them."""
-    if isinstance(value, LazyArray):
-        value = value.placed()
-    if isinstance(value, jax.Array):
-        if is_key(value):
-            # JAX writes the sharding of keys now with and now without the axes that it does
-            # not split, from one call to the next: only the devices are compared.
-            around = (value.dtype, value.devices(), value.committed)
-            return ("keys", *around, bits(np.asarray(jax.random.key_data(value))))
-        around = (value.sharding, value.committed, value.weak_type, value.aval)
-        return ("array", *around, bits(np.asarray(value)))
-    if isinstance(value, np.ndarray | np.generic):
-        return (type(value), value.dtype, value.shape, value.tobytes())
-    if isinstance(value, list | tuple):
-        return (type(value), [bits(item) for item in value])
-    if isinstance(value, float | complex):
-        return repr(value)
-    if type(value).__name__ == "Shard":
-        return (value.device, value.index, value.replica_id, bits(value.data))
-    return value
-
-
-def host_bits(array: Any) -> Any:
-    """The array's values alone, wherever they are."""
-    return bits(np.asarray(jax.random.key_data(array) if is_key(array) else array))
-
-
-def outcome(call: Callable[[Any], Any], array: Any) -> Any:
-    """What the call gives, or the error that it raises."""
-    try:
-        return bits(call(array))
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is what is compared
-        # JAX names the argument's class; the rest of the message is the same.
-        message = re.sub(r"\S*(ArrayImpl|LazyArray|PRNGKeyArray)\S*", "ARRAY", str(error))
-        return (type(error), message)
-
-
-def is_error(result: Any) -> bool:
-    return (
-        isinstance(result, tuple)
-        and isinstance(result[0], type)
-        and issubclass(result[0], Exception)
-    )
 
 
 # ---- known without reading
@@ -187,7 +129,7 @@ def test_a_copy_is_an_unread_leaf_of_its_own(
             leaf.aval, leaf.sharding, leaf.committed,
         )  # fmt: skip
         assert not log.reads
-    assert bits(twin) == bits(KINDS[kind]())
+    assert form(twin) == form(KINDS[kind]())
     assert not leaf.is_placed
 
 
@@ -264,7 +206,7 @@ def test_public_names_are_those_of_the_placed_array(name: str) -> None:
         make = KINDS[kind]
         expected = outcome(use(name), make())
         assert outcome(use(name), lazy(make())) == expected, kind
-        given |= not is_error(expected)
+        given |= not is_refusal(expected)
     assert given or name in REFUSED_BY_JAX
 
 
@@ -392,7 +334,7 @@ def test_python_itself_takes_it_as_the_placed_array(name: str) -> None:
     results = {kind: outcome(BUILTINS[name], KINDS[kind]()) for kind in ("scalar", "count", "ints")}
     for kind, expected in results.items():
         assert outcome(BUILTINS[name], lazy(KINDS[kind]())) == expected, kind
-    assert not all(map(is_error, results.values())) or name == "floor"
+    assert not all(map(is_refusal, results.values())) or name == "floor"
 
 
 def test_every_special_name_of_an_array_is_decided_on() -> None:
@@ -444,10 +386,10 @@ def test_it_has_no_hash(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["floats", "ints", "rows"])
 def test_iteration_ends_and_gives_the_rows(kind: str) -> None:
     plain = KINDS[kind]()
-    assert bits(list(lazy(plain))) == bits(list(plain))
-    assert list(map(host_bits, reversed(lazy(plain)))) == list(map(host_bits, reversed(plain)))
+    assert form(list(lazy(plain))) == form(list(plain))
+    assert list(map(host_bytes, reversed(lazy(plain)))) == list(map(host_bytes, reversed(plain)))
     first, *_ = lazy(plain)
-    assert bits(first) == bits(next(iter(plain)))
+    assert form(first) == form(next(iter(plain)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -456,29 +398,29 @@ def test_it_pickles_as_the_placed_array(kind: str) -> None:
     for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
         expected = outcome(pickle.loads, pickle.dumps(plain, protocol))
         assert outcome(pickle.loads, pickle.dumps(lazy(plain), protocol)) == expected
-        assert not is_error(expected)
+        assert not is_refusal(expected)
 
 
 @pytest.mark.parametrize("kind", ["floats", "ints", "scalar", "rows"])
 def test_numpy_takes_it_without_placing_it(kind: str) -> None:
     plain = KINDS[kind]()
     leaf = lazy(plain)
-    assert bits(np.asarray(leaf)) == bits(np.asarray(plain))
-    assert bits(np.asarray(leaf, np.float64)) == bits(np.asarray(plain, np.float64))
+    assert form(np.asarray(leaf)) == form(np.asarray(plain))
+    assert form(np.asarray(leaf, np.float64)) == form(np.asarray(plain, np.float64))
     with pytest.raises(ValueError, match="copy"):
         np.array(leaf, np.complex64, copy=False)
     mine = np.array(leaf)
     mine[...] = 0
-    assert bits(np.asarray(leaf)) == bits(np.asarray(plain))
+    assert form(np.asarray(leaf)) == form(np.asarray(plain))
     assert not leaf.is_placed
-    assert bits(np.add(leaf, np.asarray(plain))) == bits(np.add(plain, np.asarray(plain)))
-    assert bits(np.stack([leaf, leaf])) == bits(np.stack([plain, plain]))
+    assert form(np.add(leaf, np.asarray(plain))) == form(np.add(plain, np.asarray(plain)))
+    assert form(np.stack([leaf, leaf])) == form(np.stack([plain, plain]))
 
 
 def test_numpy_is_refused_keys_as_jax_refuses_it() -> None:
     key = jax.random.key(3)
     assert outcome(np.asarray, lazy(key)) == outcome(np.asarray, key)
-    assert is_error(outcome(np.asarray, key))
+    assert is_refusal(outcome(np.asarray, key))
 
 
 # ---- a part is read as a part
@@ -497,7 +439,7 @@ def test_a_basic_index_reads_its_own_bytes_only(data: st.DataObject) -> None:
         assert type(part) is LazyArray
         assert (part.shape, part.committed) == (expected.shape, False)
         assert not log.reads
-        assert bits(np.asarray(part)) == bits(np.asarray(expected))
+        assert form(np.asarray(part)) == form(np.asarray(expected))
         assert log.nbytes == expected.nbytes
 
 
@@ -551,7 +493,7 @@ def test_an_index_reads_its_bytes_and_gives_what_a_plain_array_gives(
         values = part.placed()
         assert log.nbytes == nbytes
     expected = plain[index]
-    assert bits(values) == bits(expected)
+    assert form(values) == form(expected)
     known = {name: outcome(KNOWN[name], part) for name in ("aval", "committed", "sharding")}
     assert known == {name: outcome(KNOWN[name], values) for name in known}
 
@@ -602,7 +544,7 @@ def test_a_part_of_an_uncommitted_leaf_is_computed_on_the_default_device() -> No
         leaf = lazy(plain)
         leaf[0].placed()  # What is remembered of the rows is not the default device of then.
         with jax.default_device(third):
-            assert bits(leaf[index]) == bits(plain[index]), index
+            assert form(leaf[index]) == form(plain[index]), index
 
 
 @pytest.mark.parametrize("kind", ["floats", "ints", "scalar", "rows", "key rows"])
@@ -630,20 +572,20 @@ def test_lazy_leaves_and_arrays_index_lazy_leaves(wrap: Callable[[Any], Any]) ->
     plain = KINDS["floats"]()
     index = wrap(INTS)
     expected = plain[INTS]
-    assert bits(lazy(plain)[index]) == bits(expected)
-    assert bits(plain[index]) == bits(expected)
-    assert bits(lazy(plain)[index, 0]) == bits(plain[INTS, 0])
-    assert bits(lazy(plain)[..., index]) == bits(plain[..., INTS])
-    assert bits(lazy(plain)[wrap(np.array(2))]) == bits(plain[np.array(2)])
-    assert bits(lazy(plain)[wrap(np.array(2)) : 5]) == bits(plain[2:5])
-    assert bits(jnp.take(plain, index, axis=0)) == bits(jnp.take(plain, INTS, axis=0))
+    assert form(lazy(plain)[index]) == form(expected)
+    assert form(plain[index]) == form(expected)
+    assert form(lazy(plain)[index, 0]) == form(plain[INTS, 0])
+    assert form(lazy(plain)[..., index]) == form(plain[..., INTS])
+    assert form(lazy(plain)[wrap(np.array(2))]) == form(plain[np.array(2)])
+    assert form(lazy(plain)[wrap(np.array(2)) : 5]) == form(plain[2:5])
+    assert form(jnp.take(plain, index, axis=0)) == form(jnp.take(plain, INTS, axis=0))
 
 
 def test_indexing_a_placed_leaf_is_the_placed_arrays() -> None:
     leaf = lazy(KINDS["rows"]())
     placed = leaf.placed()
     with observe_reads() as log:
-        assert bits(leaf[2:6]) == bits(placed[2:6])
+        assert form(leaf[2:6]) == form(placed[2:6])
         assert type(leaf[2:6]) is type(placed)
         assert not log.reads
 
@@ -652,7 +594,7 @@ def test_a_part_of_a_part_reads_no_more() -> None:
     with observe_reads() as log:
         part = lazy(FLOATS)[2:6][:, ::2][1]
         assert not log.reads
-        assert bits(np.asarray(part)) == bits(FLOATS[3, ::2])
+        assert form(np.asarray(part)) == form(FLOATS[3, ::2])
         assert log.nbytes == 16
 
 
@@ -691,20 +633,20 @@ def test_what_was_deleted_is_placed_again(kind: str) -> None:
     assert first.is_deleted()
     assert not leaf.is_placed
     assert not leaf.is_deleted()
-    assert bits(leaf) == bits(plain)
+    assert form(leaf) == form(plain)
     assert leaf.placed() is leaf.placed()
 
 
 @pytest.mark.parametrize("kind", ["floats", "ints", "rows", "int rows"])
 def test_what_was_donated_is_placed_again(kind: str) -> None:
     plain = KINDS[kind]()
-    expected = bits(plain * 2)
+    expected = form(plain * 2)
     leaf = lazy(plain)
     double = jax.jit(lambda x: x * 2, donate_argnums=0)
     for _ in range(3):
-        assert bits(double(leaf)) == expected
+        assert form(double(leaf)) == expected
         assert not leaf.is_placed
-    assert bits(leaf) == bits(KINDS[kind]())
+    assert form(leaf) == form(KINDS[kind]())
 
 
 def test_a_placed_leaf_is_not_placed_again_by_use() -> None:
@@ -773,8 +715,8 @@ def test_a_jax_without_the_hooks_still_tells_shapes_and_places_by_hand(
     monkeypatch.setattr("safejax._src.arrays.lazy._MISSING", ("abstract values", "dispatch"))
     leaf = lazy(FLOATS)
     assert leaf.shape == (8, 8)
-    assert bits(np.asarray(leaf)) == bits(FLOATS)
-    assert bits(safejax.materialize({"w": leaf})["w"]) == bits(jnp.asarray(FLOATS))
+    assert form(np.asarray(leaf)) == form(FLOATS)
+    assert form(safejax.materialize({"w": leaf})["w"]) == form(jnp.asarray(FLOATS))
 
 
 # ---- what an array holds
@@ -797,13 +739,13 @@ def test_content_of_tells_shape_dtype_and_key() -> None:
     for scalar in (np.float32(1), np.int8(3)):
         content = content_of(scalar)
         assert content is not None
-        assert bits(content.view.read()) == bits(np.asarray(scalar))
+        assert form(content.view.read()) == form(np.asarray(scalar))
 
 
 def test_content_of_an_array_in_another_byte_order_is_in_ours() -> None:
     content = content_of(FLOATS.astype(">f4").T)
     assert content is not None
-    assert bits(content.view.read()) == bits(np.ascontiguousarray(FLOATS.T))
+    assert form(content.view.read()) == form(np.ascontiguousarray(FLOATS.T))
 
 
 def test_content_of_a_tracer_is_refused() -> None:
@@ -838,7 +780,7 @@ def test_like_leaf_is_abstract_for_abstract_leaves_and_itself_for_itself() -> No
     assert key is not None
     abstract = like_leaf(jax.ShapeDtypeStruct((1,), np.int8), key, "v")
     assert (abstract.shape, abstract.dtype) == ((), jax.random.key(0).dtype)
-    assert bits(like_leaf(FLOATS, content, "v")) == bits(jnp.asarray(INTS))
+    assert form(like_leaf(FLOATS, content, "v")) == form(jnp.asarray(INTS))
 
 
 def test_one_notice_is_given_once() -> None:

@@ -34,6 +34,7 @@ from safejax._src.reading.source import BufferSource
 from safejax._src.reading.view import Strided, View
 from safejax._src.reading.windows import Window
 from safejax.errors import PrecisionError, PrecisionWarning, ReadError
+from tests.support.leaves import host_bytes, lazy
 
 P = PartitionSpec
 DEVICES = jax.devices()
@@ -49,16 +50,6 @@ def view_of(array: Any) -> View:
     return content.view
 
 
-def lazy(array: Any, placement: Placement | None = None, name: str = "w") -> LazyArray:
-    content = content_of(array)
-    assert content is not None
-    return LazyArray(content, name, placement)
-
-
-def raw(array: Any) -> bytes:
-    return np.asarray(array).tobytes()
-
-
 def check_same(mine: jax.Array, theirs: jax.Array) -> None:
     """Dtype, sharding, and every bit on every device."""
     assert type(mine) is type(theirs)
@@ -69,7 +60,7 @@ def check_same(mine: jax.Array, theirs: jax.Array) -> None:
     shards = zip(mine.addressable_shards, theirs.addressable_shards, strict=True)
     for mine_there, theirs_there in shards:
         assert (mine_there.device, mine_there.index) == (theirs_there.device, theirs_there.index)
-        assert raw(mine_there.data) == raw(theirs_there.data)
+        assert host_bytes(mine_there.data) == host_bytes(theirs_there.data)
 
 
 # ---- every dtype, every bit
@@ -111,22 +102,22 @@ def test_every_dtype_keeps_every_bit(name: str, sharding: Any) -> None:
         for shape in shapes:
             host = every_kind_of_value(dtype, shape)
             plain = jax.device_put(host, sharding)
-            leaf = lazy(host, placement)
+            leaf = lazy(host, placement=placement)
             assert leaf.aval == jax.typeof(plain)
             with observe_reads() as log:
                 check_same(leaf.placed(), plain)
                 assert log.nbytes == host.nbytes
-            assert raw(leaf.placed()) == host.tobytes()
-            assert raw(leaf) == host.tobytes()
+            assert host_bytes(leaf.placed()) == host.tobytes()
+            assert host_bytes(leaf) == host.tobytes()
 
 
 def test_a_dtype_that_jax_lacks_can_be_had_on_the_host_alone() -> None:
     host = np.zeros(3, ml_dtypes.float6_e2m3fn)
     leaf = lazy(host, name="odd")
-    assert raw(leaf) == host.tobytes()
+    assert host_bytes(leaf) == host.tobytes()
     if jax.__version_info__ >= (0, 12):  # which has it
         placed = leaf.placed()
-        assert (placed.dtype, raw(placed)) == (host.dtype, host.tobytes())
+        assert (placed.dtype, host_bytes(placed)) == (host.dtype, host.tobytes())
         return
     with pytest.raises((TypeError, RuntimeError)) as caught:
         leaf.placed()
@@ -229,7 +220,7 @@ SHARDINGS: list[tuple[Any, int]] = [
 @pytest.mark.parametrize(("sharding", "parts"), SHARDINGS, ids=str)
 def test_each_device_gets_its_part_and_each_part_is_read_once(sharding: Any, parts: int) -> None:
     plain = jax.device_put(HOST, sharding)
-    leaf = lazy(HOST, Placement(sharding, True))
+    leaf = lazy(HOST, placement=Placement(sharding, True))
     assert leaf.aval == jax.typeof(plain)
     assert leaf.devices() == plain.devices()
     with observe_reads() as log:
@@ -255,10 +246,10 @@ def test_what_is_public_places_as_the_faster_way_does(
     keys = jax.random.split(jax.random.key(1), 8)
     for array in (HOST, HOST.astype(ml_dtypes.bfloat16)):
         plain = jax.device_put(array, sharding)
-        check_same(lazy(array, Placement(sharding, True)).placed(), plain)
+        check_same(lazy(array, placement=Placement(sharding, True)).placed(), plain)
     if len(sharding.device_set) == 8 and len(getattr(sharding, "spec", ())) < 2:
-        placed = lazy(keys, Placement(sharding, True)).placed()
-        assert raw(jax.random.key_data(placed)) == raw(jax.random.key_data(keys))
+        placed = lazy(keys, placement=Placement(sharding, True)).placed()
+        assert host_bytes(placed) == host_bytes(keys)
     with jax.default_device(DEVICES[3]):
         check_same(lazy(HOST).placed(), jax.device_put(HOST))
 
@@ -266,7 +257,7 @@ def test_what_is_public_places_as_the_faster_way_does(
 def test_a_sharding_that_jit_made_is_a_sharding_like_another() -> None:
     rows = jax.device_put(HOST, NamedSharding(LINE, P("x")))
     made = jax.jit(lambda x: x.reshape(2, 4, 16))(rows)
-    leaf = lazy(np.asarray(made), Placement(made.sharding, True))
+    leaf = lazy(np.asarray(made), placement=Placement(made.sharding, True))
     check_same(leaf.placed(), jax.device_put(np.asarray(made), made.sharding))
 
 
@@ -281,7 +272,7 @@ def test_a_sharding_that_jit_made_is_a_sharding_like_another() -> None:
 )
 def test_the_memory_kind_is_the_shardings(sharding: Callable[[str], Any], kind: str) -> None:
     target = sharding(kind)
-    leaf = lazy(HOST, Placement(target, True))
+    leaf = lazy(HOST, placement=Placement(target, True))
     plain = jax.device_put(HOST, target)
     assert leaf.aval == plain.aval
     assert leaf.sharding.memory_kind == leaf.placed().sharding.memory_kind == kind
@@ -297,18 +288,18 @@ def test_the_memory_kind_is_the_shardings(sharding: Callable[[str], Any], kind: 
 def test_keys_go_to_the_memory_kind_too(kind: str) -> None:
     keys = jax.random.split(jax.random.key(1), 8)
     target = NamedSharding(LINE, P("x"), memory_kind=kind)
-    leaf = lazy(keys, Placement(target, True))
+    leaf = lazy(keys, placement=Placement(target, True))
     placed = leaf.placed()
     assert placed.sharding.memory_kind == kind
     assert leaf.aval == placed.aval == jax.device_put(keys, target).aval
-    assert raw(jax.random.key_data(placed)) == raw(jax.random.key_data(keys))
+    assert host_bytes(placed) == host_bytes(keys)
 
 
 @pytest.mark.parametrize("mesh", [SQUARE, EXPLICIT])
 def test_a_sharding_that_does_not_divide_the_shape_is_refused(mesh: Any) -> None:
     odd = np.zeros((6, 2), np.float32)
     with pytest.raises(ValueError, match=r"divisible|evenly"):
-        lazy(odd, Placement(NamedSharding(mesh, P("x")), True)).placed()
+        lazy(odd, placement=Placement(NamedSharding(mesh, P("x")), True)).placed()
 
 
 # ---- the default device
@@ -353,7 +344,7 @@ def address_in(source: MappedSource) -> int:
 def test_an_aligned_mapped_leaf_is_used_in_place(mapped: MappedSource) -> None:
     placed = of_mapped(mapped, 64).placed()
     assert placed.unsafe_buffer_pointer() == address_in(mapped) + 64
-    assert raw(placed) == HOST.tobytes()
+    assert host_bytes(placed) == HOST.tobytes()
     rows = of_mapped(mapped, 64, Placement(NamedSharding(LINE, P("x")), True)).placed()
     for number, shard in enumerate(rows.addressable_shards):
         assert shard.data.unsafe_buffer_pointer() == address_in(mapped) + 64 + 64 * number
@@ -363,9 +354,9 @@ def test_an_aligned_mapped_leaf_is_used_in_place(mapped: MappedSource) -> None:
 def test_an_unaligned_mapped_leaf_is_placed_all_the_same(mapped: MappedSource, begin: int) -> None:
     leaf = of_mapped(mapped, begin)
     expected = Path(mapped.name).read_bytes()[begin : begin + HOST.nbytes]
-    assert raw(leaf.placed()) == expected
+    assert host_bytes(leaf.placed()) == expected
     rows = of_mapped(mapped, begin, Placement(NamedSharding(LINE, P(None, "x")), True))
-    assert raw(rows.placed()) == expected
+    assert host_bytes(rows.placed()) == expected
 
 
 DONORS: dict[str, Callable[[Any], Any]] = {
@@ -395,22 +386,22 @@ def test_donating_a_mapped_leaf_writes_nowhere_near_the_file(
     before = Path(mapped.name).read_bytes()
     leaf = of_mapped(mapped, 64, placement)
     for _ in range(2):
-        assert raw(DONORS[how](leaf)) == np.full_like(HOST, -1).tobytes()
-        assert raw(leaf.placed()) == HOST.tobytes()
+        assert host_bytes(DONORS[how](leaf)) == np.full_like(HOST, -1).tobytes()
+        assert host_bytes(leaf.placed()) == HOST.tobytes()
     assert Path(mapped.name).read_bytes() == before
-    assert raw(of_mapped(mapped, 64)) == HOST.tobytes()
+    assert host_bytes(of_mapped(mapped, 64)) == HOST.tobytes()
 
 
 @pytest.mark.parametrize("sharding", [None, NamedSharding(LINE, P("x"))])
 def test_donating_a_leaf_leaves_the_array_that_it_was_made_of(sharding: Any) -> None:
     plain = jax.device_put(HOST, sharding)
-    leaf = lazy(plain, None if sharding is None else Placement(sharding, True))
+    leaf = lazy(plain, placement=None if sharding is None else Placement(sharding, True))
     DONORS["jit"](leaf)
-    assert raw(plain) == HOST.tobytes()
-    assert raw(leaf) == HOST.tobytes()
+    assert host_bytes(plain) == HOST.tobytes()
+    assert host_bytes(leaf) == HOST.tobytes()
     leaf.placed()
     DONORS["jit"](plain)
-    assert raw(leaf.placed()) == HOST.tobytes()
+    assert host_bytes(leaf.placed()) == HOST.tobytes()
 
 
 def test_a_numpy_array_that_changes_later_does_not_change_what_was_placed() -> None:
@@ -420,9 +411,9 @@ def test_a_numpy_array_that_changes_later_does_not_change_what_was_placed() -> N
     host = memory[offset : offset + HOST.nbytes].view(np.float32).reshape(HOST.shape)
     host[...] = HOST
     one = lazy(host).placed()
-    rows = lazy(host, Placement(NamedSharding(LINE, P("x")), True)).placed()
+    rows = lazy(host, placement=Placement(NamedSharding(LINE, P("x")), True)).placed()
     host[...] = 0
-    assert raw(one) == raw(rows) == HOST.tobytes()
+    assert host_bytes(one) == host_bytes(rows) == HOST.tobytes()
 
 
 def test_bytes_in_memory_stay_what_they_were(mapped: MappedSource) -> None:
@@ -497,7 +488,7 @@ def test_integers_that_fit_become_32_bits_wide(name: str) -> None:
     leaf = lazy(host)
     assert leaf.dtype == np.dtype(name.replace("64", "32"))
     assert leaf.placed().tolist() == FITTING[name]
-    assert raw(leaf) == host.tobytes()
+    assert host_bytes(leaf) == host.tobytes()
     assert np.asarray(leaf).dtype == host.dtype
 
 
@@ -506,7 +497,9 @@ def test_integers_that_fit_become_32_bits_wide(name: str) -> None:
 def test_an_integer_that_does_not_fit_is_an_error(name: str, value: int, sharding: Any) -> None:
     host = np.ones((8, 2), name)
     host[5, 1] = value
-    leaf = lazy(host, None if sharding is None else Placement(sharding, True), "layers.0.ids")
+    leaf = lazy(
+        host, placement=None if sharding is None else Placement(sharding, True), name="layers.0.ids"
+    )
     for use in (LazyArray.placed, jax.jit(lambda x: x), lambda x: x + 1, jnp.sort, jnp.array):
         with pytest.raises(PrecisionError) as caught:
             use(leaf)
@@ -517,7 +510,7 @@ def test_an_integer_that_does_not_fit_is_an_error(name: str, value: int, shardin
         assert "jax.config.update('jax_enable_x64', True)" in message
         assert "numpy.asarray(leaf)" in message
     assert not leaf.is_placed
-    assert raw(leaf) == host.tobytes()
+    assert host_bytes(leaf) == host.tobytes()
     # A part without that value can be had.
     assert leaf[:5].placed().tolist() == [[1, 1]] * 5
     with jax.enable_x64(True):
@@ -543,7 +536,7 @@ def test_floats_are_narrowed_with_one_warning_a_notice(name: str) -> None:
         warnings.simplefilter("always")
         for leaf in leaves:
             assert leaf.dtype == narrow
-            assert raw(leaf) == host.tobytes()
+            assert host_bytes(leaf) == host.tobytes()
         assert caught == []
         for leaf in (*leaves, leaves[1][2:5], leaves[2].__copy__()):
             leaf.placed()
@@ -554,8 +547,8 @@ def test_floats_are_narrowed_with_one_warning_a_notice(name: str) -> None:
     with np.errstate(all="ignore"):
         expected = host.astype(narrow)
     for leaf in leaves:
-        assert raw(leaf.placed()) == expected.tobytes()
-        assert raw(leaf) == host.tobytes()
+        assert host_bytes(leaf.placed()) == expected.tobytes()
+        assert host_bytes(leaf) == host.tobytes()
     with pytest.warns(PrecisionWarning):
         lazy(host).placed()
 
@@ -596,7 +589,7 @@ def test_the_mode_when_the_leaf_was_made_decides(
         plain = jnp.asarray(host)
         sharded = jax.device_put(host, sharding)
         leaf = lazy(host)
-        rows = lazy(host, Placement(sharding, True))
+        rows = lazy(host, placement=Placement(sharding, True))
         aval = leaf.aval
     with jax.enable_x64(placed_wide):
         assert leaf.aval == aval
@@ -607,7 +600,7 @@ def test_the_mode_when_the_leaf_was_made_decides(
         check_same(parts[0].placed(), jax.device_put(plain[2:5]))
         check_same(parts[1].placed(), plain)
         check_same(parts[2].placed(), sharded)
-        assert raw(jax.jit(lambda x: x)(leaf)) == raw(jax.jit(lambda x: x)(plain))
+        assert host_bytes(jax.jit(lambda x: x)(leaf)) == host_bytes(jax.jit(lambda x: x)(plain))
         # And whatever was asked first, in whichever mode.
         unread = leaf.__copy__()
         row = unread[1]
@@ -616,7 +609,7 @@ def test_the_mode_when_the_leaf_was_made_decides(
     with jax.enable_x64(not placed_wide):
         assert unread[2].dtype == plain.dtype
         check_same(unread[2].placed(), jax.device_put(plain[2]))
-    assert raw(leaf) == host.tobytes()
+    assert host_bytes(leaf) == host.tobytes()
 
 
 @pytest.mark.parametrize("wide", [True, False])
@@ -711,7 +704,7 @@ def test_place_reads_nothing_that_no_device_of_the_sharding_holds() -> None:
         rows = Placement(NamedSharding(mesh, P("x")), True)
         placed = place(view, view.dtype, None, rows, "w", [])
         assert log.nbytes == HOST.nbytes // 2
-    assert raw(placed) == HOST[:4].tobytes()
+    assert host_bytes(placed) == HOST[:4].tobytes()
 
 
 ONE_OF_TWO = """

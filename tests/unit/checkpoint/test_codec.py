@@ -1,6 +1,5 @@
 """Encode and decode, with the `safetensors` package as the oracle."""
 
-import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -32,6 +31,7 @@ from safejax import (
 from safejax._src.checkpoint.decoding import open_file
 from safejax._src.checkpoint.layout import BLOCK_BYTES, layout
 from safejax.testing import ALL_DTYPES, assert_same_bits
+from tests.support.files import data_begin, file_of, header_of
 
 RNG = np.random.default_rng(7)
 
@@ -48,11 +48,6 @@ def filled(dtype: np.dtype[Any], shape: tuple[int, ...] = (3, 5)) -> np.ndarray[
     if dtype.name.startswith(("float4", "float6")):
         raw &= 0x0F if dtype.name.startswith("float4") else 0x3F
     return raw.view(dtype).reshape(shape)
-
-
-def header_of(data: bytes) -> dict[str, Any]:
-    length = int.from_bytes(data[:8], "little")
-    return json.loads(data[8 : 8 + length])
 
 
 def equal_bits(actual: Any, expected: Any) -> bool:
@@ -347,7 +342,7 @@ ALIGNED: list[tuple[dict[str, Any], int]] = [
 @pytest.mark.parametrize(("tree", "alignment"), ALIGNED, ids=range(len(ALIGNED)))
 def test_data_begins_aligned(tree: Any, alignment: int) -> None:
     data = encode(Leaves(tree))
-    begin = 8 + int.from_bytes(data[:8], "little")
+    begin = data_begin(data)
     assert begin % alignment == 0
     if alignment == 64 and len(data) < 4096:
         assert len(data) - begin == sum(leaf.nbytes for leaf in tree.values())
@@ -475,8 +470,7 @@ def test_what_is_no_safetensors_file_is_refused(data: bytes) -> None:
 
 @pytest.mark.parametrize("code", ["F6_E2M3", "F6_E3M2"])
 def test_codes_that_jax_cannot_hold_are_named(code: str) -> None:
-    header = json.dumps({"w": {"dtype": code, "shape": [4], "data_offsets": [0, 3]}}).encode()
-    data = len(header).to_bytes(8, "little") + header + bytes(3)
+    data = file_of({"w": {"dtype": code, "shape": [4], "data_offsets": [0, 3]}}, bytes(3))
     with pytest.raises(InvalidFileError, match=f"tensor 'w': expected a dtype .* got {code}: read"):
         decode(data)
 

@@ -25,14 +25,13 @@ from safejax import (
     ShardingError,
     TransformError,
     cast,
-    decode,
-    encode,
     flatten,
     observe_reads,
     unflatten,
 )
 from safejax._src.leaves.flatten import assemble
 from safejax.testing import ALL_DTYPES, assert_same_bits, assert_trees_identical
+from tests.support.leaves import stored
 
 DEVICES = jax.devices()
 MESH = Mesh(np.asarray(DEVICES), ("x",))
@@ -65,11 +64,6 @@ class Flaxen:
 class Chexed:
     w: Any
     n: Any
-
-
-def stored(tree: Any) -> Leaves:
-    """The Leaves of a tree, as they come out of a file."""
-    return decode(encode(flatten(tree)))
 
 
 def joined(leaves: Leaves, **options: Any) -> Any:

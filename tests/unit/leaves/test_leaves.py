@@ -12,16 +12,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from safejax._src.arrays.lazy import LazyArray
 from safejax._src.leaves.leaf import aval_of, check_leaf, content_at, describe, is_array, is_scalar
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.pytrees.structure import EMPTY, Kind, Structure
 from safejax._src.reading.log import observe_reads
 from safejax.errors import LeafError, TransformError
-
-
-def lazy(array: Any) -> LazyArray:
-    return LazyArray(content_at("w", array), "w")
+from tests.support.leaves import lazy
 
 
 def test_leaves_are_a_mapping_in_order() -> None:

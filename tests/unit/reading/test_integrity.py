@@ -31,6 +31,7 @@ from safejax._src.reading.source import BufferSource
 from safejax._src.reading.verified import VerifiedSource
 from safejax._src.reading.windows import Window
 from safejax.testing import ALL_DTYPES, assert_trees_identical
+from tests.support.files import data_begin, header_of, with_header
 
 MIB = 1 << 20
 LARGE = np.arange(5 * MIB // 4, dtype=np.int32).reshape(5, -1)  # a row is 1 MiB: a block
@@ -47,21 +48,14 @@ TREE = {
 
 
 def record_of(data: bytes) -> dict[str, Any]:
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return json.loads(header["__metadata__"]["safejax"])
+    return json.loads(header_of(data)["__metadata__"]["safejax"])
 
 
 def with_record(data: bytes, record: dict[str, Any]) -> bytes:
     """The file with another record; digests are kept as they are given."""
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
+    header = header_of(data)
     header["__metadata__"]["safejax"] = json.dumps(record)
-    encoded = json.dumps(header).encode()
-    return len(encoded).to_bytes(8, "little") + encoded + data[8 + length :]
-
-
-def data_begin(data: bytes) -> int:
-    return 8 + int.from_bytes(data[:8], "little")
+    return with_header(data, header)
 
 
 # ---- what is recorded

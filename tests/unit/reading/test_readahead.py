@@ -14,7 +14,6 @@ import pytest
 
 import safejax
 import safejax._src.arrays.materialize
-from benchmarks.measure import chill
 from safejax._src.reading import readahead
 from safejax._src.reading.memory import address
 from safejax._src.reading.readahead import _page_runs, read_ahead
@@ -48,8 +47,12 @@ def cold(tmp_path: Path) -> str:
     path = str(tmp_path / "cold")
     with open(path, "wb") as file:
         file.write(np.random.default_rng(0).bytes(8 << 20))
-    if chill(path) != 0.0:
-        pytest.skip("this system does not drop a file from its page cache, or does not tell")
+        file.flush()
+        os.fsync(file.fileno())
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if not hasattr(os, "posix_fadvise") or resident(mapped(path)) != 0:
+        pytest.skip("this system does not drop a file from its page cache")
     return path
 
 

@@ -20,6 +20,7 @@ import pytest
 from safejax._src import system
 from safejax._src.storage import files
 from safejax._src.storage.files import checked_path, write_atomically
+from tests.support.files import names_in
 
 OLD, NEW = b"old" * 1000, b"new!" * 100_000
 
@@ -28,10 +29,6 @@ def write(path: Any, data: bytes = NEW, count: int = 8) -> None:
     size = -(-len(data) // count) or 1
     parts = (memoryview(data)[at : at + size] for at in range(0, len(data), size))
     write_atomically(str(path), parts, lambda nbytes: None)
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(os.listdir(folder))
 
 
 @pytest.fixture
@@ -57,7 +54,7 @@ def test_the_file_holds_the_chunks(tmp_path: Path, data: bytes, there: bool) -> 
     write_atomically(str(path), chunks, done.append)
     assert path.read_bytes() == data
     assert sum(done) == len(data)
-    assert names(tmp_path) == ["m.safetensors"]
+    assert names_in(tmp_path) == ["m.safetensors"]
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002, 0o000])
@@ -94,7 +91,9 @@ def test_a_link_is_written_through(target: Path, link: str) -> None:
     assert path.is_symlink()
     assert path.read_bytes() == NEW
     assert path.resolve().read_bytes() == NEW
-    assert not any(name.startswith(".") for name in (*names(folder), *names(folder / "other")))
+    assert not any(
+        name.startswith(".") for name in (*names_in(folder), *names_in(folder / "other"))
+    )
 
 
 @pytest.mark.parametrize("name", ["x" * 255, "é" * 127, "🦎" * 63, ".hidden", "a b'\"\n", "%s"])
@@ -102,13 +101,13 @@ def test_any_name_will_do(tmp_path: Path, name: str) -> None:
     for data in (OLD, NEW):
         write(tmp_path / name, data)
         assert (tmp_path / name).read_bytes() == data
-    assert names(tmp_path) == [name]
+    assert names_in(tmp_path) == [name]
 
 
 def test_a_path_may_be_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write("m")
-    assert names(tmp_path) == ["m"]
+    assert names_in(tmp_path) == ["m"]
 
 
 @pytest.mark.parametrize("path", [b"bytes", 3, None, ["a"]])
@@ -168,7 +167,7 @@ def test_a_failure_keeps_the_old_file_and_leaves_no_litter(
         with pytest.raises(error, match="no"):
             write_atomically(str(path), chunks(), told)
     assert target.read_bytes() == OLD
-    assert names(target.parent) == ["m.safetensors"]
+    assert names_in(target.parent) == ["m.safetensors"]
 
 
 def test_a_file_size_limit_keeps_the_old_file(target: Path) -> None:
@@ -181,7 +180,7 @@ def test_a_file_size_limit_keeps_the_old_file(target: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert caught.value.errno == errno.EFBIG
     assert target.read_bytes() == OLD
-    assert names(target.parent) == ["m.safetensors"]
+    assert names_in(target.parent) == ["m.safetensors"]
 
 
 @contextmanager
@@ -206,7 +205,7 @@ def test_a_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
                 write(path)
             assert caught.value.errno == errno.ENOSPC
             assert path.read_bytes() == OLD
-            assert names(disk) == ["m"]
+            assert names_in(disk) == ["m"]
         write(path, OLD[:-1])
         assert path.read_bytes() == OLD[:-1]
 
@@ -216,7 +215,7 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="make the folder first") as caught:
         write(path)
     assert str(path) in str(caught.value)
-    assert names(tmp_path) == []
+    assert names_in(tmp_path) == []
 
 
 def test_a_folder_that_is_a_file_is_named(target: Path) -> None:
@@ -231,7 +230,7 @@ def test_a_target_that_is_a_folder_is_told(tmp_path: Path, make: Any) -> None:
     make(path)
     with pytest.raises(IsADirectoryError, match=f"a folder.*{path}"):
         write(path)
-    assert names(tmp_path) == ["m"]
+    assert names_in(tmp_path) == ["m"]
 
 
 def make_socket(path: Path) -> None:
@@ -249,7 +248,7 @@ def test_what_is_no_file_is_not_replaced(make: Any) -> None:
             write(path)
         assert str(path) in str(caught.value)
         assert path.lstat().st_mode == before.st_mode
-        assert names(Path(folder)) == ["m"]
+        assert names_in(Path(folder)) == ["m"]
 
 
 def test_a_device_is_not_replaced() -> None:
@@ -262,7 +261,7 @@ def test_a_link_to_itself_is_no_target(tmp_path: Path) -> None:
     (tmp_path / "m").symlink_to("m")
     with pytest.raises(OSError, match=r"symbolic links|Too many levels"):
         write(tmp_path / "m")
-    assert names(tmp_path) == ["m"]
+    assert names_in(tmp_path) == ["m"]
     assert (tmp_path / "m").is_symlink()
 
 
@@ -303,7 +302,7 @@ def test_a_folder_that_may_not_be_written_is_told(folder_of_nobody: Path) -> Non
     assert done.stderr.splitlines()[-1].startswith("PermissionError: ")
     assert str(folder_of_nobody) in done.stderr.splitlines()[-1]
     assert path.read_bytes() == OLD
-    assert names(folder_of_nobody) == ["m.safetensors"]
+    assert names_in(folder_of_nobody) == ["m.safetensors"]
 
 
 def test_a_folder_that_may_be_written_and_not_read_will_do(folder_of_nobody: Path) -> None:
@@ -326,7 +325,7 @@ def test_litter_of_the_same_target_is_removed(target: Path) -> None:
     for number in range(5):
         litter(target, number).write_bytes(b"torn")
     write(target)
-    assert names(target.parent) == ["m.safetensors"]
+    assert names_in(target.parent) == ["m.safetensors"]
 
 
 def test_what_only_looks_like_litter_stays(target: Path) -> None:
@@ -337,9 +336,9 @@ def test_what_only_looks_like_litter_stays(target: Path) -> None:
     litter(target, 1).mkdir()
     (folder / "kept").write_bytes(b"x")
     litter(target, 2).symlink_to("kept")
-    before = names(folder)
+    before = names_in(folder)
     write(target)
-    assert names(folder) == before
+    assert names_in(folder) == before
 
 
 def test_what_another_save_is_writing_stays(target: Path) -> None:
@@ -356,11 +355,11 @@ def test_what_another_save_is_writing_stays(target: Path) -> None:
     assert started.wait(60)
     write(target)
     assert target.read_bytes() == NEW
-    assert len(names(target.parent)) == 2
+    assert len(names_in(target.parent)) == 2
     finish.set()
     thread.join()
     assert target.read_bytes() == b"slowly"
-    assert names(target.parent) == ["m.safetensors"]
+    assert names_in(target.parent) == ["m.safetensors"]
 
 
 def test_a_file_system_without_locks_will_do(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,7 +371,7 @@ def test_a_file_system_without_locks_will_do(target: Path, monkeypatch: pytest.M
     write(target)
     assert target.read_bytes() == NEW
     # Nobody knows whether its writer lives.
-    assert names(target.parent) == [litter(target).name, "m.safetensors"]
+    assert names_in(target.parent) == [litter(target).name, "m.safetensors"]
 
 
 def test_saves_of_one_target_at_a_time(target: Path) -> None:
@@ -397,7 +396,7 @@ def test_saves_of_one_target_at_a_time(target: Path) -> None:
     assert seen <= set(contents)
     assert len(seen) > 1
     assert target.read_bytes() in contents
-    assert names(target.parent) == ["m.safetensors"]
+    assert names_in(target.parent) == ["m.safetensors"]
 
 
 def test_no_descriptor_is_left_open(target: Path) -> None:

@@ -29,6 +29,7 @@ import safejax.objax
 from safejax import ChecksumError, InvalidFileError, LeafError, ReadError
 from safejax.testing import assert_reads, assert_same_bits, assert_trees_identical
 from tests.support.children import CHILDREN
+from tests.support.files import header_of, names_in
 
 TREE = {
     "layers": [{"w": np.arange(6, dtype=np.float32).reshape(2, 3) + i} for i in range(4)],
@@ -40,10 +41,6 @@ TREE = {
     "tuple": (np.zeros((0, 2), np.int8), "text"),
 }
 INDEX = "model.safetensors.index.json"
-
-
-def names_in(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 def index_of(folder: Path) -> dict[str, Any]:
@@ -88,8 +85,7 @@ def test_a_tree_goes_into_files_and_comes_back(tmp_path: Path, nbytes: int, chec
 
 def last(path: Path) -> dict[str, Any]:
     """The entry of a file's last tensor."""
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    header = header_of(path.read_bytes())
     header.pop("__metadata__", None)
     return list(header.values())[-1]
 

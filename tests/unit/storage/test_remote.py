@@ -2,7 +2,7 @@
 
 import io
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import safejax
 from safejax._src.reading.file import MappedSource
 from safejax._src.reading.remote import RemoteSource
 from safejax._src.storage.remote import resolve_path
+from tests.support.files import data_begin
 
 W = np.arange(64 * 16, dtype=np.float32).reshape(64, 16)
 
@@ -99,17 +100,9 @@ def opened(tree: Any, **options: Any) -> tuple[Store, Any]:
     """The store, that was asked for the header alone, and the tree."""
     store = saved(tree)
     loaded = safejax.load("w.safetensors", fs=store, **options)
-    header = int.from_bytes(store.files["w.safetensors"][:8], "little")
-    assert store.requests == [(0, 8), (8, 8 + header)]
+    assert store.requests == [(0, 8), (8, data_begin(store.files["w.safetensors"]))]
     store.requests.clear()
     return store, loaded
-
-
-@pytest.fixture
-def memory() -> Iterator[Any]:
-    fs = fsspec.filesystem("memory")
-    yield fs
-    fs.store.clear()
 
 
 # ---- the bytes that are needed

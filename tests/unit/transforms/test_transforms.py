@@ -20,9 +20,7 @@ from safejax import (
     TransformError,
     cast,
     chain,
-    decode,
     deserialize,
-    encode,
     flatten,
     observe_reads,
     rename,
@@ -30,14 +28,11 @@ from safejax import (
     transpose,
 )
 from safejax.testing import ALL_DTYPES, assert_same_bits
+from tests.support.leaves import stored
 
 MATRIX = (np.arange(12, dtype=np.float32).reshape(3, 4) - 5) / 3
 CUBE = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
 KEY = jax.random.key(1)
-
-
-def lazily(entries: dict[str, Any]) -> Leaves:
-    return decode(encode(Leaves(entries)))
 
 
 def dtypes_of(leaves: Leaves) -> dict[str, str]:
@@ -116,7 +111,7 @@ def test_a_pattern_that_matches_nothing_is_an_error(make: Any) -> None:
 
 
 def test_cast_leaves_what_has_the_dtype_as_it_is() -> None:
-    leaves = lazily({"w": MATRIX})
+    leaves = stored({"w": MATRIX})
     assert cast("float32")(leaves)["w"] is leaves["w"]
 
 
@@ -140,17 +135,17 @@ def test_values_are_converted_as_numpy_converts_them(source: str, target: str) -
     with np.errstate(all="ignore"):
         array = np.asarray(SPECIAL).astype(np.dtype(source))
         expected = array.astype(np.dtype(target))
-    leaf = cast(target, source=source)(lazily({"w": array}))["w"]
+    leaf = cast(target, source=source)(stored({"w": array}))["w"]
     assert_same_bits(np.asarray(leaf), expected)
     # And a placed leaf has what was read on the host, not what a device would make of it.
     with jax.enable_x64(True):
-        placed = cast(target, source=source)(lazily({"w": array}))["w"].placed()
+        placed = cast(target, source=source)(stored({"w": array}))["w"].placed()
         assert_same_bits(placed, expected)
 
 
 def test_what_a_complex_number_loses_is_told_as_numpy_tells_it() -> None:
     there = cast("complex64", source="float32")
-    back = there.inverse(there(lazily({"w": MATRIX})))["w"]
+    back = there.inverse(there(stored({"w": MATRIX})))["w"]
     with pytest.warns(np.exceptions.ComplexWarning):
         assert_same_bits(np.asarray(back), MATRIX)
 
@@ -159,14 +154,14 @@ def test_two_casts_do_not_fuse_across_a_lossy_one() -> None:
     narrow = chain(cast("bfloat16"), cast("float32"))
     expected = MATRIX.astype(ml_dtypes.bfloat16).astype(np.float32)
     assert (expected != MATRIX).any()
-    assert_same_bits(np.asarray(narrow(lazily({"w": MATRIX}))["w"]), expected)
+    assert_same_bits(np.asarray(narrow(stored({"w": MATRIX}))["w"]), expected)
 
 
 @pytest.mark.parametrize(
     ("source", "target"), [("int4", "uint4"), ("float8_e4m3fn", "float8_e8m0fnu")]
 )
 def test_dtypes_that_do_not_know_each_other_are_told_of(source: str, target: str) -> None:
-    leaves = lazily({"w": np.ones(2, np.dtype(source))})
+    leaves = stored({"w": np.ones(2, np.dtype(source))})
     with pytest.raises(TransformError, match=rf"leaf 'w': .* converts to {target}, got {source}"):
         cast(target, source=source)(leaves)
     by_float = chain(cast("float32", source=source), cast(target, source="float32"))
@@ -328,7 +323,7 @@ def test_values_and_containers_stay() -> None:
 @pytest.mark.parametrize("place", [False, True])
 def test_axes_are_permuted_as_numpy_permutes_them(axes: Any, place: bool) -> None:
     step = transpose("w", axes=axes)
-    leaf = step(lazily({"w": CUBE}))["w"]
+    leaf = step(stored({"w": CUBE}))["w"]
     expected = CUBE.transpose((0, 2, 1) if axes is None else axes)
     assert leaf.shape == expected.shape
     assert_same_bits(leaf.placed() if place else np.asarray(leaf), expected)
@@ -344,7 +339,7 @@ def test_without_axes_the_last_two_are_swapped_and_back_again() -> None:
 
 def test_keys_keep_their_own_axes() -> None:
     keys = jax.random.split(KEY, (2, 3))
-    leaf = transpose("k")(lazily({"k": keys}))["k"]
+    leaf = transpose("k")(stored({"k": keys}))["k"]
     assert leaf.shape == (3, 2)
     assert_same_bits(leaf.placed(), keys.T)
     leaf = transpose("k", axes=(1, 0))(Leaves({"k": keys}))["k"]
@@ -397,7 +392,7 @@ ALL_STEPS = [
 
 @pytest.mark.parametrize("step", ALL_STEPS, ids=repr)
 def test_nothing_is_read_and_no_argument_changes(step: Any) -> None:
-    leaves = lazily({"w": MATRIX})
+    leaves = stored({"w": MATRIX})
     plain = Leaves({"w": MATRIX.copy()}, metadata={"k": "v"})
     with observe_reads() as log:
         (there,) = step(leaves).values()
@@ -414,7 +409,7 @@ def test_nothing_is_read_and_no_argument_changes(step: Any) -> None:
 
 @pytest.mark.parametrize("step", ALL_STEPS, ids=repr)
 @pytest.mark.parametrize("make", [
-    lambda: MATRIX, lambda: jnp.asarray(MATRIX), lambda: lazily({"w": MATRIX})["w"],
+    lambda: MATRIX, lambda: jnp.asarray(MATRIX), lambda: stored({"w": MATRIX})["w"],
     lambda: np.asfortranarray(MATRIX), lambda: MATRIX.astype(">f4"),
     lambda: jax.device_put(MATRIX, jax.devices()[2]),
 ], ids=["numpy", "jax", "lazy", "Fortran", "big-endian", "committed"])  # fmt: skip
@@ -423,7 +418,7 @@ def test_arrays_of_every_make_become_what_avals_become(step: Any, make: Any) -> 
     (leaf,) = step(Leaves({"w": make()})).values()
     assert isinstance(aval, jax.ShapeDtypeStruct)
     assert (leaf.shape, leaf.dtype.newbyteorder("=")) == (aval.shape, aval.dtype)
-    (expected,) = step(lazily({"w": MATRIX})).values()
+    (expected,) = step(stored({"w": MATRIX})).values()
     assert_same_bits(np.asarray(leaf), np.asarray(expected))
 
 
@@ -431,7 +426,7 @@ def test_a_part_of_a_chain_reads_only_its_bytes() -> None:
     big = np.arange(64 * 32, dtype=np.float32).reshape(64, 32)
     step = chain(rename({"w": "v"}), transpose("v"), cast("bfloat16"), transpose("v", axes=(1, 0)),
                  transpose("v"))  # fmt: skip
-    leaf = step(lazily({"w": big}))["v"]
+    leaf = step(stored({"w": big}))["v"]
     expected = big.T.astype(ml_dtypes.bfloat16)
     for index in [(3,), (slice(None), 5), (slice(8, 16), slice(None, None, 4)), (-1, ..., 2)]:
         with observe_reads() as log:
