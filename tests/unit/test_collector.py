@@ -107,6 +107,7 @@ def test_a_thread_that_enters_while_another_leaves_does_not_keep_it_off(before, 
         return answer
 
     patched = types.SimpleNamespace(isenabled=isenabled, enable=gc.enable, disable=gc.disable)
+    # Python switches threads between the question and the act by chance alone.
     monkeypatch.setattr(collector, "gc", patched)
 
     def second():
@@ -157,6 +158,7 @@ def test_a_finalizer_may_enter_while_its_thread_enters_or_leaves(before, monkeyp
     patched = types.SimpleNamespace(
         isenabled=gc.isenabled, enable=finalizing(gc.enable), disable=finalizing(gc.disable)
     )
+    # Python runs finalizers in the midst of these calls by chance alone.
     monkeypatch.setattr(collector, "gc", patched)
     for _ in range(2):
         with collector_paused():

@@ -704,6 +704,7 @@ def test_an_error_while_placing_is_the_callers_and_the_leaf_is_as_before(
 def test_a_jax_without_the_hooks_is_told_with_the_remedy(
     touch: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The JAX that is installed has the hooks.
     monkeypatch.setattr("safejax._src.arrays.lazy._MISSING", ("dispatch",))
     with pytest.raises(UnsupportedJaxError, match=r"'a\.b'.*dispatch.*safejax\.materialize"):
         touch(lazy(FLOATS, "a.b"))
@@ -712,6 +713,7 @@ def test_a_jax_without_the_hooks_is_told_with_the_remedy(
 def test_a_jax_without_the_hooks_still_tells_shapes_and_places_by_hand(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # The JAX that is installed has the hooks.
     monkeypatch.setattr("safejax._src.arrays.lazy._MISSING", ("abstract values", "dispatch"))
     leaf = lazy(FLOATS)
     assert leaf.shape == (8, 8)

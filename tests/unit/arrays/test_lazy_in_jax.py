@@ -705,6 +705,7 @@ def test_a_jax_without_a_hook_imports_and_names_the_remedy(
     def gone(*_: Any) -> None:
         raise ImportError("this JAX has no such table")
 
+    # The JAX that is installed has the hooks.
     for name in missing:
         monkeypatch.setattr(jax_private, name, gone)
     # A second copy of the module, registered with what is left.

@@ -242,6 +242,7 @@ def test_each_device_gets_its_part_and_each_part_is_read_once(sharding: Any, par
 def test_what_is_public_places_as_the_faster_way_does(
     sharding: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A later JAX may not have it; the one that is installed does.
     monkeypatch.setattr(jax_private, "_batched_device_put", None)
     keys = jax.random.split(jax.random.key(1), 8)
     for array in (HOST, HOST.astype(ml_dtypes.bfloat16)):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,24 +102,42 @@ def test_random_windows_of_a_file_that_is_read(path: Path) -> None:
 # ---- the choice
 
 
+@pytest.fixture
+def mount_as(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Have the file system of `path` be of a type, by another list of mounts.
+
+    A real mount needs root and a server.
+    """
+    mounts = path.parent / "mountinfo"
+    device = path.stat().st_dev
+    monkeypatch.setattr(network, "_MOUNTS", str(mounts))
+
+    def mount(name: str) -> None:
+        number = f"{os.major(device)}:{os.minor(device)}"
+        mounts.write_text(f"36 35 {number} / / rw,noatime shared:1 - {name} source rw\n")
+        network._type_of_device.cache_clear()
+
+    yield mount
+    network._type_of_device.cache_clear()
+
+
 def test_local_files_are_mapped_and_files_on_a_network_are_read(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, mount_as: Callable[[str], None]
 ) -> None:
-    assert type(source_of(safejax.load(path)["big"])) is MappedSource
     for name in ("nfs", "nfs4", "cifs", "lustre", "fuse.gcsfuse", "fuse", "9p", "ceph"):
-        monkeypatch.setattr(
-            "safejax._src.storage.network._type_of_device", lambda _, name=name: name
-        )
+        mount_as(name)
         assert network.is_on_network(str(path))
         tree = safejax.load(path)
         assert type(source_of(tree["big"])) is FileSource
         assert_trees_identical(tree, TREE)
         assert type(source_of(safejax.load(path, access="map")["big"])) is MappedSource
     for name in ("ext4", "xfs", "btrfs", "tmpfs", "overlay", "zfs", "fuseblk", "apfs", ""):
-        monkeypatch.setattr(
-            "safejax._src.storage.network._type_of_device", lambda _, name=name: name
-        )
+        mount_as(name)
         assert type(source_of(safejax.load(path)["big"])) is MappedSource
+
+
+def test_files_of_this_machine_are_mapped(path: Path) -> None:
+    assert type(source_of(safejax.load(path)["big"])) is MappedSource
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/mountinfo"), reason="Linux tells the types")
@@ -131,15 +150,12 @@ def test_types_of_file_systems_are_those_that_df_tells(tmp_path: Path) -> None:
         assert found == done.stdout.split()[-1]
 
 
-def test_a_system_that_does_not_tell_is_taken_for_a_local_one(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+def test_without_a_list_of_mounts_files_are_local(
+    path: Path, mount_as: Callable[[str], None]
 ) -> None:
+    # The list that the fixture names does not exist before it is written.
     network._type_of_device.cache_clear()
-    monkeypatch.setattr("safejax._src.storage.network._MOUNTS", "/nowhere")
-    try:
-        assert not network.is_on_network(str(path))
-    finally:
-        network._type_of_device.cache_clear()
+    assert not network.is_on_network(str(path))
 
 
 def test_only_mapped_and_aligned_leaves_are_used_in_place(path: Path) -> None:
@@ -189,10 +205,13 @@ def test_a_file_that_was_cut_short_is_told(path: Path, way: local.Access) -> Non
             use(tree)
 
 
-def test_a_system_that_cannot_read_so_maps(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_system_without_preadv_maps(
+    path: Path, mount_as: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mount_as("nfs")
+    # The system that runs the tests has it.
     for module in ("reading.file", "storage.local"):
         monkeypatch.setattr(f"safejax._src.{module}.CAN_READ", False)
-    monkeypatch.setattr("safejax._src.storage.network._type_of_device", lambda _: "nfs")
     assert_trees_identical(safejax.materialize(safejax.load(path)), safejax.load(path))
     assert type(source_of(safejax.load(path)["big"])) is MappedSource
     with pytest.raises(ValueError, match="this system has no preadv"):

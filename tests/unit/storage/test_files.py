@@ -1,6 +1,7 @@
 """Files: wholly written or not at all, whatever happens in between."""
 
 import errno
+import fcntl
 import os
 import resource
 import shutil
@@ -17,7 +18,6 @@ from typing import Any
 
 import pytest
 
-from safejax._src import system
 from safejax._src.storage import files
 from safejax._src.storage.files import checked_path, write_atomically
 from tests.support.files import names_in
@@ -130,8 +130,8 @@ def test_the_data_is_on_disk_before_its_name_and_the_name_before_the_end(
         calls.append("rename")
         os.rename(source, destination)
 
-    monkeypatch.setattr(files.os, "fsync", fsync)
-    monkeypatch.setattr(files.os, "replace", replace)
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
     write(target)
     assert calls == ["file, whole", "rename", "folder"]
 
@@ -366,7 +366,7 @@ def test_a_file_system_without_locks_will_do(target: Path, monkeypatch: pytest.M
     def flock(descriptor: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, "no locks")
 
-    monkeypatch.setattr(system.fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
     litter(target).write_bytes(b"torn")
     write(target)
     assert target.read_bytes() == NEW

@@ -424,7 +424,7 @@ def test_a_link_to_a_folder_is_written_through(saved: Path) -> None:
 def test_where_folders_cannot_change_places_they_are_renamed(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("safejax._src.storage.folders.ctypes.CDLL", lambda *_, **__: object())
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
     safejax.save(version(2), saved, max_shard_bytes=1)
     assert_trees_identical(safejax.load(saved), version(2))
     assert (saved / "config.json").exists()
@@ -464,7 +464,7 @@ def test_only_what_cannot_change_places_is_renamed(
             ctypes.set_errno(number)
             return -1
 
-    monkeypatch.setattr("safejax._src.storage.folders.ctypes.CDLL", lambda *_, **__: Refusing)
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: Refusing)
     if number == errno.EACCES:
         with pytest.raises(PermissionError):
             safejax.save(version(2), saved, max_shard_bytes=1)
@@ -485,7 +485,7 @@ def test_a_folder_that_could_not_be_renamed_has_its_name_again(
             raise OSError(errno.EIO, os.strerror(errno.EIO), target)
         rename(source, target)
 
-    monkeypatch.setattr("safejax._src.storage.folders.ctypes.CDLL", lambda *_, **__: object())
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
     monkeypatch.setattr(os, "rename", failing)
     with pytest.raises(OSError, match="Input/output error"):
         safejax.save(version(2), saved, max_shard_bytes=1)
@@ -497,13 +497,16 @@ def test_a_folder_that_could_not_be_renamed_has_its_name_again(
 def test_what_comes_into_the_folder_at_the_last_moment_stays(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exchange = safejax._src.storage.folders._exchange
+    fsync, parent = os.fsync, saved.parent.stat().st_ino
 
-    def late(one: str, other: str) -> None:
-        (saved / "late.txt").write_text("late")
-        exchange(one, other)
+    def late(descriptor: int) -> None:
+        # The new folder is flushed when it has all that it takes from the old one.
+        found = os.fstat(descriptor)
+        if stat.S_ISDIR(found.st_mode) and found.st_ino != parent:
+            (saved / "late.txt").write_text("late")
+        fsync(descriptor)
 
-    monkeypatch.setattr("safejax._src.storage.folders._exchange", late)
+    monkeypatch.setattr(os, "fsync", late)
     safejax.save(version(2), saved, max_shard_bytes=1)
     assert (saved / "late.txt").read_text() == "late"
     assert_trees_identical(safejax.load(saved), version(2))
@@ -536,7 +539,7 @@ def test_where_files_cannot_be_linked_they_are_copied(
     def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError
 
-    monkeypatch.setattr("safejax._src.storage.folders.os.link", refuse)
+    monkeypatch.setattr(os, "link", refuse)
     safejax.save(version(2), saved, max_shard_bytes=1)
     assert_trees_identical(safejax.load(saved), version(2))
     assert (saved / "sub" / "vocab.txt").read_text() == "a"
@@ -644,7 +647,7 @@ def test_a_killed_save_leaves_one_set(saved: Path) -> None:
 
 
 def test_a_folder_that_never_rests_is_told(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("safejax._src.checkpoint.opening.os.path.samestat", lambda *_: False)
+    monkeypatch.setattr(os.path, "samestat", lambda *_: False)
     for path in (saved, saved / INDEX):
         with pytest.raises(ReadError, match="it was replaced 100 times"):
             safejax.load(path)
