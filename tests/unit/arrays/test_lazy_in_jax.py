@@ -1,4 +1,4 @@
-"""A lazy leaf in JAX and its libraries: every use gives what the plain array gives, bit for bit."""
+"""Every use of a lazy leaf in JAX and its libraries gives what a plain array gives, bit for bit."""
 
 import contextlib
 import importlib.util
@@ -70,7 +70,7 @@ def _listen(event: str, _: float, **__: Any) -> None:
         _compilations.append(event)
 
 
-# JAX has no public way to take a listener back: this one listens for all tests.
+# JAX has no public way to remove a listener, so this one stays for all tests.
 jax.monitoring.register_event_duration_secs_listener(_listen)
 
 
@@ -136,7 +136,7 @@ def _custom_jvp(f: Callable[[Any], Any]) -> Any:
     return jax.jvp(g, (X,), (X,))
 
 
-# What runs `f`, a function of an array that closes over the leaf.
+# Calls of `f`, a function of an array that closes over the leaf.
 TRACES: dict[str, Callable[[Callable[[Any], Any]], Any]] = {
     "jit": lambda f: jax.jit(f)(X),
     "jit of jit": lambda f: jax.jit(lambda x: jax.jit(f)(x) + 1)(X),
@@ -188,7 +188,7 @@ USES: dict[str, Callable[[Any, Any], Any]] = {
 
 
 @pytest.mark.parametrize("trace", TRACES)
-def test_first_use_inside_a_trace_keeps_a_concrete_array(trace: str) -> None:
+def test_first_use_inside_a_trace_places_a_concrete_array(trace: str) -> None:
     _check_first_use(TRACES[trace], lambda w, x: x * w + w[2], put(HOST))
 
 
@@ -257,7 +257,7 @@ def test_first_use_under_a_mode(mode: str, use: str) -> None:
     leaf = lazy(NOTHING_FINITE)
     with MODES[mode]():
         if use == "eager":
-            # Placing must not be seen by the mode: plain arrays were placed before it.
+            # The mode must not affect placing, since plain arrays are placed before it begins.
             assert type(leaf.placed()) is type(plain)
         else:
             assert outcome(IN_MODES[use], leaf) == expected
@@ -277,7 +277,7 @@ def test_first_use_under_a_mode_of_the_whole_process(option: str) -> None:
     assert form(leaf) == form(plain)
 
 
-def test_the_transfer_guard_of_the_whole_process_is_not_in_the_way() -> None:
+def test_the_transfer_guard_of_the_whole_process_does_not_prevent_placing() -> None:
     leaf = lazy(HOST)
     jax.config.update("jax_transfer_guard", "disallow")
     try:
@@ -287,7 +287,7 @@ def test_the_transfer_guard_of_the_whole_process_is_not_in_the_way() -> None:
     assert form(leaf) == form(put(HOST))
 
 
-def test_the_default_device_is_the_one_that_was_when_the_leaf_was_made() -> None:
+def test_a_leaf_goes_to_the_default_device_of_the_time_when_it_was_made() -> None:
     with jax.default_device(DEVICES[3]):
         there = lazy(HOST)
         expected = put(HOST)
@@ -311,14 +311,14 @@ SETTINGS: dict[str, Callable[[Callable[[], None]], Any]] = {
 
 @pytest.mark.parametrize("kind", [*SHARDINGS, "key"])
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_a_leaf_made_inside_a_trace_is_as_one_made_outside(setting: str, kind: str) -> None:
+def test_a_leaf_made_inside_a_trace_equals_one_made_outside(setting: str, kind: str) -> None:
     plain = jax.random.key(1) if kind == "key" else put(HOST, SHARDINGS[kind])
     content = content_of(plain)
     assert content is not None
     made: list[LazyArray] = []
 
     def make() -> None:
-        # Else an earlier test could have left the answers there.
+        # An earlier test may have filled the caches.
         for cached in (abstract_value, key_dtype, key_data_shape):
             cached.cache_clear()
         placement = Placement(plain.sharding, True) if plain.committed else None
@@ -454,7 +454,7 @@ def test_a_sharded_argument_gives_what_the_plain_array_gives(kind: str, use: str
 
 
 def test_sharded_uses_succeed_for_plain_arrays() -> None:
-    # Else the test above could compare one refusal with another.
+    # Otherwise the test above could compare one refusal with another.
     plain = put(HOST, SHARDINGS["auto"])
     refused = [use for use in SHARDED if is_refusal(outcome(ARGUMENTS[use], plain))]
     assert refused == []
@@ -474,7 +474,7 @@ def test_a_leaf_of_another_mesh_is_refused_as_the_plain_array_is() -> None:
 
 
 @pytest.mark.parametrize("donated", ["auto", "explicit", "default"])
-def test_donation_frees_and_the_next_use_reads_again(donated: str) -> None:
+def test_donation_frees_the_array_and_the_next_use_reads_again(donated: str) -> None:
     plain = put(HOST, SHARDINGS[donated])
     leaf = lazy(plain)
     step = jax.jit(lambda w: w + 1, donate_argnums=0)
@@ -486,9 +486,9 @@ def test_donation_frees_and_the_next_use_reads_again(donated: str) -> None:
     assert form(leaf) == form(plain)
 
 
-# What looks below the surface of an array: it has to be given a plain one.
+# Functions that access the internals of an array, and therefore need a plain one.
 DEEPER: dict[str, Callable[[Any], Any]] = {
-    # A class that is written in Python can have a buffer from 3.12 on.
+    # From Python 3.12 on, a class that is written in Python can offer a buffer.
     **({"memoryview": memoryview} if sys.version_info < (3, 12) else {}),
     "make_array_from_single_device_arrays": lambda w: jax.make_array_from_single_device_arrays(
         w.shape, w.sharding, [w]
@@ -505,7 +505,7 @@ def _serialised(array: Any) -> io.BytesIO:
 
 
 @pytest.mark.parametrize("use", DEEPER)
-def test_what_needs_a_plain_array_refuses_a_lazy_one_and_does_not_err(use: str) -> None:
+def test_functions_that_need_a_plain_array_refuse_a_lazy_leaf(use: str) -> None:
     leaf = lazy(HOST)
     with pytest.raises((TypeError, RuntimeError), match="LazyArray"):
         DEEPER[use](leaf)
@@ -561,7 +561,7 @@ def test_keys_give_what_plain_keys_give(impl: str, use: str) -> None:
 
 
 @pytest.mark.parametrize("spec", [P("x"), P(), P("y", "x"), P(None, ("x", "y")), P(("y", "x"))])
-def test_keys_of_a_square_are_placed_as_jax_places_them(spec: PartitionSpec) -> None:
+def test_keys_on_a_two_dimensional_mesh_are_placed_as_jax_places_them(spec: PartitionSpec) -> None:
     sharding = NamedSharding(SQUARE, spec)
     plain = put(jax.random.split(jax.random.key(0), (8, 8)), sharding)
     leaf = lazy(plain)
@@ -673,13 +673,13 @@ LIBRARIES = {
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_libraries_take_a_lazy_tree_as_a_plain_one(library: str) -> None:
+def test_libraries_treat_a_lazy_tree_as_a_plain_one(library: str) -> None:
     expected = form(LIBRARIES[library](params()))
     assert form(LIBRARIES[library](lazy_tree(params()))) == expected
 
 
 @pytest.mark.parametrize("library", ["optax_steps", "train_state", "equinox_module"])
-def test_libraries_take_a_sharded_lazy_tree_as_a_plain_one(library: str) -> None:
+def test_libraries_treat_a_sharded_lazy_tree_as_a_plain_one(library: str) -> None:
     tree = jax.device_put(params(), SHARDINGS["replicated"])
     expected = form(LIBRARIES[library](tree))
     assert form(LIBRARIES[library](lazy_tree(tree))) == expected
@@ -708,7 +708,7 @@ def test_a_jax_without_a_hook_imports_and_names_the_remedy(
     # The JAX that is installed has the hooks.
     for name in missing:
         monkeypatch.setattr(jax_private, name, gone)
-    # A second copy of the module, registered with what is left.
+    # A second copy of the module, which registers itself with the remaining hooks.
     spec = importlib.util.find_spec("safejax._src.arrays.lazy")
     assert spec is not None
     assert spec.loader is not None

@@ -1,4 +1,4 @@
-"""Placing: what is read, where it lands, and that no bit and no caller's mode changes it."""
+"""Placing: which bytes are read, on which devices they go, and that no mode changes a bit."""
 
 import os
 import socket
@@ -51,7 +51,7 @@ def view_of(array: Any) -> View:
 
 
 def check_same(mine: jax.Array, theirs: jax.Array) -> None:
-    """Dtype, sharding, and every bit on every device."""
+    """Check dtype, sharding, and every bit on every device."""
     assert type(mine) is type(theirs)
     assert (mine.dtype, mine.shape, mine.sharding, mine.committed) == (
         theirs.dtype, theirs.shape, theirs.sharding, theirs.committed,
@@ -81,13 +81,13 @@ def dtype_of(name: str) -> Any:
 
 
 def every_kind_of_value(dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """NaNs with payloads, infinities, subnormals and both zeros among them."""
+    """Values with NaN payloads, infinities, subnormals and both zeros among them."""
     count = int(np.prod(shape))
     noise = np.random.default_rng(0).integers(0, 256, (count * dtype.itemsize,), np.uint8)
     if dtype == np.bool_:
         noise &= 1
     elif dtype.name in NARROW:
-        # Not all bits of a byte that NumPy stores are the element's.
+        # An element does not use all bits of the byte that NumPy stores it in.
         return (noise % 4).astype(np.int8).astype(dtype).reshape(shape)
     return noise.view(dtype).reshape(shape)
 
@@ -111,11 +111,11 @@ def test_every_dtype_keeps_every_bit(name: str, sharding: Any) -> None:
             assert host_bytes(leaf) == host.tobytes()
 
 
-def test_a_dtype_that_jax_lacks_can_be_had_on_the_host_alone() -> None:
+def test_a_dtype_that_jax_lacks_is_available_on_the_host_only() -> None:
     host = np.zeros(3, ml_dtypes.float6_e2m3fn)
     leaf = lazy(host, name="odd")
     assert host_bytes(leaf) == host.tobytes()
-    if jax.__version_info__ >= (0, 12):  # which has it
+    if jax.__version_info__ >= (0, 12):  # a JAX that has the dtype
         placed = leaf.placed()
         assert (placed.dtype, host_bytes(placed)) == (host.dtype, host.tobytes())
         return
@@ -183,7 +183,7 @@ def test_strided_views_of_any_itemsize(kind: str, name: str) -> None:
 
 # ---- onto every sharding, reading each part once
 
-# The sharding, and how many distinct parts of (8, 16) it makes.
+# The sharding, and the number of distinct parts into which it splits the shape (8, 16).
 SHARDINGS: list[tuple[Any, int]] = [
     (SingleDeviceSharding(DEVICES[0]), 1),
     (SingleDeviceSharding(DEVICES[5]), 1),
@@ -239,7 +239,7 @@ def test_each_device_gets_its_part_and_each_part_is_read_once(sharding: Any, par
     ],
     ids=str,
 )
-def test_what_is_public_places_as_the_faster_way_does(
+def test_placing_by_public_functions_gives_what_the_faster_private_one_gives(
     sharding: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A later JAX may not have it; the one that is installed does.
@@ -255,7 +255,7 @@ def test_what_is_public_places_as_the_faster_way_does(
         check_same(lazy(HOST).placed(), jax.device_put(HOST))
 
 
-def test_a_sharding_that_jit_made_is_a_sharding_like_another() -> None:
+def test_a_sharding_that_jit_made_can_be_a_target() -> None:
     rows = jax.device_put(HOST, NamedSharding(LINE, P("x")))
     made = jax.jit(lambda x: x.reshape(2, 4, 16))(rows)
     leaf = lazy(np.asarray(made), placement=Placement(made.sharding, True))
@@ -271,14 +271,16 @@ def test_a_sharding_that_jit_made_is_a_sharding_like_another() -> None:
         lambda kind: NamedSharding(LINE, P(), memory_kind=kind),
     ],
 )
-def test_the_memory_kind_is_the_shardings(sharding: Callable[[str], Any], kind: str) -> None:
+def test_a_leaf_goes_to_the_memory_kind_of_its_sharding(
+    sharding: Callable[[str], Any], kind: str
+) -> None:
     target = sharding(kind)
     leaf = lazy(HOST, placement=Placement(target, True))
     plain = jax.device_put(HOST, target)
     assert leaf.aval == plain.aval
     assert leaf.sharding.memory_kind == leaf.placed().sharding.memory_kind == kind
     check_same(leaf.placed(), plain)
-    # What a trace makes of it shows where it takes the values to be.
+    # The traced type shows in which memory JAX expects the values.
     through = [jax.jit(lambda x: x)(array) for array in (plain, leaf, leaf.placed())]
     assert len({array.sharding.memory_kind for array in through}) == 1
     data = [shard.data.sharding.memory_kind for shard in leaf.placed().addressable_shards]
@@ -286,7 +288,7 @@ def test_the_memory_kind_is_the_shardings(sharding: Callable[[str], Any], kind: 
 
 
 @pytest.mark.parametrize("kind", ["pinned_host", "unpinned_host"])
-def test_keys_go_to_the_memory_kind_too(kind: str) -> None:
+def test_keys_go_to_the_memory_kind_of_their_sharding(kind: str) -> None:
     keys = jax.random.split(jax.random.key(1), 8)
     target = NamedSharding(LINE, P("x"), memory_kind=kind)
     leaf = lazy(keys, placement=Placement(target, True))
@@ -306,7 +308,7 @@ def test_a_sharding_that_does_not_divide_the_shape_is_refused(mesh: Any) -> None
 # ---- the default device
 
 
-def test_default_placement_is_jaxs_default_device_now() -> None:
+def test_default_placement_is_on_the_current_default_device() -> None:
     assert default_placement() == Placement(SingleDeviceSharding(DEVICES[0]), False)
     with jax.default_device(DEVICES[3]):
         assert default_placement() == Placement(SingleDeviceSharding(DEVICES[3]), False)
@@ -315,7 +317,7 @@ def test_default_placement_is_jaxs_default_device_now() -> None:
 
 
 @pytest.mark.parametrize("device", [0, 3])
-def test_the_uncommitted_stay_uncommitted(device: int) -> None:
+def test_uncommitted_leaves_stay_uncommitted(device: int) -> None:
     with jax.default_device(DEVICES[device]):
         leaf = lazy(HOST)
         plain = jnp.asarray(HOST)
@@ -323,7 +325,7 @@ def test_the_uncommitted_stay_uncommitted(device: int) -> None:
     check_same(leaf.placed(), plain)
 
 
-# ---- memory that others hold
+# ---- memory that is shared with others
 
 
 @pytest.fixture
@@ -352,7 +354,7 @@ def test_an_aligned_mapped_leaf_is_used_in_place(mapped: MappedSource) -> None:
 
 
 @pytest.mark.parametrize("begin", [60, 65, 96, 127])
-def test_an_unaligned_mapped_leaf_is_placed_all_the_same(mapped: MappedSource, begin: int) -> None:
+def test_an_unaligned_mapped_leaf_is_copied(mapped: MappedSource, begin: int) -> None:
     leaf = of_mapped(mapped, begin)
     expected = Path(mapped.name).read_bytes()[begin : begin + HOST.nbytes]
     assert host_bytes(leaf.placed()) == expected
@@ -380,7 +382,7 @@ DONORS: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("sharding", [None, NamedSharding(LINE, P("x")), NamedSharding(LINE, P())])
 @pytest.mark.parametrize("how", DONORS)
-def test_donating_a_mapped_leaf_writes_nowhere_near_the_file(
+def test_donating_a_mapped_leaf_does_not_change_the_file(
     mapped: MappedSource, how: str, sharding: Any
 ) -> None:
     placement = None if sharding is None else Placement(sharding, True)
@@ -394,7 +396,7 @@ def test_donating_a_mapped_leaf_writes_nowhere_near_the_file(
 
 
 @pytest.mark.parametrize("sharding", [None, NamedSharding(LINE, P("x"))])
-def test_donating_a_leaf_leaves_the_array_that_it_was_made_of(sharding: Any) -> None:
+def test_donating_a_leaf_does_not_change_the_array_that_it_was_made_of(sharding: Any) -> None:
     plain = jax.device_put(HOST, sharding)
     leaf = lazy(plain, placement=None if sharding is None else Placement(sharding, True))
     DONORS["jit"](leaf)
@@ -406,7 +408,7 @@ def test_donating_a_leaf_leaves_the_array_that_it_was_made_of(sharding: Any) -> 
 
 
 def test_a_numpy_array_that_changes_later_does_not_change_what_was_placed() -> None:
-    # 64 bytes aligned, so that XLA would use it in place.
+    # It is aligned to 64 bytes, so that XLA would use it in place.
     memory = np.zeros(HOST.nbytes + 64, np.uint8)
     offset = -memory.ctypes.data % 64
     host = memory[offset : offset + HOST.nbytes].view(np.float32).reshape(HOST.shape)
@@ -417,7 +419,7 @@ def test_a_numpy_array_that_changes_later_does_not_change_what_was_placed() -> N
     assert host_bytes(one) == host_bytes(rows) == HOST.tobytes()
 
 
-def test_bytes_in_memory_stay_what_they_were(mapped: MappedSource) -> None:
+def test_deserialized_bytes_are_not_changed(mapped: MappedSource) -> None:
     data = bytes(64) + HOST.tobytes()
     view = Strided(BufferSource(data, "bytes"), 64, HOST.dtype, Window.whole(HOST.shape))
     leaf = LazyArray(Content(view), "w")
@@ -425,7 +427,9 @@ def test_bytes_in_memory_stay_what_they_were(mapped: MappedSource) -> None:
     assert data == bytes(64) + HOST.tobytes()
 
 
-def test_a_file_that_was_cut_short_is_an_error_and_not_the_end(mapped: MappedSource) -> None:
+def test_a_file_that_was_cut_short_raises_and_does_not_end_the_process(
+    mapped: MappedSource,
+) -> None:
     leaf = of_mapped(mapped, 64)
     with open(mapped.name, "r+b") as file:
         file.truncate(100)
@@ -434,7 +438,7 @@ def test_a_file_that_was_cut_short_is_an_error_and_not_the_end(mapped: MappedSou
     assert not leaf.is_placed
 
 
-# ---- what threads are for
+# ---- when threads copy
 
 
 BIG = np.zeros((512, 1024), np.float32)
@@ -463,7 +467,7 @@ def strided(array: np.ndarray, begin: int = 64) -> Strided:
          SingleDeviceSharding(DEVICES[0]), True),
     ],
 )  # fmt: skip
-def test_threads_are_for_what_is_copied(view: View, sharding: Any, expected: bool) -> None:
+def test_threads_are_used_for_what_is_copied(view: View, sharding: Any, expected: bool) -> None:
     dtype = np.dtype(np.float32) if view.dtype == np.float64 else view.dtype
     with observe_reads() as log:
         assert is_worth_a_thread(view, dtype, Placement(sharding, True)) is expected
@@ -512,7 +516,7 @@ def test_an_integer_that_does_not_fit_is_an_error(name: str, value: int, shardin
         assert "numpy.asarray(leaf)" in message
     assert not leaf.is_placed
     assert host_bytes(leaf) == host.tobytes()
-    # A part without that value can be had.
+    # A part without that value can be placed.
     assert leaf[:5].placed().tolist() == [[1, 1]] * 5
     with jax.enable_x64(True):
         assert lazy(host).placed().tolist() == host.tolist()
@@ -524,7 +528,7 @@ def test_empty_integers_fit() -> None:
 
 
 @pytest.mark.parametrize("name", ["float64", "complex128"])
-def test_floats_are_narrowed_with_one_warning_a_notice(name: str) -> None:
+def test_floats_are_narrowed_with_one_warning_for_each_notice(name: str) -> None:
     values = [0.1, -0.0, 1e300, 1e-50, np.nan, -np.inf, 2.0**-140, 1 + 2.0**-30]
     host = np.array(values, name)
     notice = NarrowingNotice()
@@ -580,7 +584,7 @@ def test_threads_that_narrow_at_once_warn_once() -> None:
 @pytest.mark.parametrize("made_wide", [True, False])
 @pytest.mark.parametrize("name", WIDE)
 @pytest.mark.filterwarnings("ignore::safejax.errors.PrecisionWarning")
-def test_the_mode_when_the_leaf_was_made_decides(
+def test_the_x64_mode_at_the_time_the_leaf_was_made_decides(
     name: str, made_wide: bool, placed_wide: bool
 ) -> None:
     host = np.array([[1, 2], [3, 4]] * 4, name) * (1 + 2.0**-40 if name == "float64" else 1)
@@ -594,7 +598,7 @@ def test_the_mode_when_the_leaf_was_made_decides(
         aval = leaf.aval
     with jax.enable_x64(placed_wide):
         assert leaf.aval == aval
-        # What is made of a leaf later is as wide as the leaf.
+        # Views of a leaf that are made later have the dtype of the leaf.
         parts = [leaf[2:5], leaf.__copy__(), rows.at_placement(Placement(sharding, True))]
         check_same(leaf.placed(), plain)
         check_same(rows.placed(), sharded)
@@ -602,7 +606,7 @@ def test_the_mode_when_the_leaf_was_made_decides(
         check_same(parts[1].placed(), plain)
         check_same(parts[2].placed(), sharded)
         assert host_bytes(jax.jit(lambda x: x)(leaf)) == host_bytes(jax.jit(lambda x: x)(plain))
-        # And whatever was asked first, in whichever mode.
+        # Which of these was called first, and in which mode, does not matter.
         unread = leaf.__copy__()
         row = unread[1]
         assert row.dtype == plain.dtype
@@ -614,7 +618,7 @@ def test_the_mode_when_the_leaf_was_made_decides(
 
 
 @pytest.mark.parametrize("wide", [True, False])
-def test_the_abstract_value_has_the_dtype_that_it_is_asked_for(wide: bool) -> None:
+def test_the_abstract_value_has_the_requested_dtype(wide: bool) -> None:
     for name in WIDE:
         jax_private.abstract_value.cache_clear()
         sharding = SingleDeviceSharding(DEVICES[0])
@@ -622,10 +626,10 @@ def test_the_abstract_value_has_the_dtype_that_it_is_asked_for(wide: bool) -> No
             assert jax_private.abstract_value((2,), np.dtype(name), sharding).dtype == name
 
 
-# ---- concretely
+# ---- outside of traces and modes
 
 
-def test_concretely_leaves_the_callers_trace_and_modes() -> None:
+def test_untraced_runs_outside_the_callers_trace_and_modes() -> None:
     seen: list[Any] = []
 
     def task() -> jax.Array:
@@ -648,14 +652,14 @@ def test_concretely_leaves_the_callers_trace_and_modes() -> None:
 
 
 @pytest.mark.parametrize("name", ["int32", *WIDE])
-def test_concretely_is_wide_for_wide_dtypes_only(name: str) -> None:
+def test_untraced_enables_x64_for_64_bit_dtypes_only(name: str) -> None:
     value = np.ones(3, name)
     placed = concretely(lambda: jax.device_put(value), np.dtype(name))
     assert placed.dtype == name
     assert not jax.config.jax_enable_x64
 
 
-def test_concretely_raises_what_the_task_raised() -> None:
+def test_untraced_raises_the_error_of_the_task() -> None:
     for error in (ValueError("no"), KeyboardInterrupt(), AttributeError("none"), SystemExit(3)):
 
         def task(error: BaseException = error) -> None:
@@ -667,7 +671,7 @@ def test_concretely_raises_what_the_task_raised() -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 3, 50])
-def test_concretely_all_does_every_task_once(workers: int) -> None:
+def test_untraced_all_runs_every_task_once(workers: int) -> None:
     done: list[tuple[int, bool]] = []
     tasks = [
         (lambda n=n: done.append((n, jax.config.jax_enable_x64)), np.dtype(["i4", "i8"][n % 2]))
@@ -679,7 +683,7 @@ def test_concretely_all_does_every_task_once(workers: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 4])
-def test_concretely_all_stops_at_the_first_failure(workers: int) -> None:
+def test_untraced_all_stops_at_the_first_failure(workers: int) -> None:
     done: list[int] = []
     error = ReadError("gone")
 
@@ -697,8 +701,8 @@ def test_concretely_all_stops_at_the_first_failure(workers: int) -> None:
     assert workers > 1 or done == list(range(10))
 
 
-def test_place_reads_nothing_that_no_device_of_the_sharding_holds() -> None:
-    # Two devices, four rows each: half of what eight would hold of a stack of eight.
+def test_placing_reads_only_what_a_device_of_the_sharding_holds() -> None:
+    # The view is half of the array, and each of the two devices holds two of its rows.
     mesh = jax.make_mesh((2,), ("x",), devices=DEVICES[:2], axis_types=(AxisType.Auto,))
     view = view_of(HOST).index((slice(0, 4),))
     with observe_reads() as log:
