@@ -38,7 +38,7 @@ ARRAYS = st.sampled_from(["float32", "bfloat16", "int8"]).flatmap(arrays)
 TWO_LEVELS = st.dictionaries(
     KEYS, st.dictionaries(KEYS, ARRAYS, min_size=1, max_size=3), min_size=1, max_size=3
 )
-"""What Haiku's parameters are, and what a linen collection may be."""
+"""Haiku's parameters have this form, and a linen collection may have it."""
 
 
 def values(variables: objax.VarCollection) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def test_objax(variables: objax.VarCollection) -> None:
         type(variable) for variable in variables.values()
     ]
     assert_trees_identical(values(decoded), values(variables))
-    # What is one variable, or refers to one, is and does so again; and nothing else.
+    # The names that share a variable, or refer to one, are the same again, and no others.
     pairs = [(name, other) for name in variables.keys() for other in variables.keys()]  # noqa: SIM118
     for name, other in pairs:
         assert (target(decoded[name]) is target(decoded[other])) == (
@@ -111,7 +111,7 @@ def test_equinox(model: Any) -> None:
     assert safejax.equinox.serialize(decoded) == data
 
 
-# ---- a file is a file, whoever wrote it
+# ---- every adapter reads the files of every other one
 
 
 SAVED = (
@@ -123,8 +123,8 @@ SAVED = (
 
 
 @given(SAVED)
-def test_what_one_wrote_all_read(data: bytes) -> None:
-    """The same arrays under the same names, in whatever container each builds."""
+def test_every_adapter_reads_what_another_one_wrote(data: bytes) -> None:
+    """The arrays and their names are the same, in the container that each adapter builds."""
     stored = safejax.decode(data)
     oracle = safetensors.numpy.load(data)
     assert oracle.keys() == {name for name, leaf in stored.items() if isinstance(leaf, jax.Array)}
@@ -159,7 +159,7 @@ def test_files_of_safejax_0_5(params: Any) -> None:
 
 @given(TWO_LEVELS, st.booleans())
 def test_objax_files_of_safejax_0_5(params: Any, shared: bool) -> None:
-    """Kinds as suffixes; a variable with two names was stored twice."""
+    """The kinds of variables are suffixes, and a variable with two names was stored twice."""
     kinds = (objax.TrainVar, objax.StateVar)
     named = [
         (f"({module}).{name}", value)

@@ -1,4 +1,4 @@
-"""Forged records and damaged files, generated: an error of ours, or a tree, and nothing else."""
+"""Generated records and damaged files give a tree or an error of safejax, and nothing else."""
 
 import json
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ from safejax.testing import arrays, pytrees, scalars
 from tests.support.files import header_of, with_header
 
 TREES = pytrees(arrays("int8", (2,)) | scalars())
-"""Small leaves: it is the structure that is forged."""
+"""Leaves are small, because it is the structure that is forged."""
 
 WORDS = st.sampled_from(
     ["", "a", "a.b", "0", "1", "list", "tuple", "dict", "int", "builtins.dict", "os.system",
@@ -65,7 +65,7 @@ def forged(draw: st.DrawFn, table: Any) -> Any:
 
 
 def open_in_every_way(data: bytes) -> None:
-    """Every reader gives a tree that can be stored again, or an error of ours."""
+    """Check that every reader returns a tree that can be stored, or raises an error of safejax."""
     try:
         leaves = safejax.decode(data)
     except InvalidFileError:
@@ -78,7 +78,7 @@ def open_in_every_way(data: bytes) -> None:
             tree = read(data)
         except SafejaxError:
             continue
-        # Nothing is lost on the way, whatever the record tells of containers.
+        # No array is lost, whatever the record says about containers.
         if read is safejax.deserialize:
             assert arrays_in(safejax.flatten(tree).values()) == arrays_in(leaves.values())
             safejax.serialize(tree)

@@ -1,4 +1,4 @@
-"""The examples run as they stand, in processes of their own, as a reader would run them."""
+"""The examples run unchanged, each in its own process, as a reader would run them."""
 
 import subprocess
 import sys

@@ -69,7 +69,7 @@ def check(
 def test_flax(tmp_path: Path) -> None:
     def restore(state: FullState, fresh: FullState) -> FullState:
         path = safejax.flax.serialize(state, filename=tmp_path / "state.safetensors")
-        # The functions of a TrainState are static, and part of what jit compiles for.
+        # The functions of a TrainState are static, so that jit would compile again for other ones.
         like = fresh.replace(tx=state.tx, apply_fn=state.apply_fn)
         return safejax.flax.deserialize(path, like=like)
 
@@ -133,7 +133,7 @@ def test_haiku(tmp_path: Path) -> None:
 
     def restore(all_of_it: dict[str, Any], fresh: dict[str, Any]) -> dict[str, Any]:
         path = safejax.haiku.serialize(all_of_it, filename=tmp_path / "training.safetensors")
-        # Parameters and state need no like; optax's own node types do.
+        # Parameters and state do not need `like`, but the node types of optax do.
         assert jax.tree.structure(safejax.haiku.deserialize(path)["params"]) == (
             jax.tree.structure(fresh["params"])
         )
@@ -170,7 +170,7 @@ class ObjaxNet(objax.Module):
 
 
 def objax_training(seed: int) -> tuple[ObjaxNet, Any, objax.VarCollection]:
-    """A model and its optimizer, of values that are the seed's alone."""
+    """A model and its optimizer, with values that depend only on the seed."""
     model = ObjaxNet()
     optimizer = objax.optimizer.Adam(model.vars())
     model.generator.seed(seed)
@@ -210,7 +210,7 @@ def test_objax_with_its_own_jit_and_optimizer(tmp_path: Path) -> None:
 
 
 def test_objax_with_jax_jit(tmp_path: Path) -> None:
-    """On any JAX: objax's models within pure functions, and gradient steps by hand."""
+    """With any JAX, models of objax work in pure functions, with gradient steps by hand."""
     model, _, _ = objax_training(0)
     own = model.vars()
     trained = [name for name, variable in own.items() if isinstance(variable, objax.TrainVar)]

@@ -50,7 +50,7 @@ def mesh_of(shape: tuple[int, int]) -> Mesh:
 
 
 def chosen(mesh: Mesh, name: str, aval: Any) -> NamedSharding:
-    """Features over the model axis where it divides them, a key for each example with it."""
+    """Split features over the model axis where it divides them, and keys over the data axis."""
     if is_key(aval):
         return NamedSharding(mesh, P("data") if aval.ndim else P())
     for axis in reversed(range(aval.ndim)):
@@ -69,7 +69,7 @@ def moved(tree: Any, mesh: Mesh) -> Any:
 
 @dataclass(frozen=True)
 class Training:
-    """How a framework trains, and how its state goes through a file: `restore` is lazy."""
+    """How a framework trains, and how its state is saved and restored lazily."""
 
     start: Callable[[int], Any]
     step: Callable[[Any, Any, Any], tuple[Any, Any]]
@@ -170,7 +170,7 @@ EQUINOX = Training(
 )
 
 
-# ---- a chex dataclass, with a key for each example, of another implementation than JAX's default
+# ---- a chex dataclass, with a key for each example that is not of JAX's default implementation
 
 
 @chex.dataclass
@@ -235,7 +235,7 @@ STATES = {"linen": LINEN, "nnx": NNX, "equinox": EQUINOX, "chex": CHEX}
 
 @pytest.mark.parametrize("meshes", MESHES)
 @pytest.mark.parametrize("state", STATES)
-def test_training_goes_on_from_a_file(state: str, meshes: str, tmp_path: Path) -> None:
+def test_training_continues_from_a_file(state: str, meshes: str, tmp_path: Path) -> None:
     before, after = map(mesh_of, MESHES[meshes])
     check(STATES[state], before, after, tmp_path / "state.safetensors")
 
@@ -261,7 +261,7 @@ OPTIMIZERS: dict[str, optax.GradientTransformation] = {
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_an_optimizers_state_comes_back_by_like(name: str, tmp_path: Path) -> None:
+def test_the_state_of_an_optimizer_comes_back_with_like(name: str, tmp_path: Path) -> None:
     optimizer = OPTIMIZERS[name]
 
     def start(seed: int) -> Any:
@@ -285,7 +285,7 @@ def test_an_optimizers_state_comes_back_by_like(name: str, tmp_path: Path) -> No
     check(training, mesh_of((2, 4)), mesh_of((4, 2)), tmp_path / "state.safetensors")
 
 
-# ---- the parameters alone
+# ---- only the parameters
 
 
 PARAMS = safejax.chain(safejax.select("params.*"), safejax.prefix("params").inverse)
@@ -308,7 +308,7 @@ FRESH = jax.eval_shape(linen_start, 1)
     ],
     ids=["select", "without prefix", "like", "flax"],
 )
-def test_a_new_training_begins_with_the_parameters_of_a_state(
+def test_a_new_training_starts_from_the_parameters_of_a_saved_state(
     read: Callable[[Path, Any], Any], tmp_path: Path
 ) -> None:
     before, after = mesh_of((2, 4)), mesh_of((4, 2))

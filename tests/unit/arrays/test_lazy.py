@@ -705,7 +705,7 @@ def test_an_error_while_placing_reaches_the_caller_and_leaves_the_leaf_unplaced(
 def test_using_a_leaf_on_a_jax_without_the_hooks_is_an_error_with_the_remedy(
     touch: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The JAX that is installed has the hooks.
+    # The installed JAX has the hooks.
     monkeypatch.setattr("safejax._src.arrays.lazy._MISSING", ("dispatch",))
     with pytest.raises(UnsupportedJaxError, match=r"'a\.b'.*dispatch.*safejax\.materialize"):
         touch(lazy(FLOATS, "a.b"))
