@@ -215,9 +215,8 @@ def test_a_prefix_tree_gives_each_leaf_the_sharding_above_it(
 ) -> None:
     try:
         leaves = flatten(tree)
-    except (
-        safejax.LeafError
-    ):  # an OrderedDict may have keys of different types, since JAX does not sort them
+    except safejax.LeafError:
+        # An OrderedDict may have keys of different types, since JAX does not sort them.
         return
     prefix, expected = data.draw(prefixes(tree))
     if not in_process:

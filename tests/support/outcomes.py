@@ -1,4 +1,4 @@
-"""What a call gave, in a form whose equality is that of every bit and of what is around them."""
+"""The result of a call, in a form that is equal if all bits and facts of its arrays are equal."""
 
 import dataclasses
 import functools
@@ -57,9 +57,9 @@ def form(value: Any, depth: int = 0) -> Any:
 
 
 def _lazy_form(leaf: LazyArray) -> Any:
-    told = _around(leaf)
+    reported = _around(leaf)
     placed = _array_form(leaf.placed())
-    return placed if placed[1] == told else ("a leaf that told", told, "and is", placed)
+    return placed if placed[1] == reported else ("a leaf that reported", reported, "and is", placed)
 
 
 def _array_form(array: jax.Array) -> tuple[Any, ...]:
@@ -72,10 +72,10 @@ def _array_form(array: jax.Array) -> tuple[Any, ...]:
 
 
 def _around(array: Any) -> tuple[Any, ...]:
-    """All but the values."""
+    """The facts of an array without its values."""
     if is_key(array):
-        # JAX writes the sharding of keys now with and now without the axes that it does not
-        # split, from one call to the next: only the devices are compared.
+        # From call to call, JAX gives the sharding of keys with or without the axes that are not
+        # split, so that only the devices are compared.
         devices = tuple(sorted(device.id for device in array.devices()))
         return ("key", array.shape, array.dtype, devices, array.committed)
     return (
@@ -91,7 +91,7 @@ def _numpy_form(value: Any, depth: int) -> Any:
     if value.dtype.hasobject:
         items = [form(item, depth + 1) for item in np.asarray(value).ravel().tolist()]
         return ("numpy", type(value), value.dtype, value.shape, items)
-    if value.dtype.char in "gG":  # the last bytes of a long double are not set
+    if value.dtype.char in "gG":  # the padding bytes of a long double are not set
         return ("numpy", type(value), value.dtype, value.shape, repr(value.tolist()))
     return ("numpy", type(value), value.dtype, value.shape, value.tobytes())
 
@@ -143,7 +143,7 @@ def _is_class_of_arrays(value: Any) -> bool:
 
 
 def difference(expected: tuple[Any, ...], got: tuple[Any, ...]) -> str | None:
-    """In which respect the two outcomes differ, in a few words; None where they are one."""
+    """In which respect two outcomes differ, in a few words; None if they are equal."""
     if expected[0] != got[0]:
         return "an error, plain gives a value" if is_refusal(got) else "a value, plain is refused"
     if is_refusal(expected):
@@ -162,8 +162,8 @@ _AROUND_KEY: Final = ("kind", "shape", "dtype", "devices", "commitment")
 
 def _same(a: Any, b: Any) -> str | None:
     if isinstance(a, tuple) and isinstance(b, tuple) and a and b:
-        if isinstance(b[0], str) and b[0] == "a leaf that told":
-            return "what the leaf told before it was placed"
+        if isinstance(b[0], str) and b[0] == "a leaf that reported":
+            return "what the leaf reported before it was placed"
         if isinstance(a[0], str) and a[0] == "array" and isinstance(b[0], str) and b[0] == "array":
             names = _AROUND_KEY if a[1][0] == "key" else _AROUND
             differing = [n for n, x, y in zip(names, a[1], b[1], strict=False) if x != y]

@@ -1,4 +1,4 @@
-"""What the framework adapters share: bytes and paths, options, and errors that say what to do."""
+"""What the adapters share: bytes and paths, options, and errors that say what to do."""
 
 import json
 import subprocess
@@ -36,7 +36,7 @@ W = np.arange(16, dtype=np.float32).reshape(8, 2)
 
 @dataclass(frozen=True)
 class Case:
-    """A framework, a tree of its own, the name of `W` in its file, and how to get `W` back."""
+    """A framework, a tree of its kind, the name of `W` in its file, and how to get `W` back."""
 
     adapter: ModuleType
     make: Callable[[], Any]
@@ -160,7 +160,7 @@ def test_sharding(case: Case) -> None:
 
 def test_transform(case: Case) -> None:
     data = case.adapter.serialize(case.make())
-    # Equinox and NNX make no array of another dtype than like has.
+    # Equinox and NNX have no array whose dtype differs from that of `like`.
     transform = safejax.chain(safejax.cast("bfloat16"), safejax.cast("float32", source="bfloat16"))
     weight = case.weight(case.adapter.deserialize(data, transform=transform, **case.options()))
     assert_same_bits(weight, W.astype(ml_dtypes.bfloat16).astype(np.float32))
@@ -170,7 +170,7 @@ def test_transform(case: Case) -> None:
     )
 
 
-def test_like_reports_all_that_does_not_match(case: Case) -> None:
+def test_like_reports_every_mismatch(case: Case) -> None:
     data = safejax.serialize({"one": W, "two": W})
     with pytest.raises(safejax.MismatchError) as report:
         case.adapter.deserialize(data, like=case.make())
@@ -178,7 +178,7 @@ def test_like_reports_all_that_does_not_match(case: Case) -> None:
         assert repr(name) in str(report.value)
 
 
-def test_not_strict_keeps_what_like_has(case: Case) -> None:
+def test_strict_false_takes_missing_leaves_from_like(case: Case) -> None:
     data = safejax.serialize({"other": W})
     like = case.make()
     with pytest.warns(safejax.PartialLoadWarning, match="other"):
@@ -190,7 +190,7 @@ def test_not_strict_keeps_what_like_has(case: Case) -> None:
 
 
 @pytest.mark.parametrize("wrong", [3, None, {"p.safetensors"}, {"w": W}])
-def test_what_is_neither_bytes_nor_a_path(case: Case, wrong: Any) -> None:
+def test_anything_but_bytes_and_paths_is_refused(case: Case, wrong: Any) -> None:
     with pytest.raises(TypeError, match="expected the path or the bytes of a safetensors file"):
         case.adapter.deserialize(wrong, **case.options())
     if wrong is not None:
@@ -212,20 +212,20 @@ def test_a_file_that_is_not_there(case: Case, tmp_path: Path, memory: Any) -> No
         case.adapter.deserialize("/none.safetensors", memory, **case.options())
 
 
-def test_what_is_no_safetensors_file(case: Case, tmp_path: Path) -> None:
+def test_anything_but_a_safetensors_file_is_refused(case: Case, tmp_path: Path) -> None:
     path = tmp_path / "params.safetensors"
     path.write_bytes(b"not a safetensors file at all")
     with pytest.raises(safejax.InvalidFileError, match=r"params\.safetensors"):
         case.adapter.deserialize(path, **case.options())
 
 
-def test_metadata_that_is_no_strings(case: Case) -> None:
+def test_metadata_must_be_strings(case: Case) -> None:
     with pytest.raises(safejax.LeafError, match="metadata 'step'"):
         case.adapter.serialize(case.make(), metadata={"step": 3})
 
 
 class Mlp(eqx.Module):
-    """A user's own module of Equinox, outside of any module of that name."""
+    """A user's own Equinox module, which is not in a Python module of that name."""
 
     w: jax.Array
 
@@ -250,7 +250,7 @@ FOREIGN = {
 
 @pytest.mark.parametrize(("framework", "owner"), list(permutations(FOREIGN, 2)))
 def test_a_tree_of_another_framework(framework: str, owner: str) -> None:
-    # objax has one container only, and says which.
+    # objax has only one container, and the error names it.
     message = (
         "expected an objax.VarCollection, for example model"
         if framework == "objax"
@@ -284,7 +284,7 @@ def test_a_foreign_tree_within_a_dict() -> None:
         (safejax.equinox, Mlp(np.array(["a"])), "w"),
     ],
 )
-def test_a_leaf_that_is_no_array(adapter: ModuleType, tree: Any, name: str) -> None:
+def test_a_leaf_that_is_not_an_array(adapter: ModuleType, tree: Any, name: str) -> None:
     with pytest.raises(safejax.LeafError, match=f"leaf '{name}': expected"):
         adapter.serialize(tree)
 
@@ -307,7 +307,7 @@ def test_within_a_trace(case: Case) -> None:
 
 
 def test_frameworks_that_are_missing(tmp_path: Path) -> None:
-    """`import safejax` imports none of them; an adapter says what to install, and why it failed."""
+    """`import safejax` imports none of them; an adapter says what to install and why it failed."""
     program = """
 import importlib, importlib.abc, json, sys
 

@@ -1,4 +1,4 @@
-"""Flax linen: safejax 0.5's programs as they stand, containers, training states, old files."""
+"""Flax linen: unchanged programs of safejax 0.5, containers, training states, old files."""
 
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ def params() -> Any:
     return jax.jit(Net().init)(jax.random.key(0), X)
 
 
-# ---- the programs of safejax 0.5's README
+# ---- the programs in the README of safejax 0.5
 
 
 def test_program_in_memory(params: Any) -> None:
@@ -89,7 +89,7 @@ def test_file_of_safejax_0_5() -> None:
     ],
     ids=lambda tree: f"{type(tree).__name__}-{jax.tree.structure(tree).num_leaves}",
 )
-def test_gives_back_the_container_that_it_was_given(tree: Any) -> None:
+def test_the_container_that_was_saved_comes_back(tree: Any) -> None:
     decoded = deserialize(serialize(tree))
     assert jax.tree.structure(decoded) == jax.tree.structure(tree)
     assert type(decoded) is (safejax.LazyArray if tree is X else type(tree))
@@ -98,7 +98,7 @@ def test_gives_back_the_container_that_it_was_given(tree: Any) -> None:
     assert bits(decoded) == bits(tree)
 
 
-def test_a_bare_array_is_told_as_no_container() -> None:
+def test_a_bare_array_is_an_error() -> None:
     assert serialize(X) == safejax.serialize(X)
 
 

@@ -1,4 +1,4 @@
-"""The page that specifies the file: the examples and tables in it are true."""
+"""The examples and tables of the page that specifies the file are true."""
 
 import collections
 import json
@@ -22,7 +22,7 @@ CELL = re.compile(r"`([^`]*)`")
 
 
 def examples() -> list[tuple[str, str]]:
-    """Each program of the page with the JSON that follows it."""
+    """Each program of the page, with the JSON that follows it."""
     found: list[tuple[str, str]] = []
     program = ""
     for language, text in FENCE.findall(PAGE):
@@ -53,7 +53,7 @@ def test_the_page_has_an_example_of_every_field() -> None:
 
 
 @pytest.mark.parametrize(("program", "text"), examples())
-def test_an_example_is_what_is_written_and_is_read(
+def test_an_example_shows_what_is_written_and_can_be_read(
     program: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

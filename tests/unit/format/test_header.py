@@ -1,4 +1,4 @@
-"""The header: what is read and written, and that a hostile one is told at once and by name."""
+"""The header is read and written, and a hostile one is refused at once with the reason."""
 
 import random
 import time
@@ -27,7 +27,7 @@ def read(data):
 # ---- what is read
 
 
-def test_tensors_are_found_where_they_lie():
+def test_tensors_are_found_at_their_offsets():
     table = {
         "__metadata__": {"format": "pt", "": "\0é"},
         "b": info("F32", (2, 1), (3, 11)),
@@ -61,11 +61,11 @@ def test_tensors_are_found_where_they_lie():
         '{\n"__metadata__" :null}',
     ],
 )
-def test_a_file_may_hold_nothing(header):
+def test_a_file_without_tensors(header):
     assert read(file_of(header)) == Header({}, {})
 
 
-def test_only_the_header_is_asked_for():
+def test_only_the_header_is_requested():
     data = file_of({"a": info()}, bytes(8))
     asked = []
 
@@ -82,7 +82,7 @@ def test_a_tensor_may_have_64_axes():
     assert read(data).tensors["a"].shape == (1,) * 64
 
 
-def test_a_shape_of_none_may_be_as_large_as_an_array_of_none():
+def test_the_shape_of_an_empty_tensor_may_have_large_sizes():
     data = file_of({"a": info("U8", (0, 2**62), (0, 0))})
     assert read(data).tensors["a"].shape == (0, 2**62)
 
@@ -95,7 +95,7 @@ def test_there_are_hostile_headers_enough():
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_a_hostile_header_is_told_at_once_and_by_name(kind):
+def test_a_hostile_header_is_refused_at_once_with_the_reason(kind):
     data, fault = HOSTILE[kind]
     begin = time.process_time()
     with pytest.raises(InvalidFileError) as refusal:
@@ -109,7 +109,7 @@ def test_a_hostile_header_is_told_at_once_and_by_name(kind):
     assert isinstance(refusal.value, ValueError)
 
 
-def test_every_cut_of_a_file_is_told():
+def test_a_file_that_is_cut_at_any_byte_is_refused():
     data = file_of({"__metadata__": {"k": "é"}, "a": info(), "b": info(offsets=(8, 16))}, bytes(16))
     read(data)
     for end in range(len(data)):
@@ -168,7 +168,7 @@ def test_the_header_lists_tensors_in_the_order_of_their_data():
     )
 
 
-def test_no_metadata_leaves_no_trace():
+def test_without_metadata_the_header_has_no_entry_for_it():
     assert b"__metadata__" not in write_header([], {}, "m")
 
 

@@ -1,4 +1,4 @@
-"""The record: what is told comes back, and what cannot be true is refused, quickly."""
+"""The record comes back as it was written, and a forged one is refused quickly."""
 
 import json
 import math
@@ -21,7 +21,7 @@ from tests.support.leaves import float_of_bits
 
 
 def exact(value: Any) -> Any:
-    """A form whose equality is that of type and every bit."""
+    """A form that is equal if types and all bits are equal."""
     if isinstance(value, float):
         return ("float", struct.pack(">d", value))
     if isinstance(value, complex):
@@ -103,15 +103,15 @@ def test_metadata_comes_back_as_it_was(metadata: dict[str, str], record: Record)
     assert found == metadata
     assert again.values == record.values
     if stored:
-        # Readers that ask for a format find one.
+        # Readers that look for a format find one.
         assert stored["format"] == metadata.get("format", "pt")
 
 
-def test_nothing_to_tell_is_no_metadata() -> None:
+def test_an_empty_record_is_not_written() -> None:
     assert with_record({}, Record()) == {}
 
 
-def test_a_path_is_no_deeper_than_a_tree_may_be() -> None:
+def test_a_path_may_be_as_deep_as_a_tree_but_no_deeper() -> None:
     for depth, fails in [(MAX_DEPTH, False), (MAX_DEPTH + 1, True)]:
         path = ["a"] * depth
         text = json.dumps({"version": 1, "paths": {".".join(path): path}})
@@ -122,7 +122,7 @@ def test_a_path_is_no_deeper_than_a_tree_may_be() -> None:
             assert read_record({"safejax": text}, "f")[1].structure.paths
 
 
-def test_metadata_of_others_is_left_alone() -> None:
+def test_metadata_of_other_writers_is_not_changed() -> None:
     metadata, record = read_record({"format": "pt", "k": "v"}, "f")
     assert metadata == {"format": "pt", "k": "v"}
     assert record == Record()

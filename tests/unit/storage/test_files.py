@@ -1,4 +1,4 @@
-"""Files: wholly written or not at all, whatever happens in between."""
+"""Files are written completely or not at all, whatever happens in between."""
 
 import errno
 import fcntl
@@ -97,7 +97,7 @@ def test_a_link_is_written_through(target: Path, link: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["x" * 255, "é" * 127, "🦎" * 63, ".hidden", "a b'\"\n", "%s"])
-def test_any_name_will_do(tmp_path: Path, name: str) -> None:
+def test_any_file_name_can_be_written(tmp_path: Path, name: str) -> None:
     for data in (OLD, NEW):
         write(tmp_path / name, data)
         assert (tmp_path / name).read_bytes() == data
@@ -116,7 +116,7 @@ def test_a_path_is_a_string_or_pathlike(path: Any) -> None:
         checked_path(path)
 
 
-def test_the_data_is_on_disk_before_its_name_and_the_name_before_the_end(
+def test_data_is_flushed_before_the_rename_and_the_folder_after_it(
     target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
@@ -210,7 +210,7 @@ def test_a_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
         assert path.read_bytes() == OLD[:-1]
 
 
-def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_error_that_names_it(tmp_path: Path) -> None:
     path = tmp_path / "no" / "m.safetensors"
     with pytest.raises(FileNotFoundError, match="make the folder first") as caught:
         write(path)
@@ -218,14 +218,14 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     assert names_in(tmp_path) == []
 
 
-def test_a_folder_that_is_a_file_is_named(target: Path) -> None:
+def test_a_folder_that_is_a_file_is_an_error_that_names_it(target: Path) -> None:
     with pytest.raises(NotADirectoryError, match=str(target)):
         write(target / "m")
     assert target.read_bytes() == OLD
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to("..")])
-def test_a_target_that_is_a_folder_is_told(tmp_path: Path, make: Any) -> None:
+def test_a_target_that_is_a_folder_is_an_error(tmp_path: Path, make: Any) -> None:
     path = tmp_path / "m"
     make(path)
     with pytest.raises(IsADirectoryError, match=f"a folder.*{path}"):
@@ -239,7 +239,7 @@ def make_socket(path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, make_socket], ids=["pipe", "socket"])
-def test_what_is_no_file_is_not_replaced(make: Any) -> None:
+def test_only_regular_files_are_replaced(make: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:  # a socket's path must be short
         path = Path(folder) / "m"
         make(path)
@@ -257,7 +257,7 @@ def test_a_device_is_not_replaced() -> None:
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
 
 
-def test_a_link_to_itself_is_no_target(tmp_path: Path) -> None:
+def test_a_link_to_itself_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "m").symlink_to("m")
     with pytest.raises(OSError, match=r"symbolic links|Too many levels"):
         write(tmp_path / "m")
@@ -265,9 +265,9 @@ def test_a_link_to_itself_is_no_target(tmp_path: Path) -> None:
     assert (tmp_path / "m").is_symlink()
 
 
-# ---- in a process of its own
+# ---- in a separate process
 
-# The module alone: it needs nothing but Python, and a process with JAX takes seconds to start.
+# Only the module is loaded: it needs nothing but Python, and a process with JAX starts in seconds.
 CHILD = f"""
 import importlib.util, os, sys
 spec = importlib.util.spec_from_file_location("files", {files.__file__!r})
@@ -293,7 +293,7 @@ def write_as_nobody(path: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
 
 
-def test_a_folder_that_may_not_be_written_is_told(folder_of_nobody: Path) -> None:
+def test_a_folder_without_permission_to_write_is_an_error(folder_of_nobody: Path) -> None:
     path = folder_of_nobody / "m.safetensors"
     path.write_bytes(OLD)
     folder_of_nobody.chmod(0o555)
@@ -305,7 +305,7 @@ def test_a_folder_that_may_not_be_written_is_told(folder_of_nobody: Path) -> Non
     assert names_in(folder_of_nobody) == ["m.safetensors"]
 
 
-def test_a_folder_that_may_be_written_and_not_read_will_do(folder_of_nobody: Path) -> None:
+def test_a_folder_that_can_be_written_to_but_not_read_suffices(folder_of_nobody: Path) -> None:
     path = folder_of_nobody / "m.safetensors"
     folder_of_nobody.chmod(0o333)
     done = write_as_nobody(path)
@@ -317,7 +317,7 @@ def test_a_folder_that_may_be_written_and_not_read_will_do(folder_of_nobody: Pat
 
 
 def litter(target: Path, number: int = 0) -> Path:
-    """What a killed save of `target` leaves."""
+    """The path of a temporary file that a killed save of `target` leaves behind."""
     return target.parent / f".{target.name}.{number:016x}.safejax-tmp"
 
 
@@ -328,7 +328,7 @@ def test_litter_of_the_same_target_is_removed(target: Path) -> None:
     assert names_in(target.parent) == ["m.safetensors"]
 
 
-def test_what_only_looks_like_litter_stays(target: Path) -> None:
+def test_files_that_only_look_like_litter_stay(target: Path) -> None:
     folder = target.parent
     others = [".m.safetensors.txt", "m.safetensors.0.safejax-tmp", ".n.safetensors.0.safejax-tmp"]
     for name in others:
@@ -341,7 +341,7 @@ def test_what_only_looks_like_litter_stays(target: Path) -> None:
     assert names_in(folder) == before
 
 
-def test_what_another_save_is_writing_stays(target: Path) -> None:
+def test_the_temporary_file_of_a_running_save_stays(target: Path) -> None:
     started, finish = threading.Event(), threading.Event()
 
     def slowly() -> Iterator[memoryview]:
@@ -362,7 +362,9 @@ def test_what_another_save_is_writing_stays(target: Path) -> None:
     assert names_in(target.parent) == ["m.safetensors"]
 
 
-def test_a_file_system_without_locks_will_do(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_locks_suffices(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def flock(descriptor: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, "no locks")
 
@@ -370,11 +372,11 @@ def test_a_file_system_without_locks_will_do(target: Path, monkeypatch: pytest.M
     litter(target).write_bytes(b"torn")
     write(target)
     assert target.read_bytes() == NEW
-    # Nobody knows whether its writer lives.
+    # Without locks nobody knows whether its writer is alive.
     assert names_in(target.parent) == [litter(target).name, "m.safetensors"]
 
 
-def test_saves_of_one_target_at_a_time(target: Path) -> None:
+def test_simultaneous_saves_of_one_target_do_not_mix(target: Path) -> None:
     contents = [bytes([65 + number]) * (200_000 + number) for number in range(8)]
     failures: list[BaseException] = []
     seen: set[bytes] = set()
