@@ -1,6 +1,5 @@
 """Laws of the adapters, over generated parameters, states and models of every framework."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -30,6 +29,7 @@ from safejax.testing import (
     objax_variables,
     optax_states,
 )
+from tests.support.files import written_by_safejax_0_5
 
 KEYS = st.text(
     st.characters(exclude_categories=("Cs",), exclude_characters="."), min_size=1, max_size=6
@@ -38,22 +38,11 @@ ARRAYS = st.sampled_from(["float32", "bfloat16", "int8"]).flatmap(arrays)
 TWO_LEVELS = st.dictionaries(
     KEYS, st.dictionaries(KEYS, ARRAYS, min_size=1, max_size=3), min_size=1, max_size=3
 )
-"""What Haiku's parameters are, and what a linen collection may be."""
+"""Haiku's parameters have this form, and a linen collection may have it."""
 
 
 def values(variables: objax.VarCollection) -> dict[str, Any]:
     return {name: variable.value for name, variable in variables.items()}
-
-
-def written_by_safejax_0_5(params: Mapping[str, Any]) -> bytes:
-    """Keys joined by dots, and nothing else told; see tests/unit/adapters/test_flax.py."""
-    return safetensors.numpy.save(
-        {
-            f"{module}.{name}": np.array(value, order="C")
-            for module, inner in params.items()
-            for name, value in inner.items()
-        }
-    )
 
 
 # ---- each framework's container comes back, and is stored as the same bytes again
@@ -98,7 +87,7 @@ def test_objax(variables: objax.VarCollection) -> None:
         type(variable) for variable in variables.values()
     ]
     assert_trees_identical(values(decoded), values(variables))
-    # What is one variable, or refers to one, is and does so again; and nothing else.
+    # The names that share a variable, or refer to one, are the same again, and no others.
     pairs = [(name, other) for name in variables.keys() for other in variables.keys()]  # noqa: SIM118
     for name, other in pairs:
         assert (target(decoded[name]) is target(decoded[other])) == (
@@ -122,7 +111,7 @@ def test_equinox(model: Any) -> None:
     assert safejax.equinox.serialize(decoded) == data
 
 
-# ---- a file is a file, whoever wrote it
+# ---- every adapter reads the files of every other one
 
 
 SAVED = (
@@ -134,8 +123,8 @@ SAVED = (
 
 
 @given(SAVED)
-def test_what_one_wrote_all_read(data: bytes) -> None:
-    """The same arrays under the same names, in whatever container each builds."""
+def test_every_adapter_reads_what_another_one_wrote(data: bytes) -> None:
+    """The arrays and their names are the same, in the container that each adapter builds."""
     stored = safejax.decode(data)
     oracle = safetensors.numpy.load(data)
     assert oracle.keys() == {name for name, leaf in stored.items() if isinstance(leaf, jax.Array)}
@@ -170,7 +159,7 @@ def test_files_of_safejax_0_5(params: Any) -> None:
 
 @given(TWO_LEVELS, st.booleans())
 def test_objax_files_of_safejax_0_5(params: Any, shared: bool) -> None:
-    """Kinds as suffixes; a variable with two names was stored twice."""
+    """The kinds of variables are suffixes, and a variable with two names was stored twice."""
     kinds = (objax.TrainVar, objax.StateVar)
     named = [
         (f"({module}).{name}", value)

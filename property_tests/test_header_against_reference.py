@@ -1,7 +1,7 @@
-"""The reference reader is the oracle of headers: each reads what the other wrote.
+"""Headers against the reference reader: each reads what the other wrote.
 
-What we accept, it accepts too, and as the same tensors. What it accepts and we do not stands
-in `STRICTER`, with the reason.
+What safejax accepts, the reference reader accepts too, with the same tensors. `STRICTER` lists what
+it accepts and safejax does not, with the reason.
 """
 
 import json
@@ -28,14 +28,11 @@ from safejax._src.format.header import (
 )
 from safejax._src.pytrees.names import METADATA_NAME
 from safejax.errors import InvalidFileError
-
-
-def file_of(header, data=b""):
-    return len(header).to_bytes(8, "little") + header + data
+from tests.support.files import data_begin, file_of
 
 
 def ours(data):
-    """What we make of a file: each tensor's code, shape and bytes."""
+    """What safejax reads from a file: the code, the shape and the bytes of each tensor."""
     header = read_header(lambda begin, end: data[begin:end], len(data), "m.safetensors")
     return {
         name: (tensor.code, tensor.shape, data[tensor.begin : tensor.end])
@@ -44,20 +41,20 @@ def ours(data):
 
 
 def reference(data):
-    """What the reference reader makes of it."""
+    """What the reference reader reads from a file."""
     return {
         name: (tensor["dtype"], tuple(tensor["shape"]), bytes(tensor["data"]))
         for name, tensor in safetensors.deserialize(data)
     }
 
 
-# ---- what it accepts and we do not
+# ---- what only the reference reader accepts
 
 FIELDS = '"dtype":"U8","shape":[1],"data_offsets":[0,1]'
 INFO = "{" + FIELDS + "}"
 AXES = ",".join("1" * 65)
 
-# Why we refuse it: the file (header, data), and how the message says so.
+# The reason for refusing it: the file (header, data), and a part of the error message.
 STRICTER = {
     "one of the two would be dropped, and readers differ in which": (
         '{"a":' + INFO + ',"a":' + INFO + "}", b"x", "appears twice"),
@@ -80,7 +77,7 @@ STRICTER = {
 
 
 @pytest.mark.parametrize("reason", STRICTER)
-def test_we_are_stricter_for_a_reason(reason):
+def test_what_only_the_reference_reader_accepts_is_refused_with_the_reason(reason):
     header, data, sentence = STRICTER[reason]
     file = file_of(header.encode(), data)
     reference(file)
@@ -88,7 +85,7 @@ def test_we_are_stricter_for_a_reason(reason):
         ours(file)
 
 
-def test_that_numpy_has_no_such_empty_array():
+def test_numpy_has_no_empty_array_of_such_a_shape():
     for shape in [(0, 2**61), (2**61, 0), (0, 2**40, 2**40)]:
         with pytest.raises(ValueError, match="too big"):
             np.empty(shape, np.float32)
@@ -96,7 +93,7 @@ def test_that_numpy_has_no_such_empty_array():
 
 
 def compare(data):
-    """We accept no more than the reference reader, and read the same."""
+    """Check that safejax accepts no more than the reference reader, and reads the same."""
     try:
         expected = reference(data)
     except safetensors.SafetensorError:
@@ -127,7 +124,7 @@ sizes = st.sampled_from([0, 1, 2, 3, 4, 8, 16, 64])
 
 @st.composite
 def entries(draw):
-    """An entry of a table, of a whole number of bytes."""
+    """The code and the shape of a tensor that takes a whole number of bytes."""
     code, shape = draw(codes), draw(st.lists(sizes, max_size=3))
     bits = int(np.prod(shape, dtype=int)) * BITS[code]
     if bits % 8:
@@ -141,7 +138,7 @@ metadata = st.dictionaries(texts, texts, max_size=3)
 
 
 def written(table, strings):
-    """A file that holds the entries with distinct bytes, and what each holds."""
+    """A file that holds the entries with distinct bytes, and the bytes of each."""
     ordered = data_order(table)
     rng = np.random.default_rng(len(table))
     held = {entry.name: rng.bytes(entry.nbytes) for entry in ordered}
@@ -150,7 +147,7 @@ def written(table, strings):
 
 
 @given(tables, metadata)
-def test_the_reference_reader_reads_what_we_write(table, strings):
+def test_the_reference_reader_reads_what_safejax_writes(table, strings):
     data, held = written(table, strings)
     expected = {entry.name: (entry.code, entry.shape, held[entry.name]) for entry in table}
     assert reference(data) == ours(data) == expected
@@ -185,7 +182,7 @@ def test_data_is_aligned(table, large):
     for tensor in header.tensors.values():
         nbytes = tensor.end - tensor.begin
         if nbytes:
-            # Alignment that its size allows, and its dtype's at the least.
+            # Data has the alignment that its size allows, and at least that of its dtype.
             assert tensor.begin % max(BITS[tensor.code] // 8, 1) == 0
             assert nbytes % SMALL_ALIGNMENT or tensor.begin % SMALL_ALIGNMENT == 0
 
@@ -199,8 +196,8 @@ NUMPY_DTYPES = ["bool", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f
     ),
     st.none() | metadata,
 )
-def test_we_read_what_the_reference_writer_writes(leaves, strings):
-    # Of no tensors and empty metadata safetensors 0.8 writes what it does not read itself.
+def test_safejax_reads_what_the_reference_writer_writes(leaves, strings):
+    # For no tensors and empty metadata, safetensors 0.8 writes a file that it cannot read itself.
     hypothesis.assume(leaves or strings != {})
     rng = np.random.default_rng(0)
     arrays = {
@@ -218,14 +215,14 @@ def test_we_read_what_the_reference_writer_writes(leaves, strings):
     assert header.metadata == (strings or {})
 
 
-# ---- files that are made up
+# ---- generated files
 
 
 @st.composite
 def damaged(draw):
-    """A valid file with some bytes of its header changed, left out, doubled or put in."""
+    """A valid file in which bytes of the header are changed, removed, doubled or inserted."""
     data, _ = written(draw(tables), draw(metadata))
-    begin = 8 + int.from_bytes(data[:8], "little")
+    begin = data_begin(data)
     header = bytearray(data[8:begin].rstrip())
     for _ in range(draw(st.sampled_from([1, 1, 1, 2, 3]))):
         at = draw(st.integers(0, len(header) - 1))
@@ -245,12 +242,12 @@ def damaged(draw):
 
 @given(damaged())
 @example(file_of(b" {}"))
-def test_a_file_with_a_damaged_header_is_refused_or_read_alike(data):
+def test_a_file_with_a_damaged_header_is_refused_or_read_in_the_same_way(data):
     compare(data)
 
 
 @given(tables, metadata, st.data())
-def test_a_file_that_is_cut_or_grows_is_refused_or_read_alike(table, strings, data):
+def test_a_shortened_or_extended_file_is_refused_or_read_in_the_same_way(table, strings, data):
     whole, _ = written(table, strings)
     end = data.draw(st.integers(0, len(whole)))
     compare(whole[:end])
@@ -263,7 +260,7 @@ def test_a_file_that_is_cut_or_grows_is_refused_or_read_alike(table, strings, da
 @example(b"{}", b"")
 @example(b"{} ", b"")
 @example(b"{}\x00", b"")
-def test_raw_bytes_are_refused_or_read_alike(header, data):
+def test_any_bytes_are_refused_or_read_in_the_same_way(header, data):
     compare(header + data)
     compare(file_of(header, data))
     compare(file_of(b"{" + header, data))
@@ -297,7 +294,7 @@ made_up = st.dictionaries(
 
 
 @given(made_up, st.booleans(), st.integers(0, 20))
-def test_json_of_any_shape_is_refused_or_read_alike(table, ascii_only, nbytes):
+def test_any_json_is_refused_or_read_in_the_same_way(table, ascii_only, nbytes):
     compare(file_of(json.dumps(table, ensure_ascii=ascii_only).encode(), bytes(nbytes)))
 
 
@@ -308,7 +305,7 @@ def json_of(pairs):
 
 @st.composite
 def nearly_right(draw):
-    """A header that holds together, but for one thing perhaps; and the size of its data."""
+    """A header that is valid except for at most one fault, and the size of its data."""
     reached = 0
     tensors = []
     for entry in draw(tables):
@@ -356,14 +353,14 @@ def nearly_right(draw):
 
 
 @given(nearly_right())
-def test_a_header_that_is_nearly_right_is_refused_or_read_alike(case):
+def test_a_header_with_one_fault_is_refused_or_read_in_the_same_way(case):
     header, nbytes = case
     hypothesis.assume(nbytes < 100_000)
     compare(file_of(header, np.random.default_rng(0).bytes(nbytes)))
 
 
 @given(nearly_right(), st.sampled_from(["-0", "00", "0.0", "0e0", "1e0", "1E1", "+0", "0x0", "٠"]))
-def test_numbers_in_other_spellings_are_refused_or_read_alike(case, number):
+def test_numbers_in_other_notations_are_refused_or_read_in_the_same_way(case, number):
     header, nbytes = case
     hypothesis.assume(nbytes < 100_000)
     compare(file_of(header.replace(b"0", number.encode(), 1), bytes(nbytes)))

@@ -1,4 +1,4 @@
-"""Forged records and damaged files, generated: an error of ours, or a tree, and nothing else."""
+"""Generated records and damaged files give a tree or an error of safejax, and nothing else."""
 
 import json
 from collections.abc import Iterable
@@ -15,9 +15,10 @@ import safejax.objax
 from safejax import LazyArray
 from safejax.errors import InvalidFileError, SafejaxError
 from safejax.testing import arrays, pytrees, scalars
+from tests.support.files import header_of, with_header
 
 TREES = pytrees(arrays("int8", (2,)) | scalars())
-"""Small leaves: it is the structure that is forged."""
+"""Leaves are small, because it is the structure that is forged."""
 
 WORDS = st.sampled_from(
     ["", "a", "a.b", "0", "1", "list", "tuple", "dict", "int", "builtins.dict", "os.system",
@@ -46,17 +47,6 @@ RECORDS = st.fixed_dictionaries(
 )
 
 
-def split(data: bytes) -> tuple[dict[str, Any], bytes]:
-    """The header and the rest of a file that we wrote."""
-    length = int.from_bytes(data[:8], "little")
-    return json.loads(data[8 : 8 + length]), data[8 + length :]
-
-
-def joined(header: dict[str, Any], rest: bytes) -> bytes:
-    encoded = json.dumps(header).encode()
-    return len(encoded).to_bytes(8, "little") + encoded + rest
-
-
 @st.composite
 def forged(draw: st.DrawFn, table: Any) -> Any:
     """The JSON value with one node replaced, removed, added or doubled, at any depth."""
@@ -75,7 +65,7 @@ def forged(draw: st.DrawFn, table: Any) -> Any:
 
 
 def open_in_every_way(data: bytes) -> None:
-    """Every reader gives a tree that can be stored again, or an error of ours."""
+    """Check that every reader returns a tree that can be stored, or raises an error of safejax."""
     try:
         leaves = safejax.decode(data)
     except InvalidFileError:
@@ -88,7 +78,7 @@ def open_in_every_way(data: bytes) -> None:
             tree = read(data)
         except SafejaxError:
             continue
-        # Nothing is lost on the way, whatever the record tells of containers.
+        # No array is lost, whatever the record says about containers.
         if read is safejax.deserialize:
             assert arrays_in(safejax.flatten(tree).values()) == arrays_in(leaves.values())
             safejax.serialize(tree)
@@ -100,19 +90,21 @@ def arrays_in(leaves: Iterable[Any]) -> set[str]:
 
 @given(data=st.data())
 def test_a_forged_record_is_refused_or_harmless(data: st.DataObject) -> None:
-    header, rest = split(safejax.serialize(data.draw(TREES), metadata={"by": "us"}))
+    file = safejax.serialize(data.draw(TREES), metadata={"by": "us"})
+    header = header_of(file)
     metadata = header["__metadata__"]
     record = data.draw(forged(json.loads(metadata.get("safejax", "{}"))))
     open_in_every_way(
-        joined({**header, "__metadata__": {**metadata, "safejax": json.dumps(record)}}, rest)
+        with_header(file, {**header, "__metadata__": {**metadata, "safejax": json.dumps(record)}})
     )
 
 
 @given(record=RECORDS | NODES | st.text() | st.binary().map(lambda raw: raw.decode("latin-1")))
 def test_any_record_is_refused_or_harmless(record: Any) -> None:
-    header, rest = split(safejax.serialize({"a": {"b": safejax.EMPTY}}))
+    file = safejax.serialize({"a": {"b": safejax.EMPTY}})
+    header = header_of(file)
     text = record if isinstance(record, str) else json.dumps(record)
-    open_in_every_way(joined({**header, "__metadata__": {"safejax": text}}, rest))
+    open_in_every_way(with_header(file, {**header, "__metadata__": {"safejax": text}}))
 
 
 @given(data=st.data())

@@ -1,7 +1,7 @@
-"""The six laws of the design, over generated trees, for every step there is.
+"""The six laws of the design, for every public step, over generated trees.
 
-1 round trip, 2 inverse, 3 avals, 4 pushdown, 5 purity, 6 oracle. The steps stand in one table:
-a public step that is missing from it fails `test_every_public_step_is_here`.
+1 round trip, 2 inverse, 3 avals, 4 pushdown, 5 purity, 6 reference. One table has all steps: a
+public step that is missing from it fails `test_every_public_step_is_in_the_table`.
 """
 
 import inspect
@@ -49,11 +49,11 @@ from safejax.testing import (
 )
 from safejax.testing.strategies import shapes
 
-# ---- every step, with what it is applied to
+# ---- every step, with the leaves that it is applied to
 
 
 def named(dtype: Any = None, min_axes: int = 0) -> st.SearchStrategy[Leaves]:
-    """Leaves of a few arrays and a scalar, under names that the steps below speak of."""
+    """Leaves with a few arrays and a scalar, whose names the steps below match."""
     array = arrays(dtype)
     fitting = shapes(min_axes, 4, 32).flatmap(lambda shape: arrays(dtype, shape))
     return st.fixed_dictionaries(
@@ -66,7 +66,7 @@ def _swap(leaves: Leaves) -> Leaves:
 
 
 def alike(dtypes: tuple[str, ...] = ("float32", "int4", "bfloat16")) -> st.SearchStrategy[Leaves]:
-    """Leaves of numbered arrays, of one dtype and shape, with an axis of 6 at the front."""
+    """Leaves with numbered arrays of one dtype and shape, whose first axis has size 6."""
     trailing = shapes(0, 3, 8)
     same = st.tuples(st.sampled_from(dtypes), trailing, st.integers(1, 3))
 
@@ -90,7 +90,7 @@ def key_data(own: tuple[int, ...]) -> st.SearchStrategy[Leaves]:
 
 
 def flat(leaves: st.SearchStrategy[Leaves]) -> st.SearchStrategy[Leaves]:
-    """The same leaves, those with an axis of 6 at the front with one other beside it."""
+    """The same leaves, in which those with a first axis of size 6 have one more axis."""
 
     def reshaped(_: str, leaf: Any) -> Any:
         return leaf.reshape(6, leaf.size // 6) if leaf.shape[:1] == (6,) else leaf
@@ -101,8 +101,8 @@ def flat(leaves: st.SearchStrategy[Leaves]) -> st.SearchStrategy[Leaves]:
 FLOATS = st.sampled_from(["float32", "bfloat16", "float16"])
 MATRICES = named("float32", 2) | named("int8", 2)
 
-# name of the public step: (step, leaves that it can be applied to, whether it is exact; None
-# for one without an inverse)
+# The name of a public step, with its cases: the step, leaves that it can be applied to, and whether
+# its inverse is exact (None if it has no inverse).
 Case = tuple[Step[Any, Any], st.SearchStrategy[Leaves], bool | None]
 STEPS: dict[str, list[Case]] = {
     "cast": [
@@ -184,7 +184,7 @@ STEPS: dict[str, list[Case]] = {
         ),
     ],
 }
-# These end in something other than Leaves; their laws are stated on their own below.
+# These do not return Leaves; their laws are stated separately below.
 ENDS = {"flatten", "unflatten", "encode", "decode"}
 
 CASES = [
@@ -195,7 +195,7 @@ CASES = [
 every_step = pytest.mark.parametrize(("step", "leaves", "exact"), CASES)
 
 
-def test_every_public_step_is_here() -> None:
+def test_every_public_step_is_in_the_table() -> None:
     def is_step(value: Any) -> bool:
         if isinstance(value, Step):
             return True
@@ -208,22 +208,22 @@ def test_every_public_step_is_here() -> None:
 
 
 def same(actual: Leaves, expected: Leaves, step: Step[Any, Any] | None = None) -> None:
-    # What is made of several leaves stands where the first stood; the others' places are gone.
+    # What is made of several leaves takes the place of the first one.
     gathers = any(word in repr(step) for word in ("stack(", "concat(", "split("))
     in_order = sorted if gathers else list
     assert in_order(actual) == in_order(expected)
-    # A cast keeps a NaN, and not its payload; all other steps keep every bit.
+    # A cast keeps NaNs but not their payloads; all other steps keep every bit.
     alike = one_nan if "cast(" in repr(step) else lambda leaf: leaf
     for name, leaf in expected.items():
         assert_same_bits(alike(actual[name]), alike(leaf), name)
 
 
 def one_nan(leaf: Any) -> Any:
-    """The leaf with one bit pattern for all NaNs."""
+    """The leaf with the same bit pattern for all NaNs."""
     if not is_plain(leaf) or not is_floating(np.asarray(leaf).dtype):
         return leaf
     host = np.asarray(leaf)
-    with np.errstate(invalid="ignore"):  # NumPy says it of signalling NaNs.
+    with np.errstate(invalid="ignore"):  # NumPy warns about signalling NaNs.
         return np.where(np.isnan(host), np.asarray(np.nan, host.dtype), host)
 
 
@@ -255,7 +255,7 @@ def test_a_tree_survives_the_file(tree: Any) -> None:
 
 @every_step
 @given(data=st.data())
-def test_the_inverse_goes_back(
+def test_the_inverse_undoes_the_step(
     step: Step[Any, Any], leaves: st.SearchStrategy[Leaves], exact: bool | None, data: st.DataObject
 ) -> None:
     before = data.draw(leaves)
@@ -272,7 +272,7 @@ def test_the_inverse_goes_back(
 
 
 @given(data=st.data())
-def test_any_chain_goes_through_a_file_and_back(data: st.DataObject) -> None:
+def test_any_chain_can_be_undone_after_a_save_and_a_load(data: st.DataObject) -> None:
     before = flatten(data.draw(pytrees()))
     step = data.draw(transforms(before))
     there = step(before)
@@ -295,7 +295,7 @@ def test_a_tree_moves_whole_below_a_prefix_and_back(tree: Any) -> None:
 
 
 def by_name(leaves: Leaves) -> Leaves:
-    """The leaves in the order of their names: a file has its own."""
+    """The leaves in the order of their names, because a file has its own order."""
     return leaves.replace({name: leaves[name] for name in sorted(leaves)})
 
 
@@ -304,7 +304,7 @@ def by_name(leaves: Leaves) -> Leaves:
 
 @every_step
 @given(data=st.data())
-def test_abstract_leaves_become_what_arrays_become(
+def test_abstract_leaves_get_the_avals_that_arrays_get(
     step: Step[Any, Any], leaves: st.SearchStrategy[Leaves], exact: bool | None, data: st.DataObject
 ) -> None:
     before = data.draw(leaves)
@@ -324,7 +324,7 @@ def test_abstract_leaves_become_what_arrays_become(
 
 @every_step
 @given(data=st.data())
-def test_a_part_reads_only_its_own_bytes(
+def test_a_part_of_a_result_reads_only_its_own_bytes(
     step: Step[Any, Any], leaves: st.SearchStrategy[Leaves], exact: bool | None, data: st.DataObject
 ) -> None:
     before = data.draw(leaves)
@@ -342,7 +342,7 @@ def test_a_part_reads_only_its_own_bytes(
         assert_same_bits(read, expected, name)
         width, source = stored(leaf)
         if isinstance(source, PackedSource):
-            # Two elements share a byte, and a run may begin and end within one.
+            # Two elements share a byte, so that a run may begin and end within one.
             assert log.nbytes <= 2 * expected.size
         elif "pad(" in repr(step):
             # What is added is in no file.
@@ -352,7 +352,7 @@ def test_a_part_reads_only_its_own_bytes(
 
 
 def stored(leaf: LazyArray) -> tuple[int, Source]:
-    """Bytes that an element of a leaf takes in its source, and the source."""
+    """The number of bytes that an element of a leaf takes in its source, and the source."""
     view = leaf.content.view
     while not isinstance(view, Strided):
         assert isinstance(view, Pointwise | Concatenation)
@@ -392,11 +392,11 @@ def is_plain(leaf: Any) -> bool:
     return is_array(leaf) and not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)
 
 
-# ---- 6 oracle
+# ---- 6 reference
 
 
 @given(tree=pytrees())
-def test_the_reference_reader_reads_what_we_write(tree: Any) -> None:
+def test_the_reference_reader_reads_what_safejax_writes(tree: Any) -> None:
     leaves = flatten(tree)
     data = encode(leaves)
     read = dict(safetensors.deserialize(data))

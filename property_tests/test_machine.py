@@ -1,7 +1,7 @@
-"""A machine that saves, loads, uses, donates and deletes at random, against a model in memory.
+"""Random saves, loads, uses, donations and deletions, compared with a model in memory.
 
-The model of a file, and of every tree that was loaded from it, is a tree of NumPy arrays: what
-was saved. Whatever else happens since, a tree keeps every bit of its model.
+The model of a file, and of every tree that was loaded from it, is the tree of NumPy arrays that was
+saved. Whatever happens later, a tree keeps every bit of its model.
 """
 
 import copy
@@ -39,6 +39,7 @@ import safejax
 from safejax import LazyArray
 from safejax._src.leaves.leaf import is_array
 from safejax.testing import arrays, assert_same_bits, assert_trees_identical, indices, keys
+from tests.support.leaves import is_key
 
 DEVICES = jax.devices()
 LINE = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
@@ -46,7 +47,7 @@ GRID = jax.make_mesh((2, 4), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
 
 
 def where_it_fits(sharding: NamedSharding) -> Callable[[str, Any], NamedSharding | None]:
-    """A sharding function for the leaves whose shape it divides."""
+    """A function that returns the sharding for the leaves whose shapes it divides."""
 
     def of_leaf(name: str, aval: Any) -> NamedSharding | None:
         fits = len(sharding.spec) <= aval.ndim and all(
@@ -87,7 +88,7 @@ def matrices(name: str) -> bool:
     return name in ("w", "v")
 
 
-# A transform, and what it does to a model.
+# A transform, and the same change of a model.
 TRANSFORMS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
     "none": (None, lambda tree: tree),
     "rename": (safejax.rename({"w": "v"}), renamed),
@@ -111,14 +112,14 @@ TRANSFORMS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
 
 
 def random_bits(dtype: Any, shape: tuple[int, ...]) -> st.SearchStrategy[Any]:
-    """Arrays of random bits; a few bytes to draw, where `arrays` draws every element."""
+    """Arrays of random bits, drawn as one seed, whereas `arrays` draws every element."""
     count = np.dtype(dtype).itemsize * int(np.prod(shape))
     return st.integers(0, 255).map(
         lambda seed: np.frombuffer(np.random.default_rng(seed).bytes(count), dtype).reshape(shape)
     )
 
 
-# Few shapes and dtypes, for each new one is compiled.
+# There are few shapes and dtypes, because JAX compiles for each new one.
 LEAVES = st.one_of(
     st.none(),
     st.integers(-5, 2**70),
@@ -154,7 +155,7 @@ PATHS = st.sampled_from(["a", "b", "c"])
 
 
 def host(tree: Any) -> Any:
-    """The tree with every array NumPy's own, and nobody else's; keys stay as they are."""
+    """The tree with a copy of every array in NumPy's memory; typed keys stay as they are."""
 
     def of_leaf(leaf: Any) -> Any:
         if not is_array(leaf) or is_key(leaf):
@@ -164,19 +165,15 @@ def host(tree: Any) -> Any:
     return jax.tree.map(of_leaf, tree)
 
 
-def is_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
 def lazy_leaves(tree: Any, model: Any) -> list[tuple[Any, Any]]:
-    """Each lazy leaf of a tree, and what it is in the model."""
+    """Each lazy leaf of a tree, with the leaf of the model."""
     pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(model), strict=True)
     return [(leaf, expected) for leaf, expected in pairs if type(leaf) is LazyArray]
 
 
 @dataclass(eq=False)
 class Live:
-    """A tree in use, its model, and the file that it looks at; `seen` when it has been read."""
+    """A tree in use, its model, and the file that it reads; `seen` if it has been read."""
 
     tree: Any
     model: Any
@@ -196,7 +193,7 @@ def kept(x: jax.Array) -> jax.Array:
 
 
 def flipped(x: Any) -> Any:
-    """The array with every bit turned round; of NumPy's and JAX's, and of any dtype alike."""
+    """The array, of NumPy or JAX and of any dtype, with every bit flipped."""
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         return (~x).astype(x.dtype)  # NumPy widens int4.
     return (~x.view(f"uint{8 * x.dtype.itemsize}")).view(x.dtype)
@@ -204,7 +201,7 @@ def flipped(x: Any) -> Any:
 
 donating = jax.jit(flipped, donate_argnums=0)
 
-# How often each rule was run, and what has to happen for the test to be worth something.
+# How often each rule ran, and what has to happen for the test to show anything.
 HAPPENED = Counter(
     {
         "overwritten under an unread tree": 0,
@@ -259,7 +256,7 @@ class Machine(RuleBasedStateMachine):
         return live
 
     def lost(self, name: str, how: str) -> None:
-        """What looked at the file of that name looks at one without a name from now on."""
+        """Trees that read the file of that name read a file without a name from now on."""
         for live in self.live:
             if live.file == name:
                 placed = [leaf.is_placed for leaf, _ in lazy_leaves(live.tree, live.model)]
@@ -275,7 +272,7 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def trees_keep_their_values(self) -> None:
-        # What nobody has read is left so: a file must also be there for those who come late.
+        # Trees that nobody has read are left unread: a file must also serve those who read late.
         for live in self.live:
             if live.seen:
                 live.check()
@@ -300,7 +297,7 @@ class Machine(RuleBasedStateMachine):
     @rule(live=trees, name=PATHS, part=st.floats(0, 0.99))
     @counted
     def save_that_fails(self, live: Live, name: str, part: float) -> None:
-        """Whatever there was stays; the invariants say so."""
+        """Everything stays as it was, which the invariants check."""
 
         def stop(done: int, total: int) -> None:
             if done > part * total:
@@ -361,11 +358,11 @@ class Machine(RuleBasedStateMachine):
     def part(self, live: Live, data: st.DataObject) -> Live:
         leaf, expected = self.leaf(live, data)
         index = data.draw(indices(expected.shape))
-        # Closed by an Ellipsis, NumPy too gives an array where no axis is left.
+        # With an Ellipsis at the end, NumPy too returns an array where no axis is left.
         model = expected[index if ... in index else (*index, ...)]
         if "part" in live.model:
             happened("a part of a part")
-        # Of an array that is placed JAX may give the array itself, which can be donated away.
+        # For a placed array, JAX may return the array itself, which can be donated later.
         part = leaf[index] if type(leaf[index]) is LazyArray else jnp.copy(leaf[index])
         return self.add({"part": part}, {"part": host(model)}, live.file)
 
@@ -403,7 +400,7 @@ class Machine(RuleBasedStateMachine):
         tree = safejax.materialize(live.tree)
         assert not lazy_leaves(tree, live.model)
         assert all(leaf.is_placed for leaf, _ in lazy_leaves(live.tree, live.model))
-        # The leaves of both are the same arrays: donated from one, they are lost to this one.
+        # Both trees share arrays, so that those that are donated from one are deleted in the other.
         copied = jax.tree.map(lambda x: jnp.copy(x) if isinstance(x, jax.Array) else x, tree)
         return self.add(copied, live.model)
 
@@ -445,7 +442,7 @@ class Machine(RuleBasedStateMachine):
         return data.draw(st.sampled_from([pair for pair in pairs if is_array(pair[1])]))
 
 
-def test_whatever_is_done_in_whatever_order_every_tree_keeps_every_bit() -> None:
+def test_every_tree_keeps_every_bit_under_any_sequence_of_actions() -> None:
     HAPPENED.update({what: -count for what, count in HAPPENED.items()})
     run_state_machine_as_test(Machine, settings=settings(stateful_step_count=20))
     assert [what for what, count in HAPPENED.items() if count == 0] == []

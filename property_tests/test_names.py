@@ -1,4 +1,4 @@
-"""Patterns: a plain search through all ways to match is the model of the compiled one."""
+"""Patterns: the compiled matcher is compared with a plain search through all ways to match."""
 
 import string
 
@@ -12,7 +12,7 @@ from safejax.errors import TransformError
 
 
 def matches(tokens, name, values):
-    """Every way in which tokens match a name, those first where earlier ones take less."""
+    """Every way in which tokens match a name, first those in which earlier tokens match less."""
     if not tokens:
         if not name:
             yield values
@@ -30,7 +30,7 @@ def matches(tokens, name, values):
             yield from matches(rest, name[length:], {**values, placeholder: text})
 
 
-# Few characters, so that names match in many ways.
+# There are few characters, so that names match in many ways.
 letters = st.sampled_from("ab.") | st.sampled_from("a.b*+[]{}()\\^$|?\n\u2028é")
 literals = st.text(letters, min_size=1, max_size=3)
 few_letters = st.text(st.sampled_from("ab."), min_size=1, max_size=2)
@@ -38,7 +38,7 @@ few_letters = st.text(st.sampled_from("ab."), min_size=1, max_size=2)
 
 @st.composite
 def patterns(draw):
-    """A pattern's text, and its tokens: text, or a placeholder in a tuple."""
+    """The text of a pattern and its tokens, which are text or a placeholder in a tuple."""
     literal = draw(st.sampled_from([few_letters, literals]))
     text, tokens = "", []
     stars = 0
@@ -64,7 +64,7 @@ def patterns(draw):
 
 @st.composite
 def cases(draw):
-    """A pattern, and a name that it matches or that is near to one."""
+    """A pattern, and a name that it matches or nearly matches."""
     text, tokens = draw(patterns())
     values = {}
     name = ""
@@ -91,7 +91,7 @@ def cases(draw):
 @example(("{i}a{j}a{i}", [("i",), "a", ("j",), "a", ("i",)], "aaaaaa"))
 @example(("{i}x{j}x{i}", [("i",), "x", ("j",), "x", ("i",)], "axbxcxaxb"))
 @example(("{i}ab*b", [("i",), "ab", ("*0",), "b"], "aabab.b"))
-def test_a_pattern_matches_as_the_search_through_all_ways_does(case):
+def test_a_pattern_matches_what_the_plain_search_matches(case):
     text, tokens, name = case
     found = Template.parse(text).matcher()(name)
     assert found == next(matches(tokens, name, {}), None)
@@ -109,7 +109,7 @@ def test_filling_in_what_was_matched_gives_the_name(case):
 
 
 @given(st.text(), st.text())
-def test_a_pattern_without_placeholders_matches_its_own_text_alone(text, other):
+def test_a_pattern_without_placeholders_matches_only_its_own_text(text, other):
     for name in (text, other, text + other, text.swapcase(), text + "\n"):
         escaped = text.replace("{", "{{").replace("}", "}}")
         if "*" not in text:
@@ -142,7 +142,7 @@ def test_split_and_join_are_inverse_on_segments_without_dots(segments):
     assert join(split(join(segments))) == join(segments)
 
 
-def test_the_model_finds_every_way():
+def test_the_plain_search_finds_every_way():
     tokens = [("*0",), "a", ("*1",)]
     ways = list(matches(tokens, "xaya", {}))
     assert ways == [{"*0": "x", "*1": "ya"}, {"*0": "xay", "*1": ""}]

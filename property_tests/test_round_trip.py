@@ -1,7 +1,8 @@
-"""Names and containers: what the laws of `test_laws` leave open.
+"""Names and containers: the laws that `test_laws` does not cover.
 
-A tree from its names alone, parts of it, renamed leaves, trees of shardings, reports of `like`,
-and records that somebody else wrote. Leaves are mostly numbers, so that trees can be wild.
+Trees are built from names alone, from a part of their leaves, from renamed leaves and from forged
+records; trees of shardings and reports of `like` are checked. Leaves are mostly numbers, so that
+trees can be large and irregular.
 """
 
 import json
@@ -34,6 +35,7 @@ from safejax._src.leaves.shardings import resolve
 from safejax._src.pytrees.structure import Structure
 from safejax.testing import assert_same_bits, pytrees, scalars
 from safejax.testing.strategies import Pair
+from tests.support.files import header_of, with_header
 
 # ---- trees
 
@@ -70,7 +72,7 @@ wild_trees = st.recursive(values, containers, max_leaves=15)
 
 
 def as_stored(tree: Any) -> Any:
-    """The tree with the containers that a file rebuilds by itself: a namedtuple is a dict."""
+    """The tree with the containers that a file rebuilds without `like`: a namedtuple is a dict."""
     if isinstance(tree, Pair):
         return {"first": as_stored(tree.first), "second": as_stored(tree.second)}
     if isinstance(tree, dict):
@@ -81,7 +83,7 @@ def as_stored(tree: Any) -> Any:
 
 
 def form(tree: Any) -> Any:
-    """A form whose equality is that of node types, keys, order where it counts, and every bit."""
+    """A form that is equal if node types, keys, order where it matters, and every bit are equal."""
     if isinstance(tree, OrderedDict):
         return ("ordered", [(form(key), form(child)) for key, child in tree.items()])
     if isinstance(tree, dict):
@@ -101,12 +103,12 @@ def form(tree: Any) -> Any:
 @example(tree={"a": {"b": 0}, "a.b": {"c": 1}, "a.b.c": 2})
 @example(tree=OrderedDict([("a.b", 1), ("a", {"b": 2}), ("", {})]))
 @example(tree={"\ud800": 0, "\\ud800": 1, "é\udfff": {"x": [None]}})
-def test_a_tree_comes_back_from_the_bytes_alone(tree: Any) -> None:
+def test_a_tree_comes_back_from_its_bytes_without_like(tree: Any) -> None:
     assert form(unflatten(flatten(tree))) == form(tree)
     data = encode(flatten(tree))
     assert form(unflatten(decode(data))) == form(as_stored(tree))
     assert encode(decode(data)) == data
-    # With `like` it is the same tree.
+    # With `like` it is the same tree in every node type.
     assert form(unflatten(decode(data), like=tree)) == form(tree)
 
 
@@ -125,7 +127,7 @@ def test_a_tree_of_arrays_comes_back_from_a_file(
     for leaf, wanted in zip(jax.tree.leaves(again), expected, strict=True):
         assert_same_bits(leaf, wanted)
     assert safejax.metadata(path) == metadata
-    # Names, as another reader sees them, are those of the arrays.
+    # The names that another reader sees are those of the arrays.
     with safetensors.safe_open(path, "np") as file:
         arrays = [leaf for leaf in expected if hasattr(leaf, "dtype")]
         assert len(file.keys()) == len(arrays)
@@ -158,20 +160,20 @@ def test_leaves_under_other_names_are_a_tree_or_an_error(tree: Any, data: st.Dat
     assert sorted(map(repr, jax.tree.leaves(again))) == sorted(
         repr(leaf) for leaf in renamed.values() if leaf is not None and leaf is not EMPTY
     )
-    # And it is stored as it is built.
+    # It can be stored again as it was built.
     assert form(unflatten(decode(encode(renamed)))) == form(as_stored(again))
 
 
 @given(names=st.lists(texts, unique=True, max_size=8))
 @example(names=["w", "w.a", "w.a.b", "w-", ""])
-def test_names_of_others_are_a_tree_or_an_error(names: list[str]) -> None:
+def test_names_without_a_record_are_a_tree_or_an_error(names: list[str]) -> None:
     try:
         leaves = Leaves({name: number for number, name in enumerate(names)})
     except TransformError:
         return
     tree = unflatten(leaves)
     assert sorted(jax.tree.leaves(tree)) == list(range(len(names)))
-    # Flattened again, each leaf has the name that it had, but for suffixes.
+    # When the tree is flattened again, each leaf has its old name, except for suffixes.
     again = {leaf: name for name, leaf in flatten(tree).items()}
     for name, number in leaves.items():
         assert again[number] == name or again[number].startswith(f"{name}~")
@@ -208,12 +210,13 @@ def prefixes(draw: st.DrawFn, tree: Any) -> tuple[Any, list[Any]]:
 
 @given(tree=st.recursive(st.just(np.zeros(8)) | st.none(), containers, max_leaves=10),
        data=st.data(), in_process=st.booleans())  # fmt: skip
-def test_a_prefix_of_a_tree_gives_each_leaf_what_stands_above_it(
+def test_a_prefix_tree_gives_each_leaf_the_sharding_above_it(
     tree: Any, data: st.DataObject, in_process: bool
 ) -> None:
     try:
         leaves = flatten(tree)
-    except safejax.LeafError:  # an OrderedDict may hold keys of any types, and JAX sorts none
+    except safejax.LeafError:
+        # An OrderedDict may have keys of different types, since JAX does not sort them.
         return
     prefix, expected = data.draw(prefixes(tree))
     if not in_process:
@@ -234,7 +237,7 @@ named_avals = st.dictionaries(
 
 
 @given(stored=named_avals, like=named_avals)
-def test_a_report_tells_all_that_differs_and_nothing_else(stored: Any, like: Any) -> None:
+def test_a_report_names_every_difference_and_nothing_else(stored: Any, like: Any) -> None:
     found, wanted = flatten(stored), flatten(like)
     expected = {f"missing {name!r}" for name, leaf in wanted.items()
                 if name not in found and leaf is not EMPTY}  # fmt: skip
@@ -252,7 +255,7 @@ def test_a_report_tells_all_that_differs_and_nothing_else(stored: Any, like: Any
     assert len(lines) == len(expected)
 
 
-# ---- records that somebody else wrote
+# ---- forged records
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -267,7 +270,7 @@ json_values = st.recursive(
 
 
 def places(item: Any) -> list[Any]:
-    """Every place within a JSON value, as the keys on the way to it."""
+    """Every place in a JSON value, as the keys that lead to it."""
     if not isinstance(item, dict | list):
         return [()]
     inner = item.items() if isinstance(item, dict) else enumerate(item)
@@ -293,17 +296,15 @@ RECORDED = {
 
 
 @given(data=st.data())
-def test_a_record_of_anothers_is_a_tree_or_an_error(data: st.DataObject) -> None:
+def test_a_forged_record_gives_a_tree_or_an_error(data: st.DataObject) -> None:
     blob = encode(flatten(RECORDED))
-    size = int.from_bytes(blob[:8], "little")
-    header = json.loads(blob[8 : 8 + size])
+    header = header_of(blob)
     record = json.loads(header["__metadata__"][RECORD_KEY])
     for _ in range(data.draw(st.integers(1, 3))):
         place = data.draw(st.sampled_from(places(record)))
         record = changed(record, place, data.draw(json_values))
     header["__metadata__"][RECORD_KEY] = json.dumps(record)
-    encoded = json.dumps(header).encode()
-    forged = len(encoded).to_bytes(8, "little") + encoded + blob[8 + size :]
+    forged = with_header(blob, header)
     fault = None
     try:
         leaves = decode(forged)
@@ -313,6 +314,6 @@ def test_a_record_of_anothers_is_a_tree_or_an_error(data: st.DataObject) -> None
     if fault is not None:
         assert fault.startswith(("<bytes>: ", "leaves: "))
         return
-    # Every tensor is there, and what was believed can be stored and believed again.
+    # Every tensor is there, and the accepted record can be stored and read again.
     assert sum(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(tree)) == 5
     assert encode(decode(encode(leaves))) == encode(leaves)

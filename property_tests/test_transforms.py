@@ -1,7 +1,7 @@
-"""Transforms against models: NumPy for values, a matcher of our own for names.
+"""Transforms against models: NumPy for values, and a plain matcher for names.
 
-`test_laws` has each step by itself; here are long chains, all pairs of dtypes, and templates
-that nobody would write.
+`test_laws` tests each step by itself; this file tests long chains, all pairs of dtypes, and
+unusual templates.
 """
 
 import math
@@ -43,7 +43,7 @@ def converted(array: Any, dtype: str) -> Any:
 
 @st.composite
 def chains(draw: st.DrawFn, dtype: str, axes: int) -> tuple[Any, Callable[[Any], Any]]:
-    """A chain of up to five transforms of the leaf `w`, and what NumPy does in its place."""
+    """A chain of up to five transforms of the leaf `w`, and what does the same with NumPy."""
     steps: list[Any] = []
     model: list[Callable[[Any], Any]] = []
     for _ in range(draw(st.integers(0, 5))):
@@ -85,12 +85,12 @@ def leaf_and_chain(draw: st.DrawFn) -> tuple[Any, Any, Any]:
 
 
 @given(case=leaf_and_chain(), data=st.data())
-def test_a_part_of_a_long_chain_is_numpys_and_reads_its_own_bytes(
+def test_a_part_after_a_long_chain_equals_numpys_and_reads_only_its_own_bytes(
     case: tuple[Any, Any, Any], data: st.DataObject
 ) -> None:
     array, step, expected = case
     leaf = step(decode(encode(Leaves({"w": array}))))["w"]
-    # The first index may be taken of the second, and so on: windows do not pile up.
+    # Each index is taken of the result of the one before: windows do not pile up.
     for _ in range(data.draw(st.integers(0, 2))):
         index = data.draw(indices(expected.shape))
         closed = index if ... in index else (*index, ...)
@@ -103,7 +103,7 @@ def test_a_part_of_a_long_chain_is_numpys_and_reads_its_own_bytes(
 
 
 @given(case=leaf_and_chain(), data=st.data())
-def test_shards_of_a_long_chain_are_numpys_and_read_once(
+def test_shards_after_a_long_chain_equal_numpys_and_are_read_once(
     case: tuple[Any, Any, Any], data: st.DataObject
 ) -> None:
     array, step, expected = case
@@ -121,11 +121,13 @@ def test_shards_of_a_long_chain_are_numpys_and_read_once(
 
 
 @given(case=leaf_and_chain())
-def test_a_transformed_leaf_is_stored_as_it_is_seen(case: tuple[Any, Any, Any]) -> None:
+def test_a_transformed_leaf_is_stored_with_the_values_that_it_shows(
+    case: tuple[Any, Any, Any],
+) -> None:
     array, step, expected = case
     leaves = step(decode(encode(Leaves({"w": array}))))
     assert_same_bits(decode(encode(leaves))["w"], np.asarray(expected))
-    # What was computed from an array in memory is the same.
+    # Leaves from arrays in memory give the same.
     assert encode(step(Leaves({"w": array}))) == encode(leaves)
 
 
@@ -135,11 +137,11 @@ pairs = st.tuples(st.sampled_from(ALL_DTYPES), st.sampled_from(ALL_DTYPES))
 
 
 @given(pair=pairs, data=st.data())
-def test_any_dtype_is_converted_as_numpy_does_or_refused_unread(
+def test_any_cast_gives_what_numpy_gives_or_is_refused_before_reading(
     pair: tuple[Any, Any], data: st.DataObject
 ) -> None:
     source, target = pair
-    assume(not (source.kind == "c" and target.kind in "iufV"))  # NumPy warns of these
+    assume(not (source.kind == "c" and target.kind in "iufV"))  # NumPy warns about these
     array = np.asarray(data.draw(arrays(source)))
     leaves = decode(encode(Leaves({"w": array})))
     try:
@@ -167,7 +169,7 @@ templates = st.lists(parts, max_size=5).map("".join)
 
 
 def matcher(template: str) -> Any:
-    """Another way to match: with `(.*?)` for a star and `([^.]+?)` for a segment."""
+    """Another matcher, by a regular expression: `(.*?)` for a star, `([^.]+?)` for a segment."""
     pattern = ""
     seen: set[str] = set()
     for part in re.findall(r"\{\{|\{\w\}|\*|[^{*]", template):
@@ -191,7 +193,7 @@ def renames(draw: st.DrawFn) -> dict[str, str]:
 
 @st.composite
 def sensible_renames(draw: st.DrawFn) -> dict[str, str]:
-    """Templates whose new names have the placeholders of the old, in any order."""
+    """Templates whose new names have the placeholders of the old ones in any order."""
     rules: dict[str, str] = {}
     for old in draw(st.lists(templates, min_size=1, max_size=3, unique=True)):
         held = re.findall(r"\{\w\}|\*", old)
@@ -210,7 +212,7 @@ def sensible_renames(draw: st.DrawFn) -> dict[str, str]:
 @example(rules={"{i}.{j}": "{j}.{i}"}, entries=["a.b", "b.a", "a.a"], strict=True)
 @example(rules={"a": "b", "b": "a"}, entries=["a", "b"], strict=True)
 @example(rules={"*.a": "a.*"}, entries=[".a", "a.a", "b.a"], strict=False)
-def test_a_rename_goes_there_and_back_or_says_why(
+def test_a_rename_can_be_undone_or_is_an_error_with_the_reason(
     rules: dict[str, str], entries: list[str], strict: bool
 ) -> None:
     leaves = Leaves({name: number for number, name in enumerate(entries)})
@@ -218,7 +220,7 @@ def test_a_rename_goes_there_and_back_or_says_why(
         step = rename(rules, strict=strict, must_match=False)
         renamed = step(leaves)
     except TransformError as error:
-        # Nothing less than a sentence: what was expected, and what there is.
+        # The message is a sentence with what was expected and what was found.
         message = str(error)
         assert "expected" in message
         return
@@ -257,7 +259,7 @@ def test_slices_of_slices_do_not_pile_up(count: int, data: st.DataObject) -> Non
             expected = expected.transpose(2, 0, 1)
         else:
             leaf, expected = leaf[::-1], expected[::-1]
-    # One window and no more: the views' depth does not grow with the chain.
+    # There is only one window: the depth of views does not grow with the chain.
     assert len(repr(leaf.content.view)) < 400
     assert math.prod(leaf.shape) == 240
     assert_same_bits(np.asarray(leaf), np.ascontiguousarray(expected))

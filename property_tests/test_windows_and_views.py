@@ -1,7 +1,7 @@
-"""NumPy is the model of windows and views: values, shapes, dtypes, and the bytes they need.
+"""Windows and views against NumPy: values, shapes, dtypes, and the bytes that they need.
 
-Every element of every leaf here is its own number, so the values that an array shows tell
-which elements of the sources a read had to request.
+Every element of every leaf is a different number, so that the values of an array show which
+elements of the sources a read has to request.
 """
 
 import itertools
@@ -24,14 +24,14 @@ from safejax._src.reading.windows import Window, explicit_index
 MAX_AXES = 5
 MAX_SIZE = 300
 
-# Weighted: what is empty stays empty, and says little about the operations that follow.
+# Weighted, because an empty array stays empty and shows little about the following operations.
 sizes = st.sampled_from([2, 3, 4, 5, 6, 2, 3, 4, 1, 1, 0])
 shapes = st.integers(0, 4).flatmap(lambda axes: st.tuples(*[sizes] * axes))
 
 
 @st.composite
 def indices(draw, shape):
-    """A basic index on `shape`: ints in range, any slices, perhaps an Ellipsis."""
+    """A basic index on `shape`: integers in range, any slices, and possibly an Ellipsis."""
     lead = draw(st.integers(0, len(shape)))
     trail = draw(st.none() | st.integers(0, len(shape) - lead))
     index = [draw(entries(size)) for size in shape[:lead]]
@@ -50,7 +50,7 @@ def entries(size):
 
 @st.composite
 def shapes_of_size(draw, size):
-    """A shape that holds `size` elements, in at most as many axes as we go to."""
+    """A shape that holds `size` elements, with a limited number of axes."""
     if size == 0:
         shape = draw(st.lists(st.integers(0, 4), max_size=3))
         shape.insert(draw(st.integers(0, len(shape))), 0)
@@ -66,14 +66,14 @@ def shapes_of_size(draw, size):
 
 
 def chains(operations, length):
-    # Drawn by length first: plain lists are mostly short.
+    # The length is drawn first, because lists of hypothesis are mostly short.
     return st.integers(0, length).flatmap(
         lambda n: st.lists(st.sampled_from(operations), min_size=n, max_size=n)
     )
 
 
 class Leaves:
-    """Leaves whose elements are numbered through."""
+    """Leaves whose elements are numbered consecutively."""
 
     def __init__(self):
         self.count = 0
@@ -93,7 +93,7 @@ OPERATIONS = ("index", "transpose", "expand", "reshape", "concatenate", "stack",
 
 
 def step(draw, operation, array, view, leaves):
-    """One operation, on the array by NumPy and on the view by us."""
+    """One operation, on the array by NumPy and on the view by safejax."""
     axes = array.ndim
     if operation == "index":
         index = draw(indices(array.shape))
@@ -132,7 +132,7 @@ def step(draw, operation, array, view, leaves):
 
 
 @given(st.data())
-def test_a_chain_of_operations_shows_what_numpy_s_does(data):
+def test_a_chain_of_operations_shows_what_numpys_chain_shows(data):
     leaves = Leaves()
     array, view = leaves.make(data.draw(shapes), data.draw(st.booleans()))
     for operation in data.draw(chains(OPERATIONS, 8)):
@@ -167,7 +167,7 @@ def test_blocks_make_up_the_view_in_c_order(data, nbytes):
         blocks = [block.read() for block in view.blocks(nbytes)]
     assert b"".join(block.tobytes() for block in blocks) == array.tobytes()
     assert max(block.nbytes for block in blocks) <= max(nbytes, array.itemsize)
-    # Nothing is requested twice, also from behind a barrier.
+    # Nothing is requested twice, not even behind a barrier.
     assert log.nbytes == whole.nbytes
     target(len(blocks))
 
@@ -177,7 +177,7 @@ WINDOW_OPERATIONS = ("index", "transpose", "expand", "reshape", "repeat")
 
 @st.composite
 def windows(draw):
-    """A window that operations lead to, and the numbers of the elements that it shows."""
+    """A window after some operations, and the numbers of the elements that it shows."""
     shape = draw(shapes)
     numbers = np.arange(int(np.prod(shape, dtype=int))).reshape(shape)
     window = Window.whole(shape)
@@ -200,7 +200,7 @@ def windows(draw):
             wanted = draw(shapes_of_size(numbers.size))
             reshaped = window.reshape(wanted)
             try:
-                # NumPy says where a copy is needed; the strides are its own, so not compared.
+                # NumPy decides where a copy is needed. Its strides differ and are not compared.
                 in_place = numbers.reshape(wanted, copy=False)
             except ValueError:
                 assert reshaped is None
@@ -211,7 +211,7 @@ def windows(draw):
 
 
 @given(windows())
-def test_a_window_shows_the_elements_that_numpy_s_array_does(case):
+def test_a_window_shows_the_elements_that_numpys_array_shows(case):
     window, numbers = case
     source = np.arange(window.offset + 2000)
     flat = [
@@ -226,7 +226,7 @@ def test_a_window_shows_the_elements_that_numpy_s_array_does(case):
 
 
 @given(windows())
-@example((Window(0, (2, 2), (3, 2)), np.array([[0, 2], [3, 5]])))  # Runs touch, and are two.
+@example((Window(0, (2, 2), (3, 2)), np.array([[0, 2], [3, 5]])))  # runs that touch
 def test_spans_hold_each_distinct_element_once_in_order(case):
     window, numbers = case
     spans = window.spans()

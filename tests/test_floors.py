@@ -1,4 +1,4 @@
-"""The shape of the package: rooms and floors, what an import costs, and what is documented."""
+"""The architecture: rooms and floors, imports, documentation, and how tests share code."""
 
 import ast
 import graphlib
@@ -15,7 +15,7 @@ import safejax
 
 PACKAGE = Path(safejax.__file__).parent
 
-# A room is a folder, or a module beside the folders. It imports from lower floors only, so rooms
+# A room is a folder, or a module next to the folders. It imports from lower floors only, so rooms
 # of one floor do not import each other.
 FLOORS: list[set[str]] = [
     {"dtypes", "collector", "system", "errors", "public", "warn"},
@@ -28,21 +28,21 @@ FLOORS: list[set[str]] = [
 ]
 FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 
-# Modules that make a room together without a folder of their own.
+# Modules that form a room together without having a folder.
 ROOM_OF_MODULE = {"": "face", "adapter": "api"} | dict.fromkeys(
     ("flax", "nnx", "haiku", "objax", "equinox"), "adapters"
 )
 
 NAME_NO_JAX = {"reading", "storage", "format"}
 
-# Who may import a framework, and whatever else the package does not need by itself.
+# The rooms that may import a framework, or another package that is not a dependency of safejax.
 EXTRAS = {"flax", "haiku", "objax", "equinox", "chex", "optax", "hypothesis", "fsspec", "xxhash"}
 MAY_IMPORT = {
     "flax": {"flax"}, "nnx": {"flax"}, "haiku": {"haiku"}, "objax": {"objax"},
     "equinox": {"equinox"}, "testing": {"hypothesis"},
 }  # fmt: skip
 
-# What grows beyond this is two ideas, but for what has a reason here.
+# A module with more lines has two ideas in it, unless there is a reason here.
 MOST_LINES = 300
 LONG = {
     "_src.arrays.lazy": "one class, which has all that a JAX array has",
@@ -50,7 +50,7 @@ LONG = {
 
 
 def modules() -> dict[str, Path]:
-    """Name, without the package's, and file of every module."""
+    """The name of every module, without that of the package, and its file."""
     found: dict[str, Path] = {}
     for path in PACKAGE.rglob("*.py"):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
@@ -100,7 +100,7 @@ def test_a_room_imports_from_lower_floors_only(module: str) -> None:
         assert other == room or FLOOR[other] < FLOOR[room], f"{module} imports {name}"
 
 
-def test_no_import_goes_in_a_circle() -> None:
+def test_imports_have_no_cycle() -> None:
     graphlib.TopologicalSorter({module: own_imports(module) for module in MODULES}).prepare()
 
 
@@ -112,14 +112,14 @@ def test_private_names_stay_in_their_module(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_what_reads_and_stores_names_no_jax(module: str) -> None:
+def test_reading_storage_and_format_do_not_import_jax(module: str) -> None:
     roots = {name.split(".")[0] for name in imports(TREES[module])}
     assert room_of(module) not in NAME_NO_JAX or not roots & {"jax", "jaxlib"}
 
 
-# What that one module looks for in JAX may be missing, hook by hook.
+# Each name that this one module looks for in JAX may be missing.
 @pytest.mark.parametrize("module", [name for name in MODULES if name != "_src.arrays.jax_private"])
-def test_imports_stand_at_the_top(module: str) -> None:
+def test_imports_are_at_the_top_of_a_module(module: str) -> None:
     for node in ast.walk(TREES[module]):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
             assert imports(node) == []
@@ -146,40 +146,77 @@ def test_importing_safejax_imports_no_framework() -> None:
     assert done.stderr == ""
 
 
-def test_only_one_module_knows_what_jax_hides() -> None:
+def test_only_one_module_uses_private_names_of_jax() -> None:
     name = re.compile(r"\bjax\._src\b")
     knows = {module for module, path in MODULES.items() if name.search(path.read_text())}
     assert knows == {"_src.arrays.jax_private"}
 
 
+# ---- the tests
+
+ROOT = PACKAGE.parent
+TESTS = {
+    str(path.relative_to(ROOT)): path
+    for folder in ("tests", "property_tests")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+}
+TEST_TREES = {test: ast.parse(path.read_text()) for test, path in TESTS.items()}
+
+# The benchmarks have a test of their own.
+MAY_BE_IMPORTED = {"benchmarks": {"tests/system/test_benchmarks.py"}}
+
+
+@pytest.mark.parametrize("test", TESTS)
+def test_tests_import_no_other_tests_and_no_benchmarks(test: str) -> None:
+    for name in imports(TEST_TREES[test]):
+        root = name.partition(".")[0]
+        if root in ("tests", "property_tests"):
+            assert f"{name}.".startswith("tests.support."), name
+        elif root in MAY_BE_IMPORTED:
+            assert test in MAY_BE_IMPORTED[root], name
+
+
+def test_a_helper_of_several_tests_is_in_their_support_folder() -> None:
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for test, tree in TEST_TREES.items():
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                # Two helpers are the same whatever their docstrings say.
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                arguments = ast.dump(node.args) if isinstance(node, ast.FunctionDef) else ""
+                code = "".join(map(ast.dump, body))
+                found.setdefault((node.name, arguments, code), []).append(test)
+    assert [tests for tests in found.values() if len(tests) > 1] == []
+
+
 # ---- the public face
 
 
-def test_what_is_public_is_listed_once() -> None:
+def test_public_names_are_listed_once() -> None:
     assert len(set(safejax.__all__)) == len(safejax.__all__)
     public = {
         name for name in dir(safejax)
         if not name.startswith("_") and not isinstance(getattr(safejax, name), ModuleType)
     }  # fmt: skip
-    # A name may be that of a module as well: `transforms`, say.
+    # A public name may also be that of a module, for example `transforms`.
     assert public == set(safejax.__all__)
 
 
 @pytest.mark.parametrize("name", safejax.__all__)
-def test_what_is_public_is_documented(name: str) -> None:
+def test_public_names_are_documented(name: str) -> None:
     value = getattr(safejax, name)
     documented = value if inspect.isclass(value) or inspect.isfunction(value) else type(value)
     own = vars(documented).get("__doc__") if inspect.isclass(documented) else documented.__doc__
     assert own, f"{name} has no docstring of its own"
-    # What a dataclass makes by itself is no docstring.
+    # The signature that a dataclass generates is not a docstring.
     assert not own.startswith(f"{documented.__name__}(")
     assert own.strip().splitlines()[0].endswith((".", ":")) or "\n\n" in own
 
 
 @pytest.mark.parametrize("name", [name for name in safejax.__all__ if name[0].isupper()])
-def test_what_a_public_class_offers_is_documented(name: str) -> None:
+def test_attributes_of_public_classes_are_documented(name: str) -> None:
     cls = getattr(safejax, name)
-    if not inspect.isclass(cls) or name == "LazyArray":  # that one has a JAX array's attributes
+    if not inspect.isclass(cls) or name == "LazyArray":  # it has the attributes of a JAX array
         return
     for attribute, value in vars(cls).items():
         if not attribute.startswith("_") and (inspect.isfunction(value) or type(value) is property):
@@ -187,16 +224,16 @@ def test_what_a_public_class_offers_is_documented(name: str) -> None:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_every_module_says_what_it_is(module: str) -> None:
+def test_every_module_has_a_docstring_and_is_not_too_long(module: str) -> None:
     assert ast.get_docstring(TREES[module])
     lines = len(MODULES[module].read_text().splitlines())
-    # A reason that is not needed any more goes.
+    # A reason that is no longer needed must be removed.
     assert (lines > MOST_LINES) == (module in LONG)
 
 
 @pytest.mark.parametrize(
     "package", sorted(p.parent.name for p in PACKAGE.rglob("_src/**/__init__.py"))
 )
-def test_a_room_says_what_it_is_and_nothing_else(package: str) -> None:
+def test_the_init_of_a_room_has_only_a_docstring(package: str) -> None:
     tree = TREES["_src" if package == "_src" else f"_src.{package}"]
     assert len(tree.body) == 1

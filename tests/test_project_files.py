@@ -1,4 +1,4 @@
-"""The files about the project say what is so: the version, what is packed, hooks, links."""
+"""The files about the project are correct: the version, the packed files, the hooks, the links."""
 
 import re
 import tomllib
@@ -24,7 +24,7 @@ def test_the_changelog_begins_with_this_version() -> None:
     assert safejax.__version__ in sections[0]
 
 
-def test_what_is_packed_is_there() -> None:
+def test_packed_files_exist() -> None:
     for name in PROJECT["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]:
         assert (ROOT / name).exists(), name
 
@@ -58,6 +58,6 @@ def test_ci_runs_with_every_lower_bound() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_lead_to_existing_files(page: Path) -> None:
     for link in re.findall(r"\]\((?!https?://)([^)#]+)[^)]*\)", page.read_text()):
         assert (page.parent / link).exists(), link

@@ -1,7 +1,7 @@
-"""Child processes that start quickly: forked by a server that has imported JAX and not started it.
+"""Child processes that start quickly, forked by a server that has imported JAX but not started it.
 
-There is one such server for all tests, and what it imports is set here alone. A module that
-starts JAX's backend must not be among them: its threads are not in a child that is forked.
+There is one such server for all tests, and its imports are listed only here. A module that starts
+JAX's backend must not be among them, because a forked child does not have its threads.
 """
 
 import multiprocessing

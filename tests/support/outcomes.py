@@ -1,4 +1,4 @@
-"""What a call gave, in a form whose equality is that of every bit and of what is around them."""
+"""The result of a call, in a form that is equal if all bits and facts of its arrays are equal."""
 
 import dataclasses
 import functools
@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from safejax._src.arrays.lazy import LazyArray
+from tests.support.leaves import is_key
 
 _ARRAY_TYPE: Final = type(jax.numpy.zeros(()))
 _ARRAY_NAMES: Final = re.compile(r"[\w.]*(?:ArrayImpl|LazyArray|PRNGKeyArray)")
@@ -19,12 +20,12 @@ _ADDRESS: Final = re.compile(r"0x[0-9a-f]{6,}")
 _DEEPEST: Final = 8
 
 
-def outcome(call: Callable[[], Any]) -> tuple[Any, ...]:
-    """What the call gave or raised, and the kinds of warnings that it gave meanwhile."""
+def outcome(call: Callable[..., Any], *arguments: Any) -> tuple[Any, ...]:
+    """What the call returned or raised, and the classes of the warnings that it gave meanwhile."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            result = ("gave", form(call()))
+            result = ("gave", form(call(*arguments)))
         except Exception as error:  # noqa: BLE001 - whatever it is, it is what is compared
             result = ("raised", type(error), message(error))
     return (*result, tuple(sorted({warning.category.__name__ for warning in caught})))
@@ -36,9 +37,8 @@ def is_refusal(result: tuple[Any, ...]) -> bool:
 
 
 def message(error: object) -> str:
-    """The error's first line, without the name of the array's class and without addresses."""
-    first = str(error).partition("\n")[0]
-    return _ADDRESS.sub("0x…", _ARRAY_NAMES.sub("ARRAY", first))
+    """The error's message, without the name of the array's class and without addresses."""
+    return _ADDRESS.sub("0x…", _ARRAY_NAMES.sub("ARRAY", str(error)))
 
 
 def form(value: Any, depth: int = 0) -> Any:
@@ -57,29 +57,25 @@ def form(value: Any, depth: int = 0) -> Any:
 
 
 def _lazy_form(leaf: LazyArray) -> Any:
-    told = _around(leaf)
+    reported = _around(leaf)
     placed = _array_form(leaf.placed())
-    return placed if placed[1] == told else ("a leaf that told", told, "and is", placed)
+    return placed if placed[1] == reported else ("a leaf that reported", reported, "and is", placed)
 
 
 def _array_form(array: jax.Array) -> tuple[Any, ...]:
     if array.is_deleted():
         return ("array", _around(array), "deleted")
-    data = jax.random.key_data(array) if _is_key(array) else array
+    data = jax.random.key_data(array) if is_key(array) else array
     if not data.is_fully_addressable:
         return ("array", _around(array), "elsewhere")
     return ("array", _around(array), np.asarray(data).tobytes())
 
 
-def _is_key(array: Any) -> bool:
-    return jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
-
-
 def _around(array: Any) -> tuple[Any, ...]:
-    """All but the values."""
-    if _is_key(array):
-        # JAX writes the sharding of keys now with and now without the axes that it does not
-        # split, from one call to the next: only the devices are compared.
+    """The facts of an array without its values."""
+    if is_key(array):
+        # From call to call, JAX gives the sharding of keys with or without the axes that are not
+        # split, so that only the devices are compared.
         devices = tuple(sorted(device.id for device in array.devices()))
         return ("key", array.shape, array.dtype, devices, array.committed)
     return (
@@ -95,7 +91,7 @@ def _numpy_form(value: Any, depth: int) -> Any:
     if value.dtype.hasobject:
         items = [form(item, depth + 1) for item in np.asarray(value).ravel().tolist()]
         return ("numpy", type(value), value.dtype, value.shape, items)
-    if value.dtype.char in "gG":  # the last bytes of a long double are not set
+    if value.dtype.char in "gG":  # the padding bytes of a long double are not set
         return ("numpy", type(value), value.dtype, value.shape, repr(value.tolist()))
     return ("numpy", type(value), value.dtype, value.shape, value.tobytes())
 
@@ -147,7 +143,7 @@ def _is_class_of_arrays(value: Any) -> bool:
 
 
 def difference(expected: tuple[Any, ...], got: tuple[Any, ...]) -> str | None:
-    """In which respect the two outcomes differ, in a few words; None where they are one."""
+    """In which respect two outcomes differ, in a few words; None if they are equal."""
     if expected[0] != got[0]:
         return "an error, plain gives a value" if is_refusal(got) else "a value, plain is refused"
     if is_refusal(expected):
@@ -166,8 +162,8 @@ _AROUND_KEY: Final = ("kind", "shape", "dtype", "devices", "commitment")
 
 def _same(a: Any, b: Any) -> str | None:
     if isinstance(a, tuple) and isinstance(b, tuple) and a and b:
-        if isinstance(b[0], str) and b[0] == "a leaf that told":
-            return "what the leaf told before it was placed"
+        if isinstance(b[0], str) and b[0] == "a leaf that reported":
+            return "what the leaf reported before it was placed"
         if isinstance(a[0], str) and a[0] == "array" and isinstance(b[0], str) and b[0] == "array":
             names = _AROUND_KEY if a[1][0] == "key" else _AROUND
             differing = [n for n, x, y in zip(names, a[1], b[1], strict=False) if x != y]

@@ -1,4 +1,4 @@
-"""The benchmarks run, on a tiny tree, and what they report is whole; no time is asserted."""
+"""The benchmarks run on a tiny tree and report everything; no test compares times."""
 
 import importlib
 import json
@@ -53,7 +53,7 @@ def test_every_side_has_the_function_of_its_cases(case: Case) -> None:
         assert (side.file or case.file) in WRITERS
 
 
-def test_what_is_chosen() -> None:
+def test_cases_are_selected_by_their_names() -> None:
     names = [case.name for case in chosen(["save", "devices"], quick=False, size=1 << 30)]
     assert names == ["save", "rows", "columns", "mesh", "replicated"]
     assert "load_4096" not in [case.name for case in chosen([], quick=True, size=1 << 26)]
@@ -61,7 +61,7 @@ def test_what_is_chosen() -> None:
         chosen(["nothing"], quick=False, size=1 << 30)
 
 
-def test_trees_are_of_the_size_that_is_asked_for() -> None:
+def test_trees_have_the_requested_size() -> None:
     for spec in (Spec(1 << 20), Spec(1 << 30), Spec(1 << 20, 100), Spec(1 << 16, 10)):
         assert 0.7 < spec.exact_nbytes / spec.nbytes < 1.3
         assert all(axis % 8 == 0 for shape in spec.shapes().values() for axis in shape)
@@ -69,7 +69,7 @@ def test_trees_are_of_the_size_that_is_asked_for() -> None:
     assert not same_bits(one, other)
 
 
-def test_targets_of_what_failed_or_was_left_out_are_no_rows() -> None:
+def test_targets_of_failed_or_skipped_cases_have_no_rows() -> None:
     side = {"error": "broke", "seconds": [], "private": None, "read": None, "facts": {}}
     case = {"name": "load", "sides": {"safejax": side}, "file_bytes": 1, "copied_bytes": 0}
     assert targets([case]) == []

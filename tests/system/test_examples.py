@@ -1,4 +1,4 @@
-"""The examples run as they stand, in processes of their own, as a reader would run them."""
+"""The examples run unchanged, each in its own process, as a reader would run them."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.test_minilm import fetched
+from tests.support.minilm import fetched
 
 EXAMPLES = sorted((Path(__file__).parent.parent.parent / "examples").glob("*.py"))
 EXPECTED = {

@@ -1,4 +1,4 @@
-"""Faults: killed saves, files that change under a tree, many threads, and what is let go."""
+"""Faults: killed saves, files that change while a tree uses them, threads, and leaked resources."""
 
 import errno
 import gc
@@ -29,9 +29,10 @@ from safejax import InvalidFileError, ReadError, load, materialize, observe_read
 from safejax._src.storage.files import write_atomically
 from safejax.testing import assert_same_bits, assert_trees_identical
 from tests.support.children import CHILDREN
+from tests.support.files import names_in
 
-# Children are forked from a process that has imported all of this, and that has started none
-# of JAX's threads: nothing in this module may use a device when it is imported.
+# Children are forked from a process that has imported this module without starting JAX's threads,
+# so nothing in this module may use a device when it is imported.
 
 NOBODY = 65534
 PAGE = 4096
@@ -39,7 +40,7 @@ GRID = np.arange(64 * 64, dtype=np.float32).reshape(64, 64)
 
 
 def in_a_child(task: Callable[..., Any], *arguments: Any) -> tuple[int | None, list[Any]]:
-    """The exit code of a process that runs `task(send, *arguments)`, and what it sent."""
+    """Run `task(send, *arguments)` in a process; return its exit code and what it sent."""
     receiver, sender = CHILDREN.Pipe(duplex=False)
     process = CHILDREN.Process(target=task, args=(sender, *arguments))
     process.start()
@@ -56,19 +57,15 @@ def in_a_child(task: Callable[..., Any], *arguments: Any) -> tuple[int | None, l
 
 
 def outcome(call: Callable[..., Any], *arguments: Any) -> tuple[str, str]:
-    """What a call gives, or the class and the message of its error."""
+    """What a call returns, or the class and the message of its error."""
     try:
         return "gave", repr(call(*arguments))
     except Exception as error:  # noqa: BLE001 - whatever it is, it is what is compared
         return type(error).__name__, str(error)
 
 
-def names(folder: Path) -> list[str]:
-    return sorted(os.listdir(folder))
-
-
 def tree_of(version: int) -> Any:
-    """A tree of some MB, all of which differs from version to version."""
+    """A tree of several MB, every leaf of which differs from version to version."""
     layers = [
         {"w": np.full((64, 1024 + version), version + i, np.float32), "b": np.full(3, version)}
         for i in range(8)
@@ -89,7 +86,7 @@ def expected() -> Any:
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """A folder that every user may enter."""
+    """A folder that every user may access."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o755)
     yield folder
@@ -143,16 +140,16 @@ def test_a_killed_save_leaves_the_old_file_or_the_new_one(
         content = path.read_bytes()
         assert content in whole
         found[whole.index(content)] += 1
-        in_the_middle += names(tmp_path) != [path.name]
+        in_the_middle += names_in(tmp_path) != [path.name]
         save_one(str(path), kill % 2)
-        assert names(tmp_path) == [path.name]
+        assert names_in(tmp_path) == [path.name]
         assert path.read_bytes() == whole[kill % 2]
-    # Or this test would have killed none in the middle, or always the same save.
+    # Otherwise the test would have killed no save while it was writing, or always the same one.
     assert in_the_middle >= KILLS // 4
     assert set(found) == {0, 1}
 
 
-# ---- files that are lost, cut short or put out of reach while a tree looks at them
+# ---- files that are removed, cut short or made unreadable while a tree uses them
 
 
 def touch(array: Any) -> bytes:
@@ -164,8 +161,8 @@ def rows() -> NamedSharding:
     return NamedSharding(mesh, P("x"))
 
 
-# Each with a tree whose leaves are all GRID: "w" by default, "rows" over eight devices, "again"
-# placed once and then deleted.
+# Uses of a tree whose leaves all equal GRID: "w" is on the default device, "rows" is split over
+# eight devices, and "again" was placed once and then deleted.
 ACCESSES: dict[str, Callable[[Any, Path], Any]] = {
     "numpy.asarray": lambda tree, path: touch(tree["w"]),
     "a row": lambda tree, path: touch(tree["w"][3]),
@@ -203,7 +200,7 @@ def use_files_cut_short(send: Any, path: Path, sizes: list[int]) -> None:
         tree = looking_at(path)
         os.truncate(path, size)
         for access, use in ACCESSES.items():
-            send.send((access, size, outcome(use, tree, path), names(path.parent)))
+            send.send((access, size, outcome(use, tree, path), names_in(path.parent)))
 
 
 def test_a_file_cut_short_is_an_error_whatever_the_access(tmp_path: Path) -> None:
@@ -213,7 +210,7 @@ def test_a_file_cut_short_is_an_error_whatever_the_access(tmp_path: Path) -> Non
     header = size - 3 * GRID.nbytes
     sizes = [0, 4, header, header + 100, 2 * PAGE, size - PAGE, size - 1]
     code, told = in_a_child(use_files_cut_short, path, sizes)
-    # A SIGBUS would end the child at the access that is not among these.
+    # A SIGBUS would end the child at the access that is missing here.
     assert [(access, cut) for access, cut, _, _ in told] == [
         (access, cut) for cut in sizes for access in ACCESSES
     ]
@@ -268,7 +265,9 @@ def load_as_nobody(send: Any, path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["file", "folder"])
-def test_a_file_that_may_not_be_read_is_named(what: str, open_folder: Path) -> None:
+def test_a_file_without_permission_to_read_is_an_error_that_names_it(
+    what: str, open_folder: Path
+) -> None:
     path = open_folder / "m.safetensors"
     save({"w": GRID}, path)
     (path if what == "file" else open_folder).chmod(0)
@@ -282,7 +281,7 @@ def test_a_file_that_may_not_be_read_is_named(what: str, open_folder: Path) -> N
 
 
 class Broken(MemoryFileSystem):
-    """A file system in memory, one of whose methods fails."""
+    """A file system in memory of which one method fails."""
 
     cachable = False
     protocol = "broken"
@@ -315,7 +314,9 @@ def broken() -> Iterator[Broken]:
 
 
 @pytest.mark.parametrize("fault", ["info", "cat_file"])
-def test_a_file_system_that_cannot_be_asked_is_told_at_load(broken: Broken, fault: str) -> None:
+def test_a_file_system_that_cannot_report_a_file_is_an_error_of_load(
+    broken: Broken, fault: str
+) -> None:
     broken.fault = fault
     for read in (load, safejax.metadata):
         with pytest.raises(OSError, match=f"{fault}: the line is dead"):
@@ -325,7 +326,7 @@ def test_a_file_system_that_cannot_be_asked_is_told_at_load(broken: Broken, faul
 
 
 @pytest.mark.parametrize("access", ACCESSES)
-def test_a_file_system_that_cannot_be_read_is_told_whatever_the_access(
+def test_a_file_system_that_cannot_be_read_is_an_error_of_every_use(
     broken: Broken, access: str, tmp_path: Path
 ) -> None:
     broken.pipe_file("/m.safetensors", serialize({"w": GRID, "rows": GRID, "again": GRID}))
@@ -334,13 +335,13 @@ def test_a_file_system_that_cannot_be_read_is_told_whatever_the_access(
     path = tmp_path / "m.safetensors"
     with pytest.raises(ReadError, match=r"^/m\.safetensors: reading bytes .*the line is dead"):
         ACCESSES[access](tree, path)
-    assert names(tmp_path) == []
+    assert names_in(tmp_path) == []
     assert not any(leaf.is_placed for leaf in tree.values())
     broken.fault = None
     ACCESSES[access](tree, path)
 
 
-def test_a_file_system_that_cannot_be_written_keeps_the_old_file(broken: Broken) -> None:
+def test_a_file_system_that_cannot_be_written_to_keeps_the_old_file(broken: Broken) -> None:
     before = broken.cat("/m.safetensors")
     broken.fault = "open"
     with pytest.raises(ConnectionError, match="open: the line is dead"):
@@ -348,7 +349,7 @@ def test_a_file_system_that_cannot_be_written_keeps_the_old_file(broken: Broken)
     assert broken.cat("/m.safetensors") == before
 
 
-# ---- saves that cannot be
+# ---- saves that fail
 
 
 def save_as_nobody(send: Any, path: Path) -> None:
@@ -357,7 +358,7 @@ def save_as_nobody(send: Any, path: Path) -> None:
     send.send(outcome(save, tree_of(1), path))
 
 
-def test_a_save_into_a_folder_that_may_not_be_written_is_told(open_folder: Path) -> None:
+def test_a_save_into_a_folder_without_permission_is_an_error(open_folder: Path) -> None:
     path = open_folder / "m.safetensors"
     save(tree_of(0), path)
     before = path.read_bytes()
@@ -366,7 +367,7 @@ def test_a_save_into_a_folder_that_may_not_be_written_is_told(open_folder: Path)
     assert (code, error) == (0, "PermissionError")
     assert str(open_folder) in message
     assert path.read_bytes() == before
-    assert names(open_folder) == [path.name]
+    assert names_in(open_folder) == [path.name]
 
 
 def save_beyond_the_limit(send: Any, path: Path) -> None:
@@ -375,9 +376,9 @@ def save_beyond_the_limit(send: Any, path: Path) -> None:
     half_read["w"].placed()
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-    # Of a tree with more in it than there is room for, some of it from the file itself.
+    # The tree is larger than the limit, and some of its leaves are from the file itself.
     send.send(outcome(save, {"a": tree, "big": np.zeros(100_000)}, path))
-    send.send(names(path.parent))
+    send.send(names_in(path.parent))
     assert_trees_identical(tree, expected())
     assert_trees_identical(half_read, expected())
     assert_trees_identical(load(path), expected())
@@ -386,14 +387,14 @@ def save_beyond_the_limit(send: Any, path: Path) -> None:
     send.send("whole")
 
 
-def test_a_full_disk_keeps_the_file_and_the_trees_that_look_at_it(path: Path) -> None:
+def test_a_full_disk_keeps_the_file_and_the_trees_that_use_it(path: Path) -> None:
     before = path.read_bytes()
     code, told = in_a_child(save_beyond_the_limit, path)
     error = ("OSError", f"[Errno {errno.EFBIG}] File too large")
     assert told == [error, [path.name], "whole"]
     assert code == 0
     assert path.read_bytes() == before
-    assert names(path.parent) == [path.name]
+    assert names_in(path.parent) == [path.name]
 
 
 def test_a_save_through_a_link_keeps_the_link_and_the_trees(path: Path) -> None:
@@ -406,7 +407,7 @@ def test_a_save_through_a_link_keeps_the_link_and_the_trees(path: Path) -> None:
     assert_trees_identical(tree, expected())
     save(tree, link)
     assert_trees_identical(load(path), expected())
-    assert names(path.parent) == ["link", path.name]
+    assert names_in(path.parent) == ["link", path.name]
 
 
 # ---- many threads on the same leaves
@@ -415,7 +416,7 @@ THREADS = 16
 
 
 def at_once(work: Callable[[int], Any]) -> list[Any]:
-    """What `work(number)` gives in each of 16 threads that begin together."""
+    """What `work(number)` returns in each of 16 threads that start together."""
     gate = threading.Barrier(THREADS)
     results: dict[int, Any] = {}
 
@@ -426,7 +427,7 @@ def at_once(work: Callable[[int], Any]) -> list[Any]:
         except BaseException as error:  # noqa: BLE001 - a thread's own is lost
             results[number] = error
 
-    # Threads that wait for each other for ever are no reason for the tests to do so.
+    # A deadlock between the threads must not block the tests.
     threads = [threading.Thread(target=run, args=(n,), daemon=True) for n in range(THREADS)]
     for thread in threads:
         thread.start()
@@ -439,12 +440,12 @@ def at_once(work: Callable[[int], Any]) -> list[Any]:
     return [results[number] for number in range(THREADS)]
 
 
-# Of as many bytes each as no other, so that a log of reads tells which was read.
+# Each has a different number of bytes, so that a log of reads shows which leaf was read.
 LEAVES = {f"leaf {n}": np.arange(8 * (n + 4), dtype=np.int32).reshape(8, -1) for n in range(6)}
 
 
 def in_turn(number: int) -> list[str]:
-    """The leaves' names, beginning with another for each of six threads."""
+    """The names of the leaves, in an order that starts with another one for each of six threads."""
     order = list(LEAVES)
     return order[number % 6 :] + order[: number % 6]
 
@@ -494,11 +495,11 @@ def test_threads_load_slice_and_place_the_same_file(tmp_path: Path) -> None:
         at_once(work)
         count = Counter(read.nbytes for read in log.reads if read.source == str(path))
     for name, leaf in LEAVES.items():
-        # Once each of the tree's and of the eight own trees', as a whole.
+        # Each leaf of the shared tree and of the eight own trees was read once, as a whole.
         assert count[leaf.nbytes] == 1 + THREADS // 2, name
 
 
-# ---- what is let go
+# ---- leaked resources
 
 
 def descriptors() -> int:
@@ -529,7 +530,7 @@ def test_a_thousand_loads_leave_no_descriptor_and_no_mapping(path: Path) -> None
         uses[number % len(uses)](tree)
         assert mappings(path) or number % 8 not in (0, 1)
         del tree
-    # XLA hands back what its own threads held when Python collects.
+    # XLA releases what its own threads hold when Python's garbage collector runs.
     gc.collect()
     assert (descriptors(), mappings(path)) == (before, 0)
 
@@ -552,5 +553,5 @@ def test_a_thousand_failed_loads_leave_no_descriptor_and_no_mapping(path: Path) 
         for _ in range(1000 // len(bad)):
             with pytest.raises(error):
                 load(path, **options)
-        gc.collect()  # Errors of JAX, behind some of ours, hold themselves.
+        gc.collect()  # JAX's errors, which are the cause of some of ours, are in reference cycles.
         assert (descriptors(), mappings(path)) == (before, 0), error

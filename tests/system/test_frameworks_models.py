@@ -1,8 +1,8 @@
-"""Each framework's own larger model: what it gives over 8 devices is the same after a save.
+"""A larger model of each framework gives the same outputs on 8 devices after a save and a load.
 
 Parameters and state are saved from the eight devices, loaded lazily onto the same sharding, and
-applied under jit; every bit of the outputs is compared. Models have their full sizes, images
-are small, and XLA optimizes little: that changes both sides alike.
+applied under jit; every bit of the outputs is compared. Models have their full sizes, but images
+are small and XLA optimizes little, which affects both sides in the same way.
 """
 
 from collections.abc import Callable
@@ -29,17 +29,18 @@ import safejax.equinox
 import safejax.flax
 import safejax.haiku
 import safejax.objax
+from tests.support.leaves import arrays_of, bits, is_key
 
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 """Compiler options that halve the time of a compilation."""
 
 HAS_OBJAX_JIT = hasattr(jax.sharding, "PmapSharding")
-"""objax.Jit, and its checked assign, need what JAX 0.10 removed."""
+"""`objax.Jit` and the checked `assign` of objax need functions that JAX 0.10 removed."""
 
 
 @pytest.fixture
 def by_features() -> Callable[..., NamedSharding]:
-    """The last axis over eight devices where it divides, the rest replicated."""
+    """Split the last axis over eight devices where they divide it, and replicate the rest."""
     mesh = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Auto,))
 
     def sharding(name: str, aval: jax.ShapeDtypeStruct) -> NamedSharding:
@@ -58,7 +59,7 @@ def images(*shape: int) -> np.ndarray:
 
 
 def filled(avals: Any, sharding: Callable[..., NamedSharding]) -> Any:
-    """Arrays of these shapes, of normal kernels and positive vectors, on their devices."""
+    """Arrays of these shapes on their devices: kernels are normal, and vectors are positive."""
     rng = np.random.default_rng(0)
 
     def fill(aval: Any) -> jax.Array:
@@ -66,15 +67,11 @@ def filled(avals: Any, sharding: Callable[..., NamedSharding]) -> Any:
         is_kernel = aval.ndim > 1 and size > max(aval.shape)
         if is_kernel:
             host = rng.normal(size=aval.shape) * np.sqrt(max(aval.shape) / size)
-        else:  # Also variances, [1, 1, 1, n] in some frameworks.
+        else:  # This includes variances, which have the shape [1, 1, 1, n] in some frameworks.
             host = rng.uniform(0.5, 1.5, aval.shape)
         return jax.device_put(host.astype(aval.dtype), sharding("", aval))
 
     return jax.tree.map(fill, avals)
-
-
-def bits(tree: Any) -> list[bytes]:
-    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
 def nbytes(tree: Any) -> int:
@@ -84,7 +81,7 @@ def nbytes(tree: Any) -> int:
 def check(
     run: Callable[..., Any], original: Any, loaded: Any, *inputs: Any, log: safejax.ReadLog
 ) -> None:
-    """`loaded` is unread, has the shardings of `original`, reads each byte once, gives the same."""
+    """Check that `loaded` is unread and sharded as `original`, and gives the same with one read."""
     assert jax.tree.structure(loaded) == jax.tree.structure(original)
     for leaf, other in zip(jax.tree.leaves(loaded), jax.tree.leaves(original), strict=True):
         assert isinstance(leaf, safejax.LazyArray)
@@ -98,7 +95,7 @@ def check(
     assert log.nbytes == nbytes(original)
     before = run(original, *inputs)
     assert bits(after) == bits(before)
-    # An output of nothing but NaNs, or of one number, would show little.
+    # An output of NaNs only, or of a single number, would prove little.
     output = np.asarray(jax.tree.leaves(before)[0])
     assert np.isfinite(output).all()
     assert len(np.unique(output)) > output.size // 2
@@ -164,7 +161,7 @@ def test_objax_resnet_50(tmp_path: Path, by_features: Any) -> None:
                 variable.assign(value, check=False)
             return forward(x)
 
-    # The model is abstract while it is loaded into: only the file has its values.
+    # The model is abstract until it is loaded into, so only the file has its values.
     for variable, aval in zip(variables, avals, strict=True):
         variable.assign(jax.ShapeDtypeStruct(aval.shape, aval.dtype), check=False)
     with safejax.observe_reads() as log:
@@ -174,7 +171,7 @@ def test_objax_resnet_50(tmp_path: Path, by_features: Any) -> None:
 
 
 class Block(nn.Module):
-    """A layer of a transformer that looks back only."""
+    """A layer of a transformer with causal attention."""
 
     heads: int
 
@@ -188,7 +185,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A language model of the size of BERT-small: 30,522 words, 512 wide, 4 layers."""
+    """A language model of the size of BERT-small: 30,522 words, width 512, 4 layers."""
 
     words: int = 30_522
     width: int = 512
@@ -220,7 +217,7 @@ def test_flax_transformer(tmp_path: Path, by_features: Any) -> None:
 
 
 class Convnet(nnx.Module):
-    """Convolutions as wide as VGG's, with BatchNorm and Dropout."""
+    """Convolutions of the width of VGG's, with BatchNorm and Dropout."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         widths = (3, 64, 128, 256, 512, 512)
@@ -238,7 +235,7 @@ class Convnet(nnx.Module):
 
 
 def test_nnx_convnet(tmp_path: Path, by_features: Any) -> None:
-    """The counter of Dropout too: a second call differs from the first, as it did before."""
+    """The counter of Dropout is restored too: the second call differs from the first as before."""
     x = images(2, 32, 32, 3)
     abstract = nnx.eval_shape(lambda: Convnet(nnx.Rngs(0)))
     key = jax.device_put(jax.random.key(7), by_features("", jax.ShapeDtypeStruct((), "uint32")))
@@ -278,10 +275,6 @@ def test_nnx_convnet(tmp_path: Path, by_features: Any) -> None:
         assert bits(one) == bits(other)
 
 
-def is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
 def leaves_with_keys(model: Any) -> list[jax.Array]:
     return [
         jax.random.key_data(leaf) if is_key(leaf) else leaf
@@ -295,7 +288,7 @@ def test_equinox_mlp(tmp_path: Path, by_features: Any) -> None:
 
     like = eqx.filter_eval_shape(make)
     model = eqx.combine(filled(eqx.filter(like, _is_abstract), by_features), like)
-    assert sum(leaf.size for leaf in arrays(model)) == 10_020_874
+    assert sum(leaf.size for leaf in arrays_of(model)) == 10_020_874
 
     path = tmp_path / "mlp.safetensors"
     safejax.equinox.serialize(model, filename=path)
@@ -340,7 +333,7 @@ class EquinoxConvnet(eqx.Module):
 def test_equinox_convnet_with_state(tmp_path: Path, by_features: Any) -> None:
     like = eqx.filter_eval_shape(lambda: eqx.nn.make_with_state(EquinoxConvnet)(jax.random.key(0)))
     both = eqx.combine(filled(eqx.filter(like, _is_abstract), by_features), like)
-    assert sum(leaf.size for leaf in arrays(both[0])) == 4_426_728
+    assert sum(leaf.size for leaf in arrays_of(both[0])) == 4_426_728
 
     path = tmp_path / "convnet.safetensors"
     safejax.equinox.serialize(both, filename=path)
@@ -359,10 +352,6 @@ def test_equinox_convnet_with_state(tmp_path: Path, by_features: Any) -> None:
             images(2, 3, 32, 32),
             log=log,
         )
-
-
-def arrays(model: Any) -> list[jax.Array]:
-    return [leaf for leaf in jax.tree.leaves(model) if eqx.is_array(leaf)]
 
 
 def _is_abstract(leaf: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Golden files: every version reads what earlier ones wrote, and writes the same bytes.
+"""Golden files: every version reads what earlier versions wrote, and writes the same bytes.
 
 `golden/v1/` holds one file for each entry of `TREES` (or a folder, or the first bytes of a large
 file), written by a version of safejax that wrote records of version 1. `golden/foreign/` holds
@@ -19,7 +19,6 @@ import inspect
 import json
 import math
 import os
-import struct
 import subprocess
 import sys
 from collections import OrderedDict, namedtuple
@@ -49,12 +48,14 @@ import safejax.haiku
 import safejax.objax
 from safejax._src.format.record import VERSION
 from safejax.testing import assert_trees_identical
+from tests.support.files import data_begin
+from tests.support.leaves import float_of_bits
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 GENERATION = "v1"
 WRITE = os.environ.get("SAFEJAX_WRITE_GOLDEN") == "1"
 
-# ---- leaves whose bits no version of JAX or NumPy changes
+# ---- leaves whose bits are the same in every version of JAX and NumPy
 
 
 def ramp(*shape: int) -> np.ndarray:
@@ -63,7 +64,7 @@ def ramp(*shape: int) -> np.ndarray:
 
 
 def pattern(dtype: Any, *shape: int) -> np.ndarray:
-    """An array of distinct bytes, whatever they mean."""
+    """An array of distinct bytes, whatever values of the dtype they are."""
     dtype = np.dtype(dtype)
     nbytes = math.prod(shape) * dtype.itemsize
     return (np.arange(nbytes) * 37 % 251).astype(np.uint8).view(dtype).reshape(shape)
@@ -78,10 +79,6 @@ def every(name: str) -> np.ndarray:
         return np.arange(low, low + (1 << bits), dtype=np.int8).astype(dtype)
     bits = int(name.removeprefix("float")[0])
     return np.arange(1 << bits, dtype=np.uint8).view(dtype)
-
-
-def double(bits: int) -> float:
-    return struct.unpack(">d", struct.pack(">Q", bits))[0]
 
 
 def key(implementation: str, *shape: int) -> jax.Array:
@@ -109,7 +106,7 @@ class Layer:
 
 @jax.tree_util.register_pytree_node_class
 class Opaque:
-    """A node whose children JAX knows by their positions alone."""
+    """A node whose children JAX knows only by their positions."""
 
     def __init__(self, *children: Any) -> None:
         self.children = children
@@ -240,7 +237,7 @@ def scalars() -> Any:
         "bool": [True, False],
         "int": [0, -1, 7, 2**63 - 1, -(2**63), 2**63, -(2**63) - 1, 2**200, 10**50],
         "float": [0.0, -0.0, 0.1, 1.0, 1e22, 1e300, 5e-324, math.inf, -math.inf, math.nan,
-                  double(0xFFF8DEADBEEF0001)],
+                  float_of_bits(0xFFF8DEADBEEF0001)],
         "complex": [1 + 2j, complex(-0.0, -0.0), complex(math.nan, -math.inf), 0j],
         "str": ["", "text", "é🦎", "\x00", "half \ud800", '{"empty":true}', "null"],
         "None": None,
@@ -250,7 +247,8 @@ def scalars() -> Any:
 
 
 def shapes() -> Any:
-    # In the order of the file: empty ones, multiples of 64 bytes, wide, narrow; then by name.
+    # In the order of the file: empty ones, multiples of 64 bytes, the rest from wide to narrow;
+    # then by name.
     return {
         "z empty": np.empty((0,), np.float32),
         "y empty": np.empty((3, 0, 2), np.int8),
@@ -368,7 +366,7 @@ def a_bit_of_all_as_dicts() -> Any:
 
 
 def large() -> Any:
-    # 2.5 MiB and more: data begins on a page, and there are several digests a tensor.
+    # More than 2.5 MiB, so that data begins on a page and tensors have several digests.
     return {
         "w": np.arange(5 << 17, dtype=np.float32).reshape(5, -1),
         "b": [pattern("f2", 7), pattern("u1", (1 << 20) + 3), 2],
@@ -418,7 +416,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "shards_with_all": {"max_shard_bytes": 200, "checksum": True, "metadata": METADATA},
     "large": {"checksum": True},
 }
-"""What `save` is given beside the tree. With `max_shard_bytes` the file is a folder."""
+"""The options of `save`. With `max_shard_bytes` the file is a folder."""
 
 WITHOUT_LIKE: dict[str, Callable[[], Any]] = {
     "node_types": node_types_as_dicts,
@@ -428,7 +426,7 @@ WITHOUT_LIKE: dict[str, Callable[[], Any]] = {
     "shards": a_bit_of_all_as_dicts,
     "shards_with_all": a_bit_of_all_as_dicts,
 }
-"""What `load` gives without `like`, where that is not the tree."""
+"""What `load` returns without `like`, where that is not the tree."""
 
 ADAPTERS: dict[str, ModuleType] = {
     "frozen_dict": safejax.flax,
@@ -438,13 +436,13 @@ ADAPTERS: dict[str, ModuleType] = {
     "equinox": safejax.equinox,
     "objax": safejax.objax,
 }
-"""Who writes and reads the file, where that is not `save` and `load`."""
+"""The adapter that writes and reads the file, where that is not `save` and `load`."""
 
 HEADS = {"large"}
-"""Files of which only the first bytes are kept: up to their data."""
+"""Files of which only the bytes before the data are kept."""
 
 FOREIGN: dict[str, tuple[Callable[[], Any], ModuleType]] = {
-    # Written by safejax 0.5.0 with safetensors 0.2.5: nothing is aligned, nothing is recorded.
+    # Written by safejax 0.5.0 with safetensors 0.2.5, without alignment and without a record.
     "safejax-0.5-flax": (
         lambda: flax.core.freeze({
             "params": {
@@ -474,7 +472,7 @@ FOREIGN: dict[str, tuple[Callable[[], Any], ModuleType]] = {
     ),
     # `"__metadata__": null`, as MLX writes it.
     "null-metadata": (lambda: {"layers": {"0": {"w": ramp(2)}}}, safejax),
-    # Names that extend others, and no record to tell keys from containers.
+    # Names that extend other names, without a record that distinguishes keys from containers.
     "extended-names": (
         lambda: {
             "0": {"w": ramp(2), "w.absmax": ramp(3), "w.map.0": ramp(4)},
@@ -483,7 +481,7 @@ FOREIGN: dict[str, tuple[Callable[[], Any], ModuleType]] = {
         },
         safejax,
     ),
-    # An index as Hugging Face's libraries write it, with nothing recorded.
+    # An index as Hugging Face's libraries write it, without a record.
     "hugging-face": (
         lambda: {"model": {"layers": {"0": {"w": ramp(2, 2)}, "1": {"w": ramp(2, 2)}}}},
         safejax,
@@ -499,7 +497,7 @@ def written(name: str, tree: Any, scratch: Path) -> dict[str, bytes]:
     options = OPTIONS.get(name, {})
     if name in HEADS:
         data = safejax.serialize(tree, **options)
-        head = data[: 8 + int.from_bytes(data[:8], "little")]
+        head = data[: data_begin(data)]
         assert data == whole(head, tree)
         return {f"{name}.head": head}
     if "max_shard_bytes" in options:
@@ -510,13 +508,13 @@ def written(name: str, tree: Any, scratch: Path) -> dict[str, bytes]:
 
 
 def kept(folder: Path, name: str) -> dict[str, bytes]:
-    """The files of that name that were written before."""
+    """The existing files of that name."""
     paths = [*folder.glob(f"{name}.*"), *folder.glob(f"{name}/*")]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 def whole(head: bytes, tree: Any) -> bytes:
-    """The file that begins with `head`: the data is put behind it, in the order that it says."""
+    """The file that begins with `head`, followed by the tree's data in the order of the header."""
     header = json.loads(head[8:])
     header.pop("__metadata__")
     leaves = safejax.flatten(tree)
@@ -536,7 +534,7 @@ def load(path: Path, name: str, scratch: Path, **options: Any) -> Any:
 
 
 def comparable(tree: Any) -> Any:
-    """A pytree of JAX's that says all that `tree` does."""
+    """A pytree that JAX can compare and that holds all that `tree` does."""
     if not isinstance(tree, objax.VarCollection):
         return tree
     first: dict[int, str] = {}
@@ -557,7 +555,7 @@ def assert_same_tree(actual: Any, expected: Any) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _golden_files(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Write what is missing, when that is asked for."""
+    """Write the missing files if the environment asks for it."""
     if not WRITE:
         return
     folder = GOLDEN / GENERATION
@@ -566,7 +564,7 @@ def _golden_files(tmp_path_factory: pytest.TempPathFactory) -> None:
             continue
         for path, data in written(name, tree(), tmp_path_factory.mktemp("golden")).items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            with open(folder / path, "xb") as file:  # Never again.
+            with open(folder / path, "xb") as file:  # Existing files are never written again.
                 file.write(data)
 
 
@@ -587,7 +585,7 @@ def in_each_generation() -> list[tuple[str, str]]:
     return [(generation, name) for generation in generations() for name in paths_of(generation)]
 
 
-def test_every_tree_has_its_file_and_every_file_its_tree() -> None:
+def test_every_tree_has_a_file_and_every_file_has_a_tree() -> None:
     assert GENERATION.startswith(f"v{VERSION}")
     assert GENERATION in generations()
     assert paths_of(GENERATION).keys() == TREES.keys(), "see the top of this file"
@@ -621,7 +619,7 @@ def test_a_golden_file_loads_to_its_tree(generation: str, name: str, tmp_path: P
 def test_the_tree_is_written_as_it_was(
     name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """From the tree, and from what is loaded, with node types by `like`."""
+    """Both from the tree and from what is loaded from the file, with node types from `like`."""
     path = paths_of(GENERATION)[name]
     expected = kept(GOLDEN / GENERATION, name)
     tree = TREES[name]()
@@ -642,16 +640,16 @@ def test_a_file_of_another_program_loads(name: str) -> None:
     assert_same_tree(read(path, like=tree()), tree())
 
 
-# ---- nothing depends on what was imported before
+# ---- loading does not depend on earlier imports
 
 
 def describe(node: Any) -> Any:
-    """What `load` gave, as JSON: containers with their types and keys, leaves with their bits."""
+    """The tree as JSON: containers with their types and keys, leaves with their bits."""
     if isinstance(node, Mapping):
         return [type(node).__name__, [[repr(key), describe(each)] for key, each in node.items()]]
     if isinstance(node, list | tuple):
         return [type(node).__name__, [describe(each) for each in node]]
-    node = getattr(node, "value", node)  # objax's variables
+    node = getattr(node, "value", node)  # variables of objax
     if not hasattr(node, "dtype"):
         return repr(node)
     is_key = jax.dtypes.issubdtype(node.dtype, jax.dtypes.prng_key)

@@ -1,6 +1,6 @@
-"""Hostile files at the public face: each is refused by our error, which names it, in little memory.
+"""Every public reader refuses hostile files with an error that names the file.
 
-The cases are those of the header's and the record's own tests.
+It takes little memory and time for that. The cases are those of the tests of headers and records.
 """
 
 import time
@@ -18,11 +18,11 @@ import safejax
 import safejax.flax
 import safejax.objax
 from safejax import InvalidFileError, SafejaxError, TransformError
-from tests.unit.format.test_header import HOSTILE
-from tests.unit.format.test_record import CONFLICTS, FORGED, forged
+from tests.support.forged_records import CONFLICTS, FORGED, forged
+from tests.support.hostile_headers import HOSTILE
 
 MEMORY = 64 << 20
-"""Bytes that a reader may take beyond those of the file."""
+"""The memory in bytes that a reader may use beyond the size of the file."""
 
 FILES: dict[str, bytes] = {
     **{f"header: {case}": data for case, (data, _) in HOSTILE.items()},
@@ -45,7 +45,7 @@ ADAPTERS: dict[str, Reader] = {
 
 
 def refusal(read: Reader, source: Path | bytes, size: int) -> SafejaxError:
-    """The error by which a reader refuses a file of `size` bytes; it begins with the file."""
+    """The error with which a reader refuses a file of `size` bytes; it begins with its name."""
     tracemalloc.start()
     begin = time.process_time()
     try:
@@ -54,7 +54,7 @@ def refusal(read: Reader, source: Path | bytes, size: int) -> SafejaxError:
         taken = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    # Of a process that shares its cores; what is wrong with a reader here is seen in hours.
+    # The process shares its cores. A reader that is wrong here would take hours.
     assert time.process_time() - begin < 10
     assert taken < MEMORY + size
     file = "<bytes>" if isinstance(source, bytes) else str(source)
@@ -84,12 +84,12 @@ def test_a_hostile_file_is_refused_by_every_reader(case: str, path: Path) -> Non
         assert isinstance(error, safetensors.SafetensorError), reader
         assert isinstance(error, ValueError), reader
         said.add(str(error).partition(": ")[2])
-    # All say the same of it, and what is wrong.
+    # All readers give the same message, and it names the fault.
     (message,) = said
     assert any(part in message for part in FAULTS.get(case, "record|tensor 'k'").split("|"))
 
 
-# One of each kind: behind the frameworks stands the same reader.
+# One case of each kind suffices, since the adapters use the same reader.
 SAMPLE = [
     "header: no bytes",
     "header: overlap",
@@ -104,7 +104,7 @@ SAMPLE = [
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
 @pytest.mark.parametrize("case", SAMPLE)
-def test_a_hostile_file_is_refused_by_the_frameworks(case: str, adapter: str, path: Path) -> None:
+def test_a_hostile_file_is_refused_by_the_adapters(case: str, adapter: str, path: Path) -> None:
     data = FILES[case]
     path.write_bytes(data)
     for source in (path, data):
@@ -112,7 +112,9 @@ def test_a_hostile_file_is_refused_by_the_frameworks(case: str, adapter: str, pa
 
 
 @pytest.mark.parametrize("case", CONFLICTS)
-def test_names_that_make_no_tree_are_refused_where_a_tree_is_made(case: str, path: Path) -> None:
+def test_names_that_contradict_each_other_are_refused_when_a_tree_is_built(
+    case: str, path: Path
+) -> None:
     data = forged(*CONFLICTS[case])
     path.write_bytes(data)
     for read, source in (
@@ -120,7 +122,7 @@ def test_names_that_make_no_tree_are_refused_where_a_tree_is_made(case: str, pat
         (safejax.deserialize, data),
         (safejax.flax.deserialize, data),
     ):
-        # The file is well-formed, and a transform can mend the names.
+        # The file is well-formed, and a transform can repair the names.
         error = refusal(read, source, len(data))
         assert type(error) is TransformError
         assert "transform=rename(...)" in str(error)

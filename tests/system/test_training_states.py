@@ -1,8 +1,9 @@
-"""Training goes on on another mesh: ten steps after a restore are the ten without it, bit for bit.
+"""Training continues on another mesh: ten steps after a restore equal the ten without it.
 
-A state is saved from eight devices after two steps, and loaded lazily onto the eight in another
-arrangement. What goes on without a file is moved there by `jax.device_put` at that moment, so
-that both compute with the same shardings; on the same mesh nothing is moved.
+A state is saved from eight devices after two steps, and loaded lazily onto the same devices in
+another arrangement. The state that is not restored is moved there by `jax.device_put` at that
+moment, so that both compute with the same shardings; on the same mesh nothing is moved. Bits are
+compared.
 """
 
 from collections.abc import Callable
@@ -25,20 +26,18 @@ from jax.sharding import PartitionSpec as P
 import safejax
 import safejax.equinox
 import safejax.flax
-from tests.system.test_training_goes_on import (
+from tests.support.leaves import arrays_of, bits, is_key
+from tests.support.training import (
+    BATCHES,
     OPTIMIZER,
-    EquinoxNet,
-    FullState,
-    LinenNet,
-    NnxNet,
-    bits,
+    equinox_start,
+    equinox_step,
+    linen_start,
+    linen_step,
+    nnx_start,
+    nnx_update,
 )
 
-_RNG = np.random.default_rng(0)
-BATCHES = [
-    (_RNG.normal(size=(16, 4)).astype(np.float32), _RNG.normal(size=(16, 1)).astype(np.float32))
-    for _ in range(12)
-]
 MESHES = {
     "2x4 to 4x2": ((2, 4), (4, 2)),
     "4x2 to 8x1": ((4, 2), (8, 1)),
@@ -51,17 +50,13 @@ def mesh_of(shape: tuple[int, int]) -> Mesh:
 
 
 def chosen(mesh: Mesh, name: str, aval: Any) -> NamedSharding:
-    """Features over the model axis where it divides them, a key for each example with it."""
+    """Split features over the model axis where it divides them, and keys over the data axis."""
     if is_key(aval):
         return NamedSharding(mesh, P("data") if aval.ndim else P())
     for axis in reversed(range(aval.ndim)):
         if aval.shape[axis] % mesh.shape["model"] == 0:
             return NamedSharding(mesh, P(*[None] * axis, "model"))
     return NamedSharding(mesh, P())
-
-
-def is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def moved(tree: Any, mesh: Mesh) -> Any:
@@ -72,13 +67,9 @@ def moved(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(move, tree)
 
 
-def arrays(tree: Any) -> list[jax.Array]:
-    return [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
-
-
 @dataclass(frozen=True)
 class Training:
-    """How a framework trains, and how its state goes through a file: `restore` is lazy."""
+    """How a framework trains, and how its state is saved and restored lazily."""
 
     start: Callable[[int], Any]
     step: Callable[[Any, Any, Any], tuple[Any, Any]]
@@ -94,7 +85,7 @@ def check(training: Training, before: Mesh, after: Mesh, path: Path) -> None:
     for x, y in BATCHES[:2]:
         state, _ = training.step(state, *on(before, x, y))
     training.save(state, path)
-    assert any(not leaf.is_fully_replicated for leaf in arrays(training.values(state)))
+    assert any(not leaf.is_fully_replicated for leaf in arrays_of(training.values(state)))
     if before == after:
         own = {
             name: leaf.sharding
@@ -106,9 +97,9 @@ def check(training: Training, before: Mesh, after: Mesh, path: Path) -> None:
         state = training.move(state, after)
         restored = training.restore(path, partial(chosen, after))
 
-    lazy = arrays(training.values(restored))
-    assert len(lazy) == len(arrays(training.values(state))) > 5
-    for leaf, other in zip(lazy, arrays(training.values(state)), strict=True):
+    lazy = arrays_of(training.values(restored))
+    assert len(lazy) == len(arrays_of(training.values(state))) > 5
+    for leaf, other in zip(lazy, arrays_of(training.values(state)), strict=True):
         assert isinstance(leaf, safejax.LazyArray)
         assert not leaf.is_placed
         assert leaf.sharding.is_equivalent_to(other.sharding, leaf.ndim)
@@ -132,34 +123,6 @@ def on(mesh: Mesh, *batch: Any) -> Any:
 # ---- flax
 
 
-NET = LinenNet()
-
-
-def linen_start(seed: int) -> FullState:
-    keys = {"params": jax.random.key(seed), "dropout": jax.random.key(1)}
-    variables = jax.jit(NET.init)(keys, BATCHES[0][0])
-    return FullState.create(
-        apply_fn=NET.apply,
-        params=variables["params"],
-        batch_stats=variables["batch_stats"],
-        tx=OPTIMIZER,
-        key=jax.random.key(seed + 7),
-    )
-
-
-@jax.jit
-def linen_step(state: FullState, x: Any, y: Any) -> tuple[FullState, Any]:
-    key, dropout = jax.random.split(state.key)
-
-    def loss(params: Any) -> Any:
-        variables = {"params": params, "batch_stats": state.batch_stats}
-        out, updated = NET.apply(variables, x, rngs={"dropout": dropout}, mutable=["batch_stats"])
-        return ((out - y) ** 2).mean(), updated["batch_stats"]
-
-    (value, stats), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
-    return state.apply_gradients(grads=gradients).replace(batch_stats=stats, key=key), value
-
-
 LINEN = Training(
     linen_start,
     linen_step,
@@ -171,18 +134,6 @@ LINEN = Training(
 
 
 # ---- NNX
-
-
-def nnx_start(seed: int) -> tuple[NnxNet, nnx.Optimizer]:
-    model = NnxNet(seed)
-    return model, nnx.Optimizer(model, OPTIMIZER, wrt=nnx.Param)
-
-
-@nnx.jit
-def nnx_update(model: NnxNet, optimizer: nnx.Optimizer, x: Any, y: Any) -> Any:
-    value, gradients = nnx.value_and_grad(lambda model: ((model(x) - y) ** 2).mean())(model)
-    optimizer.update(model, gradients)
-    return value
 
 
 def nnx_restore(path: Path, sharding: Any) -> Any:
@@ -209,29 +160,6 @@ NNX = Training(
 # ---- equinox
 
 
-def equinox_start(seed: int) -> Any:
-    model, statistics = eqx.nn.make_with_state(EquinoxNet)(jax.random.key(seed))
-    moments = OPTIMIZER.init(eqx.filter(model, eqx.is_inexact_array))
-    return model, statistics, moments, jax.random.key(seed + 7)
-
-
-@eqx.filter_jit
-def equinox_step(state: Any, x: Any, y: Any) -> tuple[Any, Any]:
-    model, statistics, moments, key = state
-    key, dropout = jax.random.split(key)
-
-    @eqx.filter_value_and_grad(has_aux=True)
-    def loss(model: Any) -> Any:
-        run = jax.vmap(model, axis_name="batch", in_axes=(0, None, 0), out_axes=(0, None))
-        out, updated = run(x, statistics, jax.random.split(dropout, len(x)))
-        return ((out - y) ** 2).mean(), updated
-
-    (value, statistics), gradients = loss(model)
-    trained = eqx.filter(model, eqx.is_inexact_array)
-    updates, moments = OPTIMIZER.update(gradients, moments, trained)
-    return (eqx.apply_updates(model, updates), statistics, moments, key), value
-
-
 EQUINOX = Training(
     equinox_start,
     equinox_step,
@@ -242,7 +170,7 @@ EQUINOX = Training(
 )
 
 
-# ---- a chex dataclass, with a key for each example, of another implementation than JAX's default
+# ---- a chex dataclass, with a key for each example that is not of JAX's default implementation
 
 
 @chex.dataclass
@@ -307,7 +235,7 @@ STATES = {"linen": LINEN, "nnx": NNX, "equinox": EQUINOX, "chex": CHEX}
 
 @pytest.mark.parametrize("meshes", MESHES)
 @pytest.mark.parametrize("state", STATES)
-def test_training_goes_on_from_a_file(state: str, meshes: str, tmp_path: Path) -> None:
+def test_training_continues_from_a_file(state: str, meshes: str, tmp_path: Path) -> None:
     before, after = map(mesh_of, MESHES[meshes])
     check(STATES[state], before, after, tmp_path / "state.safetensors")
 
@@ -333,7 +261,7 @@ OPTIMIZERS: dict[str, optax.GradientTransformation] = {
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_an_optimizers_state_comes_back_by_like(name: str, tmp_path: Path) -> None:
+def test_the_state_of_an_optimizer_comes_back_with_like(name: str, tmp_path: Path) -> None:
     optimizer = OPTIMIZERS[name]
 
     def start(seed: int) -> Any:
@@ -357,7 +285,7 @@ def test_an_optimizers_state_comes_back_by_like(name: str, tmp_path: Path) -> No
     check(training, mesh_of((2, 4)), mesh_of((4, 2)), tmp_path / "state.safetensors")
 
 
-# ---- the parameters alone
+# ---- only the parameters
 
 
 PARAMS = safejax.chain(safejax.select("params.*"), safejax.prefix("params").inverse)
@@ -380,7 +308,7 @@ FRESH = jax.eval_shape(linen_start, 1)
     ],
     ids=["select", "without prefix", "like", "flax"],
 )
-def test_a_new_training_begins_with_the_parameters_of_a_state(
+def test_a_new_training_starts_from_the_parameters_of_a_saved_state(
     read: Callable[[Path, Any], Any], tmp_path: Path
 ) -> None:
     before, after = mesh_of((2, 4)), mesh_of((4, 2))

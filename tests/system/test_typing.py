@@ -1,4 +1,4 @@
-"""What a type checker, an editor and `help()` know of the public face."""
+"""What a type checker, an editor and `help()` know about the public API."""
 
 import ast
 import importlib
@@ -27,7 +27,7 @@ MODULES = ["", "equinox", "flax", "haiku", "nnx", "objax", "testing"]
 
 
 def dotted(node: ast.AST) -> str:
-    """`safejax.flax.serialize` of its attribute expression; the empty string of any other."""
+    """The dotted name of an attribute expression, such as `safejax.flax.serialize`, or `""`."""
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Attribute) and (base := dotted(node.value)):
@@ -36,7 +36,7 @@ def dotted(node: ast.AST) -> str:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_the_program_leaves_no_public_name_out(module: str) -> None:
+def test_the_program_uses_every_public_name(module: str) -> None:
     nodes = list(ast.walk(ast.parse(PROGRAM.read_text())))
     used = {dotted(node) for node in nodes}
     called = {dotted(node.func) for node in nodes if isinstance(node, ast.Call)}
@@ -47,7 +47,7 @@ def test_the_program_leaves_no_public_name_out(module: str) -> None:
 
 
 def test_mypy_accepts_the_program(tmp_path: Path) -> None:
-    # In a folder of its own, so that mypy finds the package where a user's mypy finds it.
+    # In its own folder, so that mypy finds the package as a user's mypy does.
     copy = tmp_path / "program.py"
     copy.write_text(PROGRAM.read_text())
     options = ["--strict", "--no-error-summary", "--python-executable", sys.executable]
@@ -77,8 +77,8 @@ FUNCTIONS = pytest.mark.parametrize(
 )
 
 
-def test_the_two_spellings_of_the_options_agree() -> None:
-    """The one that type checkers know, and the one that holds the values."""
+def test_the_two_definitions_of_the_options_agree() -> None:
+    """One is for type checkers, and the other holds the values."""
     assert LoadOptions.__annotations__.keys() == Options.__dataclass_fields__.keys()
     known, held = typing.get_type_hints(LoadOptions), typing.get_type_hints(Options)
     assert known.keys() - {"sharding"} == held.keys() - {"sharding"}
@@ -94,7 +94,7 @@ def test_help_shows_each_option_with_its_default(function: Callable[..., Any]) -
         assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
         assert parameters[name].default == getattr(Options(), name)
     assert str(inspect.signature(function)).count("strict: bool = True") == 1
-    # Tools that evaluate annotations find the names in them.
+    # Tools that evaluate annotations must find the names in them.
     typing.get_type_hints(function)
 
 
@@ -117,7 +117,7 @@ def test_an_unknown_option_is_refused_before_anything_is_read(
         function(*given, **required, zzz=None)
 
 
-def test_an_option_that_says_how_a_file_is_read_needs_a_file() -> None:
+def test_an_option_about_reading_files_needs_a_file() -> None:
     with pytest.raises(TypeError, match=r"^deserialize\(\) got .*'access'"):
         safejax.deserialize(b"", access="map")  # pyright: ignore
 
@@ -134,7 +134,7 @@ def test_a_chain_of_transforms_is_a_transform() -> None:
         assert not isinstance(safejax.chain(safejax.prefix("a"), other), safejax.Transform)
 
 
-def test_a_transform_of_a_users_own_has_no_inverse_by_itself() -> None:
+def test_a_users_transform_has_no_inverse_by_default() -> None:
     class Same(safejax.Transform):
         def __call__(self, leaves: safejax.Leaves, /) -> safejax.Leaves:
             return leaves

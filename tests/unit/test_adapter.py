@@ -1,9 +1,9 @@
-"""What the framework adapters share: bytes and paths, options, and errors that say what to do."""
+"""What the adapters share: bytes and paths, options, and errors that say what to do."""
 
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
@@ -12,7 +12,6 @@ from typing import Any
 
 import equinox as eqx
 import flax.linen as nn
-import fsspec
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -30,13 +29,14 @@ import safejax.equinox
 import safejax.flax
 import safejax.haiku
 import safejax.objax
+from safejax.testing import assert_same_bits
 
 W = np.arange(16, dtype=np.float32).reshape(8, 2)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A framework, a tree of its own, the name of `W` in its file, and how to get `W` back."""
+    """A framework, a tree of its kind, the name of `W` in its file, and how to get `W` back."""
 
     adapter: ModuleType
     make: Callable[[], Any]
@@ -96,22 +96,6 @@ def case(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]
 
 
-@pytest.fixture
-def memory() -> Iterator[Any]:
-    fs = fsspec.filesystem("memory")
-    yield fs
-    fs.store.clear()
-
-
-def same(array: Any, expected: Any) -> bool:
-    host = np.asarray(array)
-    return (host.dtype, host.shape, host.tobytes()) == (
-        expected.dtype,
-        expected.shape,
-        expected.tobytes(),
-    )
-
-
 # ---- bytes and paths
 
 
@@ -139,7 +123,7 @@ def test_reads_bytes_and_paths(case: Case, tmp_path: Path, kind: Any) -> None:
         assert isinstance(weight, safejax.LazyArray)
         assert log.nbytes == 0
     assert type(tree) is type(case.make())
-    assert same(weight, W)
+    assert_same_bits(weight, W)
 
 
 def test_arguments_in_the_order_of_safejax_0_5(case: Case, memory: Any) -> None:
@@ -148,8 +132,8 @@ def test_arguments_in_the_order_of_safejax_0_5(case: Case, memory: Any) -> None:
     )
     assert safejax.metadata("/p.safetensors", fs=memory) == {"step": "3"}
     tree = case.adapter.deserialize("/p.safetensors", memory, **case.options())
-    assert same(case.weight(tree), W)
-    assert same(
+    assert_same_bits(case.weight(tree), W)
+    assert_same_bits(
         case.weight(case.adapter.deserialize("memory://p.safetensors", **case.options())), W
     )
 
@@ -170,21 +154,23 @@ def test_sharding(case: Case) -> None:
     for sharding in (rows, choose):
         weight = case.weight(case.adapter.deserialize(data, sharding=sharding, **case.options()))
         assert weight.sharding == rows
-        assert same(weight.addressable_shards[3].data, W[3:4])
+        assert_same_bits(weight.addressable_shards[3].data, W[3:4])
     assert seen == [case.name]
 
 
 def test_transform(case: Case) -> None:
     data = case.adapter.serialize(case.make())
-    # Equinox and NNX make no array of another dtype than like has.
+    # Equinox and NNX have no array whose dtype differs from that of `like`.
     transform = safejax.chain(safejax.cast("bfloat16"), safejax.cast("float32", source="bfloat16"))
     weight = case.weight(case.adapter.deserialize(data, transform=transform, **case.options()))
-    assert same(weight, W.astype(ml_dtypes.bfloat16).astype(np.float32))
+    assert_same_bits(weight, W.astype(ml_dtypes.bfloat16).astype(np.float32))
     odd = safejax.step(lambda leaves: leaves.map(lambda name, leaf: leaf + 1))
-    assert same(case.weight(case.adapter.deserialize(data, transform=odd, **case.options())), W + 1)
+    assert_same_bits(
+        case.weight(case.adapter.deserialize(data, transform=odd, **case.options())), W + 1
+    )
 
 
-def test_like_reports_all_that_does_not_match(case: Case) -> None:
+def test_like_reports_every_mismatch(case: Case) -> None:
     data = safejax.serialize({"one": W, "two": W})
     with pytest.raises(safejax.MismatchError) as report:
         case.adapter.deserialize(data, like=case.make())
@@ -192,19 +178,19 @@ def test_like_reports_all_that_does_not_match(case: Case) -> None:
         assert repr(name) in str(report.value)
 
 
-def test_not_strict_keeps_what_like_has(case: Case) -> None:
+def test_strict_false_takes_missing_leaves_from_like(case: Case) -> None:
     data = safejax.serialize({"other": W})
     like = case.make()
     with pytest.warns(safejax.PartialLoadWarning, match="other"):
         tree = case.adapter.deserialize(data, like=like, strict=False)
-    assert same(case.weight(tree), W)
+    assert_same_bits(case.weight(tree), W)
 
 
 # ---- errors
 
 
 @pytest.mark.parametrize("wrong", [3, None, {"p.safetensors"}, {"w": W}])
-def test_what_is_neither_bytes_nor_a_path(case: Case, wrong: Any) -> None:
+def test_anything_but_bytes_and_paths_is_refused(case: Case, wrong: Any) -> None:
     with pytest.raises(TypeError, match="expected the path or the bytes of a safetensors file"):
         case.adapter.deserialize(wrong, **case.options())
     if wrong is not None:
@@ -226,20 +212,20 @@ def test_a_file_that_is_not_there(case: Case, tmp_path: Path, memory: Any) -> No
         case.adapter.deserialize("/none.safetensors", memory, **case.options())
 
 
-def test_what_is_no_safetensors_file(case: Case, tmp_path: Path) -> None:
+def test_anything_but_a_safetensors_file_is_refused(case: Case, tmp_path: Path) -> None:
     path = tmp_path / "params.safetensors"
     path.write_bytes(b"not a safetensors file at all")
     with pytest.raises(safejax.InvalidFileError, match=r"params\.safetensors"):
         case.adapter.deserialize(path, **case.options())
 
 
-def test_metadata_that_is_no_strings(case: Case) -> None:
+def test_metadata_must_be_strings(case: Case) -> None:
     with pytest.raises(safejax.LeafError, match="metadata 'step'"):
         case.adapter.serialize(case.make(), metadata={"step": 3})
 
 
 class Mlp(eqx.Module):
-    """A user's own module of Equinox, outside of any module of that name."""
+    """A user's own Equinox module, which is not in a Python module of that name."""
 
     w: jax.Array
 
@@ -264,7 +250,7 @@ FOREIGN = {
 
 @pytest.mark.parametrize(("framework", "owner"), list(permutations(FOREIGN, 2)))
 def test_a_tree_of_another_framework(framework: str, owner: str) -> None:
-    # objax has one container only, and says which.
+    # objax has only one container, and the error names it.
     message = (
         "expected an objax.VarCollection, for example model"
         if framework == "objax"
@@ -298,7 +284,7 @@ def test_a_foreign_tree_within_a_dict() -> None:
         (safejax.equinox, Mlp(np.array(["a"])), "w"),
     ],
 )
-def test_a_leaf_that_is_no_array(adapter: ModuleType, tree: Any, name: str) -> None:
+def test_a_leaf_that_is_not_an_array(adapter: ModuleType, tree: Any, name: str) -> None:
     with pytest.raises(safejax.LeafError, match=f"leaf '{name}': expected"):
         adapter.serialize(tree)
 
@@ -321,7 +307,7 @@ def test_within_a_trace(case: Case) -> None:
 
 
 def test_frameworks_that_are_missing(tmp_path: Path) -> None:
-    """`import safejax` imports none of them; an adapter says what to install, and why it failed."""
+    """`import safejax` imports none of them; an adapter says what to install and why it failed."""
     program = """
 import importlib, importlib.abc, json, sys
 

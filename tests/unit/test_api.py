@@ -2,7 +2,6 @@
 
 import errno
 import gc
-import json
 import os
 import resource
 import threading
@@ -54,6 +53,7 @@ from safejax.testing import (
     assert_same_bits,
     assert_trees_identical,
 )
+from tests.support.files import header_of
 
 DEVICES = jax.devices()
 GRID = np.arange(64 * 16, dtype=np.float32).reshape(64, 16)
@@ -72,10 +72,6 @@ def params() -> Any:
     }  # fmt: skip
 
 
-def header_of(data: bytes) -> dict[str, Any]:
-    return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-
-
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "m.safetensors"
@@ -83,7 +79,7 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-# ---- there and back
+# ---- round trip
 
 TREES: dict[str, Callable[[], Any]] = {
     "parameters": params,
@@ -98,7 +94,7 @@ TREES: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("case", TREES)
-def test_what_is_saved_is_loaded(case: str, tmp_path: Path) -> None:
+def test_a_saved_tree_is_loaded_identically(case: str, tmp_path: Path) -> None:
     tree = TREES[case]()
     path = tmp_path / "m"
     save(tree, path)
@@ -116,7 +112,7 @@ def jnp_or_scalar(leaf: Any) -> Any:
     return jnp.asarray(leaf) if isinstance(leaf, np.ndarray | np.generic) else leaf
 
 
-def test_the_whole_of_serialization_is_one_value() -> None:
+def test_serialization_is_one_chain_of_steps() -> None:
     to_bytes = chain(flatten, cast("bfloat16", source="float32"), encode)
     tree = {"mlp": {"w": jnp.asarray(GRID), "n": [1, None]}}
     data = to_bytes(tree)
@@ -144,7 +140,7 @@ def test_a_transform_is_applied_in_the_direction_of_the_data(tmp_path: Path) -> 
         assert_same_bits(exported[name], array)
 
 
-def test_a_function_of_ones_own(tmp_path: Path) -> None:
+def test_a_users_function_is_a_transform(tmp_path: Path) -> None:
     def doubled(leaves: Leaves) -> Leaves:
         return leaves.map(lambda name, leaf: np.asarray(leaf) * 2)
 
@@ -168,7 +164,7 @@ def test_leaves_can_be_saved_as_they_are(tmp_path: Path) -> None:
     assert isinstance(load(tmp_path / "m")["a"], list)
 
 
-def test_the_callers_tree_never_changes(tmp_path: Path) -> None:
+def test_the_callers_tree_does_not_change(tmp_path: Path) -> None:
     array = GRID.copy()
     tree = {"b": array, "a": [jnp.ones(2), {"x": 1}]}
     metadata = {"k": "v"}
@@ -181,7 +177,7 @@ def test_the_callers_tree_never_changes(tmp_path: Path) -> None:
     assert (jax.tree.structure(tree), list(tree), metadata) == (kept[2], ["b", "a"], {"k": "v"})
 
 
-# ---- nothing is read before it must be
+# ---- nothing is read before it is needed
 
 LOOKS: dict[str, Callable[[Any], Any]] = {
     "repr": repr,
@@ -203,7 +199,7 @@ LOOKS: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("look", LOOKS)
 @pytest.mark.parametrize("options", [{}, {"sharding": DEVICES[3]}, {"transform": cast("float16")}],
                          ids=["plain", "sharding", "transform"])  # fmt: skip
-def test_loading_and_looking_read_nothing(path: Path, look: str, options: Any) -> None:
+def test_loading_and_inspecting_read_nothing(path: Path, look: str, options: Any) -> None:
     with observe_reads() as log:
         tree = load(path, **options)
         LOOKS[look](tree)
@@ -220,7 +216,7 @@ def mesh_of(shape: tuple[int, ...], axis_type: AxisType) -> jax.sharding.Mesh:
 
 
 SHARDS: list[tuple[tuple[int, ...], P, int]] = [
-    # Mesh, spec, and how many distinct blocks it cuts a matrix into.
+    # The mesh, the spec, and the number of distinct blocks into which it splits a matrix.
     ((8,), P("x"), 8), ((8,), P(None, "x"), 8), ((8,), P(), 1), ((2, 4), P("x", "y"), 8),
     ((2, 4), P("y", "x"), 8), ((2, 4), P("x"), 2), ((2, 4), P(None, "y"), 4),
     ((2, 4), P(("x", "y")), 8), ((2, 4), P(None, ("y", "x")), 8), ((1,), P("x"), 1),
@@ -246,7 +242,7 @@ def test_each_distinct_block_is_read_once(
     assert_same_bits(jax.jit(lambda x: x + 1)(leaf), jnp.asarray(GRID) + 1)
 
 
-def test_a_process_reads_only_what_its_devices_hold(tmp_path: Path) -> None:
+def test_a_row_of_a_sharded_leaf_reads_only_its_bytes(tmp_path: Path) -> None:
     save({"w": GRID}, tmp_path / "m")
     leaf = load(tmp_path / "m", sharding=NamedSharding(mesh_of((8,), AxisType.Auto), P("x")))["w"]
     # A row of one shard.
@@ -257,7 +253,7 @@ def test_a_process_reads_only_what_its_devices_hold(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spelling", ["sharding", "device", "prefix", "function", "rules"])
-def test_sharding_in_every_spelling(path: Path, spelling: str) -> None:
+def test_every_form_of_sharding(path: Path, spelling: str) -> None:
     mesh = mesh_of((8,), AxisType.Auto)
     rows, everywhere = NamedSharding(mesh, P("x")), NamedSharding(mesh, P())
     default = SingleDeviceSharding(DEVICES[0])
@@ -281,7 +277,7 @@ def test_sharding_in_every_spelling(path: Path, spelling: str) -> None:
     assert_trees_identical(tree, params())
 
 
-def test_shardings_that_do_not_fit_are_told_at_load(path: Path) -> None:
+def test_shardings_that_do_not_fit_are_errors_of_load(path: Path) -> None:
     rows = NamedSharding(mesh_of((8,), AxisType.Auto), P("x"))
     with observe_reads() as log, pytest.raises(ShardingError) as caught:
         load(path, sharding=rows)
@@ -292,7 +288,7 @@ def test_shardings_that_do_not_fit_are_told_at_load(path: Path) -> None:
         load(path, sharding=P("x"))
 
 
-def test_a_default_leaf_meets_arrays_of_any_mesh(path: Path) -> None:
+def test_a_leaf_on_the_default_device_combines_with_arrays_of_any_mesh(path: Path) -> None:
     other = jax.device_put(GRID, NamedSharding(mesh_of((8,), AxisType.Auto), P("x")))
     leaf = load(path)["emb"]
     assert not leaf.committed
@@ -309,7 +305,7 @@ def test_the_default_device_is_that_of_the_load(path: Path) -> None:
 # ---- the order of a load
 
 
-def test_first_the_transform_then_like_then_the_sharding(tmp_path: Path) -> None:
+def test_a_load_applies_the_transform_then_like_then_the_sharding(tmp_path: Path) -> None:
     save({"enc": {"w": GRID}, "head": GRID, "n": 3}, tmp_path / "m")
     seen: dict[str, Any] = {}
     rows = NamedSharding(mesh_of((8,), AxisType.Auto), P("x"))
@@ -331,7 +327,7 @@ def test_first_the_transform_then_like_then_the_sharding(tmp_path: Path) -> None
         load(tmp_path / "m", transform=rename({"enc.w": "layers.kernel"}), like=like)
 
 
-def test_like_and_strict_reach_the_match(path: Path) -> None:
+def test_like_and_strict_are_passed_on(path: Path) -> None:
     with pytest.raises(MismatchError, match=f"^{path}: 9 leaves do not match like"):
         load(path, like={"emb": jnp.asarray(GRID)})
     with pytest.warns(safejax.PartialLoadWarning, match=f"^{path}: ") as caught:
@@ -368,27 +364,27 @@ def test_metadata_comes_back_as_it_was(tmp_path: Path, metadata: Any, tree: Any)
         assert not log.reads
     stored = header_of(data).get("__metadata__", {})
     assert stored.get("format", "none") == metadata.get("format", "pt" if stored else "none")
-    # A second writing keeps it, by Leaves.
+    # Saving the Leaves again keeps it.
     assert encode(decode(data)) == data
 
 
-def test_no_metadata_where_there_is_nothing_to_tell() -> None:
+def test_no_metadata_where_there_is_nothing_to_record() -> None:
     assert "__metadata__" not in header_of(serialize({"a": {"w": GRID}}))
     assert "__metadata__" not in header_of(serialize({"a": {"w": GRID}}, metadata={}))
     assert header_of(serialize([GRID]))["__metadata__"]["format"] == "pt"
 
 
 @pytest.mark.parametrize("metadata", [{"k": 1}, {1: "v"}, {"safejax": "x"}, [("k", "v")], "kv"])
-def test_wrong_metadata_is_told_and_nothing_written(tmp_path: Path, metadata: Any) -> None:
+def test_wrong_metadata_is_an_error_and_nothing_is_written(tmp_path: Path, metadata: Any) -> None:
     with pytest.raises(LeafError, match="metadata"):
         save({"w": GRID}, tmp_path / "m", metadata=metadata)
     assert os.listdir(tmp_path) == []
 
 
-# ---- paths that are wrong
+# ---- wrong paths
 
 
-def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_path_is_an_error_that_names_it(tmp_path: Path) -> None:
     path = tmp_path / "no" / "m.safetensors"
     for call in (load, safejax.metadata, lambda path: save({}, path)):
         with pytest.raises(FileNotFoundError) as caught:
@@ -396,7 +392,7 @@ def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:
         assert str(path) in str(caught.value)
 
 
-def test_a_folder_is_told(tmp_path: Path) -> None:
+def test_saving_a_file_in_the_place_of_a_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError, match="got a folder") as caught:
         save({}, tmp_path)
     assert str(tmp_path) in str(caught.value)
@@ -407,7 +403,9 @@ NO_FILES = {"empty": b"", "short": b"abc", "zip": b"PK\x03\x04" * 50, "text": b"
 
 
 @pytest.mark.parametrize("case", NO_FILES)
-def test_what_is_no_safetensors_file_is_named(tmp_path: Path, case: str) -> None:
+def test_anything_but_a_safetensors_file_is_an_error_that_names_it(
+    tmp_path: Path, case: str
+) -> None:
     path = tmp_path / "m"
     path.write_bytes(NO_FILES[case])
     for call in (load, safejax.metadata):
@@ -417,7 +415,7 @@ def test_what_is_no_safetensors_file_is_named(tmp_path: Path, case: str) -> None
         safejax.deserialize(NO_FILES[case])
 
 
-def test_bytes_are_no_path_and_a_path_is_no_bytes(tmp_path: Path) -> None:
+def test_load_refuses_bytes_and_deserialize_refuses_paths(tmp_path: Path) -> None:
     data = serialize({})
     with pytest.raises(TypeError, match=r"safejax\.deserialize"):
         load(data)
@@ -427,7 +425,7 @@ def test_bytes_are_no_path_and_a_path_is_no_bytes(tmp_path: Path) -> None:
         safejax.deserialize(str(tmp_path))
 
 
-def test_a_leaf_that_cannot_be_saved_is_named_and_nothing_written(path: Path) -> None:
+def test_a_leaf_that_cannot_be_saved_is_named_and_nothing_is_written(path: Path) -> None:
     before = path.read_bytes()
     for leaf in (object(), b"x", np.str_("x"), np.array(["x"]), jax.ShapeDtypeStruct((1,), "int8")):
         with pytest.raises(LeafError, match=r"leaf 'a\.1'"):
@@ -464,7 +462,7 @@ def test_a_live_tree_keeps_its_values_when_its_file_is_saved_over(path: Path) ->
     save({"other": GRID[::-1]}, path)
     assert_same_bits(array, GRID)
     assert_trees_identical(tree, params())
-    # It may even be saved to the file that it was loaded from.
+    # It can even be saved to the file that it was loaded from.
     save(tree, path)
     again = load(path)
     save({"w": again["emb"][::-1]}, path)
@@ -478,7 +476,7 @@ def test_a_live_tree_keeps_its_values_when_its_file_is_removed(path: Path) -> No
 
 
 @pytest.mark.parametrize("left", [0, 100, -1])
-def test_a_file_that_was_cut_short_since_is_told(path: Path, left: int) -> None:
+def test_a_file_that_is_cut_short_after_the_load_is_an_error(path: Path, left: int) -> None:
     tree = load(path)
     size = path.stat().st_size
     os.truncate(path, left if left >= 0 else size + left)
@@ -508,7 +506,7 @@ def test_no_descriptor_is_left_open_by_loads(path: Path) -> None:
 def test_trees_that_are_kept_keep_one_mapping_each(path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     trees = [load(path) for _ in range(50)]
-    # Python's mmap keeps a descriptor of its own; there is no more than that.
+    # Python's mmap keeps one descriptor of its own, and there are no others.
     assert len(os.listdir("/proc/self/fd")) <= before + len(trees)
     assert_same_bits(trees[-1]["emb"], GRID)
 
@@ -564,7 +562,7 @@ def test_the_same_tree_gives_the_same_bytes(tmp_path: Path) -> None:
 # ---- progress
 
 
-def test_save_tells_how_far_it_is(tmp_path: Path) -> None:
+def test_save_reports_its_progress(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     save(params(), tmp_path / "m", progress=lambda done, total: told.append((done, total)))
     size = (tmp_path / "m").stat().st_size
@@ -573,7 +571,7 @@ def test_save_tells_how_far_it_is(tmp_path: Path) -> None:
     assert told[-1] == (size, size)
 
 
-def test_a_progress_that_raises_stops_the_save(path: Path) -> None:
+def test_an_error_in_progress_stops_the_save(path: Path) -> None:
     before = path.read_bytes()
 
     def stop(done: int, total: int) -> None:
@@ -609,7 +607,7 @@ def test_materialize_places_every_leaf_once(path: Path) -> None:
     assert told[-1][0] == told[-1][1] == total
 
 
-def test_materialize_keeps_what_is_one_leaf_one_leaf() -> None:
+def test_materialize_keeps_shared_leaves_shared() -> None:
     leaf = safejax.deserialize(serialize({"w": GRID}))["w"]
     plain = np.ones(2)
     tree = materialize({"a": leaf, "b": [leaf, plain], "c": None, "d": "x"})
@@ -621,7 +619,7 @@ def test_materialize_keeps_what_is_one_leaf_one_leaf() -> None:
     assert materialize(leaf) is leaf.placed()
 
 
-def test_materialize_tells_of_the_leaf_that_failed(path: Path) -> None:
+def test_materialize_names_the_leaf_that_failed(path: Path) -> None:
     tree = safejax.deserialize(serialize({"a": np.array([1, 2]), "b": np.array([2**40])}))
     with pytest.raises(PrecisionError, match="leaf 'b'"):
         materialize(tree)
@@ -633,7 +631,7 @@ def test_materialize_tells_of_the_leaf_that_failed(path: Path) -> None:
         materialize(load(path), progress=stop)
 
 
-def test_materialize_reads_what_was_asked_for() -> None:
+def test_materialize_reads_only_the_leaves_of_its_tree() -> None:
     tree = safejax.deserialize(serialize({"w": GRID}))
     assert_reads({"part": tree["w"][:, 3], "row": tree["w"][5]}, GRID[:, 3].nbytes + GRID[5].nbytes)
 
@@ -677,7 +675,7 @@ ABSTRACT: dict[str, tuple[Callable[[], Any], Any]] = {
 
 
 @pytest.mark.parametrize("case", ABSTRACT)
-def test_abstract_tells_what_an_array_would_be(case: str) -> None:
+def test_abstract_gives_the_aval_that_an_array_would_have(case: str) -> None:
     make, expected = ABSTRACT[case]
     assert safejax.abstract({"a": [make()]}) == {"a": [expected]}
 
@@ -722,7 +720,7 @@ def test_64_bits_are_kept_from_file_to_file(tmp_path: Path) -> None:
 # ---- size
 
 
-def test_twenty_thousand_leaves_are_not_too_many() -> None:
+def test_twenty_thousand_leaves_are_saved_and_loaded() -> None:
     leaf = np.zeros(2, np.float32)
     tree = {f"model.layers.{i}.weight": leaf for i in range(20_000)}
     data = serialize(tree)

@@ -1,4 +1,4 @@
-"""The collector's pause: off while any thread is inside, and afterwards as it was before."""
+"""The pause of the garbage collector, which is disabled while any thread is inside."""
 
 import gc
 import subprocess
@@ -27,14 +27,14 @@ def before(request):
 
 
 def in_thread(function):
-    """The future of a call in a thread of its own."""
+    """The future of a call in a new thread."""
     executor = ThreadPoolExecutor(1)
     future = executor.submit(function)
     executor.shutdown(wait=False)
     return future
 
 
-def test_it_is_off_inside_and_afterwards_as_it_was(before):
+def test_the_collector_is_disabled_inside_and_restored_afterwards(before):
     with collector_paused():
         assert not gc.isenabled()
         with collector_paused():
@@ -43,7 +43,7 @@ def test_it_is_off_inside_and_afterwards_as_it_was(before):
     assert gc.isenabled() is before
 
 
-def test_it_is_as_it_was_after_an_error(before):
+def test_the_collector_is_restored_after_an_error(before):
     def inner():
         with collector_paused():
             raise ValueError("inner")
@@ -60,7 +60,7 @@ def test_it_is_as_it_was_after_an_error(before):
     assert gc.isenabled() is before
 
 
-def test_a_function_can_be_paused(before):
+def test_the_pause_can_decorate_a_function(before):
     seen = []
 
     @collector_paused()
@@ -75,7 +75,7 @@ def test_a_function_can_be_paused(before):
     assert gc.isenabled() is before
 
 
-def test_it_stays_off_until_the_last_thread_leaves(before):
+def test_the_collector_stays_disabled_until_the_last_thread_leaves(before):
     both_inside, first_left = threading.Barrier(2, timeout=30), threading.Barrier(2, timeout=30)
 
     def second():
@@ -93,9 +93,9 @@ def test_it_stays_off_until_the_last_thread_leaves(before):
     assert gc.isenabled() is before
 
 
-def test_a_thread_that_enters_while_another_leaves_does_not_keep_it_off(before, monkeypatch):
-    # The second thread asks for the state while the first is inside, and would act on the answer
-    # once the first has left: the collector would be off for good.
+def test_a_thread_that_enters_while_another_leaves_does_not_leave_it_disabled(before, monkeypatch):
+    # If the second thread asked for the state while the first is inside, and acted on the answer
+    # once the first has left, the collector would be disabled for good.
     first_inside, first_left = threading.Event(), threading.Event()
     entering = threading.Event()
 
@@ -107,6 +107,7 @@ def test_a_thread_that_enters_while_another_leaves_does_not_keep_it_off(before, 
         return answer
 
     patched = types.SimpleNamespace(isenabled=isenabled, enable=gc.enable, disable=gc.disable)
+    # Python switches threads between the two only by chance.
     monkeypatch.setattr(collector, "gc", patched)
 
     def second():
@@ -142,7 +143,7 @@ def test_many_threads_that_enter_and_leave(before):
     assert gc.isenabled() is before
 
 
-def test_a_finalizer_may_enter_while_its_thread_enters_or_leaves(before, monkeypatch):
+def test_a_finalizer_can_enter_while_its_thread_enters_or_leaves(before, monkeypatch):
     entered = []
 
     def finalizing(function):
@@ -157,6 +158,7 @@ def test_a_finalizer_may_enter_while_its_thread_enters_or_leaves(before, monkeyp
     patched = types.SimpleNamespace(
         isenabled=gc.isenabled, enable=finalizing(gc.enable), disable=finalizing(gc.disable)
     )
+    # Python runs finalizers during these calls only by chance.
     monkeypatch.setattr(collector, "gc", patched)
     for _ in range(2):
         with collector_paused():
@@ -165,7 +167,7 @@ def test_a_finalizer_may_enter_while_its_thread_enters_or_leaves(before, monkeyp
     assert entered == (["disable"] * 2 + ["enable"] * 2 * before) * 2
 
 
-def test_a_program_may_enable_it_inside():
+def test_a_program_can_enable_the_collector_inside():
     with collector_paused():
         gc.enable()
         with collector_paused():
@@ -176,13 +178,13 @@ def test_a_program_may_enable_it_inside():
         assert not gc.isenabled()
 
 
-def test_disabling_it_inside_changes_nothing(before):
+def test_disabling_the_collector_inside_changes_nothing(before):
     with collector_paused():
         gc.disable()
     assert gc.isenabled() is before
 
 
-def test_a_pause_can_be_left_for_a_while(before):
+def test_a_pause_can_be_interrupted(before):
     def fail():
         with collector_resumed():
             raise ValueError("inside")
@@ -200,7 +202,7 @@ def test_a_pause_can_be_left_for_a_while(before):
     assert gc.isenabled() is before
 
 
-def test_a_pause_that_is_left_for_a_while_leaves_that_of_another_thread(before):
+def test_interrupting_a_pause_does_not_affect_that_of_another_thread(before):
     both_inside, seen = threading.Barrier(2, timeout=30), threading.Barrier(2, timeout=30)
 
     def second():
@@ -248,16 +250,16 @@ sys.exit(status != 0 or gc.isenabled() != {before})
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
-def test_a_forked_child_does_not_wait_for_threads_that_it_does_not_have(before):
+def test_a_forked_child_does_not_wait_for_the_threads_of_its_parent(before):
     program = FORK.format(before=before)
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
-# ---- no code of a user's runs inside a pause
+# ---- users' code does not run inside a pause
 
 
 class Node:
-    """A container that JAX flattens and unflattens by code of the user's."""
+    """A container that JAX flattens and unflattens by the user's code."""
 
     def __init__(self, w):
         self.w = w
@@ -304,7 +306,7 @@ USES = {
 
 
 @pytest.mark.parametrize("use", USES)
-def test_code_of_users_runs_outside_of_it(use, before, tmp_path):
+def test_users_code_runs_outside_of_the_pause(use, before, tmp_path):
     path = tmp_path / "params.safetensors"
     safejax.save({"w": np.ones(3, np.float32)}, path)
     STATES.clear()
@@ -314,7 +316,7 @@ def test_code_of_users_runs_outside_of_it(use, before, tmp_path):
     assert gc.isenabled() is before
 
 
-def test_file_systems_are_asked_outside_of_it(before, monkeypatch):
+def test_file_systems_are_called_outside_of_the_pause(before, monkeypatch):
     memory = fsspec.filesystem("memory")
     memory.pipe_file("/collector.safetensors", safejax.serialize({"w": np.ones(3, np.float32)}))
     STATES.clear()

@@ -1,6 +1,5 @@
-"""Every dtype that JAX has stands in a file without loss, under a code that readers know."""
+"""Every dtype of JAX is stored without loss, under a code that readers know."""
 
-import json
 import re
 
 import jax.numpy as jnp
@@ -22,6 +21,7 @@ from safejax._src.dtypes import (
     unpack,
 )
 from safejax._src.format.header import Entry, write_header
+from tests.support.files import file_of
 
 JAX_DTYPES = [np.dtype(scalar) for scalar in jax_dtypes._jax_types]
 SHAPES = [(), (0,), (2, 0, 3), (3,), (4,), (2, 3), (5, 1, 3), (2, 2, 2)]
@@ -32,13 +32,13 @@ NARROW = {
 
 
 def bits(array):
-    """The bits of each element, those that its dtype does not use left out."""
+    """The bits of each element, without those that its dtype does not use."""
     raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     return raw & ((1 << NARROW.get(array.dtype.name, 8)) - 1)
 
 
 def every_bit_pattern(dtype, shape):
-    """Elements of random bits: NaN payloads, infinities and subnormals among them."""
+    """Elements of random bits, among them NaN payloads, infinities and subnormals."""
     count = int(np.prod(shape))
     raw = np.random.default_rng(count).integers(0, 256, count * dtype.itemsize, np.uint8)
     raw &= (1 << NARROW.get(dtype.name, 8)) - 1
@@ -46,7 +46,7 @@ def every_bit_pattern(dtype, shape):
 
 
 def read_back(raw, stored):
-    """What a reader makes of the bytes that stand in a file."""
+    """The array that a reader makes from the stored bytes."""
     if stored.recorded is None:
         dtype, shape = dtype_of_code(stored.code), stored.shape
     else:
@@ -55,7 +55,7 @@ def read_back(raw, stored):
     return elements.view(dtype).reshape(shape)
 
 
-def test_the_list_of_jax_dtypes_is_what_we_take_it_for():
+def test_the_list_of_jax_dtypes_has_the_expected_dtypes():
     names = {dtype.name for dtype in JAX_DTYPES}
     assert {"bool", "int4", "uint2", "bfloat16", "float8_e8m0fnu", "complex128"} <= names
     assert len(names) >= 28
@@ -83,7 +83,7 @@ def test_a_leaf_of_any_jax_dtype_comes_back_bit_by_bit(dtype, shape, tmp_path):
 
 @pytest.mark.parametrize("name", ["int4", "uint4", "int2", "uint2"])
 def test_equal_values_are_stored_as_equal_bytes(name):
-    # Narrow integers have bits to spare in memory, which NumPy and JAX fill each in its own way.
+    # Narrow integers have unused bits in memory, which NumPy and JAX fill in different ways.
     dtype = np.dtype(getattr(ml_dtypes, name))
     values = np.arange(-2 if name.startswith("i") else 0, 2).astype(np.int8)
     numpy_array, jax_array = values.astype(dtype), np.asarray(jnp.asarray(values).astype(dtype))
@@ -102,8 +102,7 @@ def test_the_codes_are_those_of_the_reference_reader():
 
 def one_tensor(code, shape, nbytes):
     table = {"x": {"dtype": code, "shape": shape, "data_offsets": [0, nbytes]}}
-    header = json.dumps(table).encode()
-    return len(header).to_bytes(8, "little") + header + bytes(nbytes)
+    return file_of(table, bytes(nbytes))
 
 
 @pytest.mark.parametrize("code", BITS)
@@ -119,7 +118,7 @@ def test_an_element_is_as_wide_as_the_reference_reader_has_it(code, tmp_path):
 
 
 @pytest.mark.parametrize("code", BITS)
-def test_a_code_s_dtype_is_as_wide_as_the_code(code):
+def test_the_dtype_of_a_code_is_as_wide_as_the_code(code):
     dtype = dtype_of_code(code)
     if code.startswith("F6_"):
         assert dtype is None
@@ -146,7 +145,7 @@ def test_a_code_s_dtype_is_as_wide_as_the_code(code):
         ("longlong", (1,), Stored("I64", (1,), None, 8)),
     ],
 )
-def test_how_a_leaf_stands_in_the_file(dtype, shape, stored):
+def test_how_a_leaf_is_stored(dtype, shape, stored):
     scalar = getattr(ml_dtypes, dtype, None) or dtype
     assert stored_as(np.dtype(scalar), shape) == stored
 
@@ -156,7 +155,7 @@ def test_how_a_leaf_stands_in_the_file(dtype, shape, stored):
     [">f4", "O", "S3", "U2", "M8[s]", "m8[s]", np.longdouble, np.clongdouble, "V4"],
     ids=str,
 )
-def test_no_file_holds_a_dtype_that_jax_lacks(dtype):
+def test_a_dtype_that_jax_lacks_cannot_be_stored(dtype):
     assert stored_as(np.dtype(dtype), (2,)) is None
 
 
@@ -166,7 +165,7 @@ def test_no_file_holds_a_dtype_that_jax_lacks(dtype):
         ("int4", "U8", (2,)),
         ("uint4", "I8", (2,)),
         ("float8_e3m4", "I8", (2,)),
-        ("float32", "F32", (2,)),  # The code says it: no record does.
+        ("float32", "F32", (2,)),  # The code is enough, and nothing is recorded.
         ("complex128", "F64", (3,)),
         ("complex128", "F64", ()),
         ("complex128", "C64", (2,)),
@@ -174,11 +173,11 @@ def test_no_file_holds_a_dtype_that_jax_lacks(dtype):
         ("", "U8", (2,)),
     ],
 )
-def test_a_record_that_cannot_be_true_restores_nothing(recorded, code, shape):
+def test_a_recorded_dtype_that_contradicts_the_code_is_refused(recorded, code, shape):
     assert restored(recorded, code, shape) is None
 
 
-def test_the_first_of_two_packed_elements_is_the_low_half():
+def test_the_first_of_two_packed_elements_is_in_the_low_bits():
     array = np.array([0.5, 1.0, -6.0, 0.0], ml_dtypes.float4_e2m1fn)
     raw = to_stored_bytes(array, stored_as(array.dtype, array.shape))
     assert raw.tolist() == [0x21, 0x0F]
@@ -198,5 +197,5 @@ def test_a_block_in_any_layout_is_stored_in_c_order():
 
 
 @pytest.mark.parametrize("dtype", JAX_DTYPES, ids=lambda dtype: dtype.name)
-def test_floating_is_what_jax_calls_floating(dtype):
+def test_floating_dtypes_are_those_that_jax_calls_floating(dtype):
     assert is_floating(dtype) == jnp.issubdtype(dtype, jnp.floating)

@@ -24,7 +24,7 @@ from safejax._src.warn import warn_caller
 
 
 def warned(action: Callable[[], object], category: type[Warning]) -> warnings.WarningMessage:
-    """The one warning that `action` gives; here, since the caller's frames must stay below it."""
+    """The only warning of `action`; it is called here, so that its frames are above the test's."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         action()
@@ -33,7 +33,7 @@ def warned(action: Callable[[], object], category: type[Warning]) -> warnings.Wa
     return warning
 
 
-# ---- a load that is partial
+# ---- partial loads
 
 WEIGHTS = {"w": jnp.ones((2, 3)), "other": jnp.zeros(2)}
 LIKE = {"w": jnp.zeros((2, 3))}
@@ -88,7 +88,7 @@ def test_a_partial_load_is_reported_where_it_was_called(case: str, tmp_path: Any
     assert first <= warning.lineno <= first + 2
 
 
-# ---- a leaf that is narrowed
+# ---- narrowed leaves
 
 WIDE = safejax.serialize({"w": np.ones((4, 2)), "v": np.ones(2)})
 
@@ -131,7 +131,7 @@ def test_a_narrowing_that_is_an_error_is_raised_where_the_values_were_needed() -
     assert not any(leaf.is_placed for leaf in tree.values())
 
 
-# ---- by itself
+# ---- the function itself
 
 
 def test_a_line_that_warns_again_and_again_is_shown_once() -> None:
@@ -146,7 +146,7 @@ def test_a_line_that_warns_again_and_again_is_shown_once() -> None:
     assert {warning.filename for warning in caught} == {__file__}
 
 
-def test_a_filter_for_the_callers_module_applies() -> None:
+def test_a_warning_filter_for_the_callers_module_applies() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.filterwarnings("always", module=__name__.replace(".", r"\."))
@@ -154,7 +154,7 @@ def test_a_filter_for_the_callers_module_applies() -> None:
     assert len(caught) == 1
 
 
-def test_a_thread_of_a_users_own_is_a_caller() -> None:
+def test_a_users_thread_is_a_caller() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         thread = threading.Thread(target=lambda: warn_caller("in a thread", UserWarning))

@@ -17,12 +17,13 @@ from jax.sharding import PartitionSpec as P
 
 import safejax
 from safejax.equinox import deserialize, serialize
+from tests.support.leaves import bits, is_unread
 
 X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
 
 
 class Net(eqx.Module):
-    """Lists, static fields, functions, scalars, NumPy arrays, keys, and nothing at all."""
+    """A module with lists, static fields, functions, scalars, NumPy arrays, keys, and None."""
 
     layers: list[eqx.nn.Linear]
     activation: Callable[[jax.Array], jax.Array]
@@ -52,25 +53,13 @@ class Net(eqx.Module):
         return x * self.scale + jax.random.normal(self.key, x.shape)
 
 
-def bits(tree: Any) -> list[tuple[str, bytes]]:
-    def of(leaf: Any) -> tuple[str, bytes]:
-        key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        host = np.asarray(jax.random.key_data(leaf) if key else leaf)
-        return str(leaf.dtype), host.tobytes()
-
-    arrays = eqx.filter(tree, lambda leaf: eqx.is_array(leaf) or isinstance(leaf, np.ndarray))
-    return [of(leaf) for leaf in jax.tree.leaves(arrays)]
-
-
 def scalars(net: Net) -> tuple[Any, ...]:
     return type(net.scale), net.scale, type(net.steps), net.steps
 
 
 def unread(tree: Any) -> bool:
     leaves = [leaf for leaf in jax.tree.leaves(tree) if eqx.is_array(leaf)]
-    return leaves != [] and all(
-        isinstance(leaf, safejax.LazyArray) and not leaf.is_placed for leaf in leaves
-    )
+    return leaves != [] and all(map(is_unread, leaves))
 
 
 # ---- models
@@ -81,7 +70,7 @@ def test_arrays_and_scalars_are_stored_under_their_paths() -> None:
     arrays = {f"layers.{i}.{name}" for i in range(2) for name in ("weight", "bias")}
     assert set(safetensors.numpy.load(data)) == arrays | {"table", "key"}
     assert set(safejax.decode(data)) == arrays | {"table", "key", "scale", "steps"}
-    # As with equinox.tree_serialise_leaves, functions and strings are no part of it.
+    # As with equinox.tree_serialise_leaves, functions and strings are not stored.
     assert b"made from" not in data
 
 
@@ -105,14 +94,14 @@ def test_static_parts_come_from_like(abstract: bool, tmp_path: Path) -> None:
     assert (loaded.label, loaded.width, loaded.nothing) == ("made from 2", 8, None)
     assert scalars(loaded) == scalars(net)
     assert bits(loaded) == bits(net)
-    # like is as it was.
+    # like has not changed.
     assert own is None or bits(like) == own != bits(net)
     same = eqx.tree_at(lambda m: (m.label, m.activation), loaded, (net.label, net.activation))
     twin = eqx.tree_at(lambda m: m.table, net, jnp.asarray(net.table))
     assert eqx.tree_equal(safejax.materialize(same), twin)
 
 
-def test_the_result_serves_as_like() -> None:
+def test_a_loaded_model_can_be_like() -> None:
     first = deserialize(serialize(Net(1)), like=Net(2))
     second = deserialize(serialize(first), like=first)
     assert bits(second) == bits(Net(1))
@@ -159,7 +148,7 @@ def test_filter_vmap_over_an_ensemble() -> None:
     assert run(loaded, X[0]).shape == (5, 2)
 
 
-def test_update_and_surgery_on_what_was_loaded() -> None:
+def test_update_and_surgery_on_a_loaded_model() -> None:
     net = eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0))
     loaded = deserialize(serialize(net), like=eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(1)))
     arrays, static = eqx.partition(loaded, eqx.is_array)
@@ -211,7 +200,7 @@ def test_batch_norm_with_its_state(abstract: bool) -> None:
     assert bits(apply(inference[0], after[1], X)) == bits(apply(inference[1], before[1], X))
 
 
-def test_an_optimizer_state_beside_the_model() -> None:
+def test_an_optimizer_state_next_to_the_model() -> None:
     net = eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0))
     optimizer = optax.adamw(1e-3)
 
@@ -224,10 +213,10 @@ def test_an_optimizer_state_beside_the_model() -> None:
     assert jax.tree.structure(loaded) == jax.tree.structure(start(net))
 
 
-# ---- like, and what does not match it
+# ---- like, and mismatches
 
 
-def test_one_report_of_everything() -> None:
+def test_one_report_names_every_mismatch() -> None:
     with pytest.raises(safejax.MismatchError) as report:
         deserialize(
             serialize(Net(1)),
@@ -247,7 +236,7 @@ def test_one_report_of_everything() -> None:
         assert part in str(report.value)
 
 
-def test_like_has_to_be_given() -> None:
+def test_like_is_required() -> None:
     with pytest.raises(TypeError, match="like"):
         deserialize(serialize(Net(1)))  # pyright: ignore[reportCallIssue]
 
@@ -275,8 +264,8 @@ def test_sharding_of_an_abstract_like() -> None:
     assert by_prefix.bias.sharding == rows
 
 
-def test_a_plain_dataclass_pytree_goes_too() -> None:
-    """Any pytree of modules: what `like` is built of is not looked at."""
+def test_a_plain_dataclass_pytree_is_supported() -> None:
+    """`like` may be any pytree that contains modules."""
 
     @jax.tree_util.register_dataclass
     @dataclasses.dataclass

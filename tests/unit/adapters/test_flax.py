@@ -1,6 +1,5 @@
-"""Flax linen: safejax 0.5's programs as they stand, containers, training states, old files."""
+"""Flax linen: unchanged programs of safejax 0.5, containers, training states, old files."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import safetensors.numpy
 from flax.core import FrozenDict, freeze
 from flax.training.train_state import TrainState
 from jax.sharding import AxisType, NamedSharding
@@ -18,6 +16,8 @@ from jax.sharding import PartitionSpec as P
 
 import safejax
 from safejax.flax import deserialize, serialize
+from tests.support.files import written_by_safejax_0_5
+from tests.support.leaves import bits
 
 X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
 
@@ -34,24 +34,7 @@ def params() -> Any:
     return jax.jit(Net().init)(jax.random.key(0), X)
 
 
-def bits(tree: Any) -> list[bytes]:
-    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
-
-
-def written_by_safejax_0_5(params: Mapping[str, Any]) -> bytes:
-    """Its `flatten_dict`, and safetensors: keys joined by dots, nothing else told."""
-
-    def flat(tree: Mapping[str, Any], prefix: str) -> dict[str, np.ndarray]:
-        found: dict[str, np.ndarray] = {}
-        for key, value in tree.items():
-            name = f"{prefix}.{key}" if prefix else key
-            found |= flat(value, name) if isinstance(value, Mapping) else {name: np.asarray(value)}
-        return found
-
-    return safetensors.numpy.save(flat(params, ""))
-
-
-# ---- the programs of safejax 0.5's README
+# ---- the programs in the README of safejax 0.5
 
 
 def test_program_in_memory(params: Any) -> None:
@@ -106,7 +89,7 @@ def test_file_of_safejax_0_5() -> None:
     ],
     ids=lambda tree: f"{type(tree).__name__}-{jax.tree.structure(tree).num_leaves}",
 )
-def test_gives_back_the_container_that_it_was_given(tree: Any) -> None:
+def test_the_container_that_was_saved_comes_back(tree: Any) -> None:
     decoded = deserialize(serialize(tree))
     assert jax.tree.structure(decoded) == jax.tree.structure(tree)
     assert type(decoded) is (safejax.LazyArray if tree is X else type(tree))
@@ -115,7 +98,7 @@ def test_gives_back_the_container_that_it_was_given(tree: Any) -> None:
     assert bits(decoded) == bits(tree)
 
 
-def test_a_bare_array_is_told_as_no_container() -> None:
+def test_a_bare_array_is_an_error() -> None:
     assert serialize(X) == safejax.serialize(X)
 
 

@@ -1,6 +1,5 @@
-"""Haiku: safejax 0.5's programs as they stand, names with slashes, state, old files."""
+"""Haiku: unchanged programs of safejax 0.5, names with slashes, state, old files."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +7,11 @@ import haiku as hk
 import jax
 import numpy as np
 import pytest
-import safetensors.numpy
 
 import safejax
 from safejax.haiku import deserialize, serialize
+from tests.support.files import written_by_safejax_0_5
+from tests.support.leaves import bits
 
 X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
 
@@ -34,24 +34,7 @@ def params() -> Any:
     return jax.jit(STATELESS.init)(jax.random.key(0), X)
 
 
-def bits(tree: Any) -> list[bytes]:
-    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
-
-
-def written_by_safejax_0_5(params: Mapping[str, Any]) -> bytes:
-    """Its `flatten_dict`, and safetensors: keys joined by dots, nothing else told."""
-
-    def flat(tree: Mapping[str, Any], prefix: str) -> dict[str, np.ndarray]:
-        found: dict[str, np.ndarray] = {}
-        for key, value in tree.items():
-            name = f"{prefix}.{key}" if prefix else key
-            found |= flat(value, name) if isinstance(value, Mapping) else {name: np.asarray(value)}
-        return found
-
-    return safetensors.numpy.save(flat(params, ""))
-
-
-# ---- the programs of safejax 0.5's README
+# ---- the programs in the README of safejax 0.5
 
 
 def test_program_with_parameters_only(params: Any) -> None:
@@ -85,7 +68,7 @@ def test_program_with_parameters_and_state_in_one_file(
     assert bits(model.apply(from_file["params"], from_file["state"], None, X)) == expected
 
 
-def test_program_with_each_on_its_own(params_and_state: Any) -> None:
+def test_program_with_parameters_and_state_stored_separately(params_and_state: Any) -> None:
     model = MODEL
 
     params, state = params_and_state
@@ -135,7 +118,7 @@ def test_module_names_keep_their_slashes_and_tildes(params_and_state: Any) -> No
         {},
     ],
 )
-def test_gives_back_the_container_that_it_was_given(tree: Any) -> None:
+def test_the_container_that_was_saved_comes_back(tree: Any) -> None:
     decoded = deserialize(serialize(tree))
     assert type(decoded) is type(tree)
     assert jax.tree.structure(decoded) == jax.tree.structure(tree)
@@ -143,7 +126,7 @@ def test_gives_back_the_container_that_it_was_given(tree: Any) -> None:
 
 
 def test_immutable_dicts_keep_their_names(params: Any) -> None:
-    """JAX knows them by the positions of their leaves alone."""
+    """JAX knows their leaves only by their positions."""
     immutable = hk.data_structures.to_immutable_dict(params)
     assert set(safejax.decode(serialize(immutable))) == set(safejax.decode(serialize(params)))
     assert serialize({"params": immutable}) != serialize({"params": params})
@@ -170,8 +153,8 @@ def test_under_jit_nothing_is_read_before_it_runs(params_and_state: Any) -> None
     assert bits(after) == bits(run(params, state, X))
 
 
-def test_partition_and_merge_take_what_was_loaded(params: Any) -> None:
-    """What haiku users do to fine-tune: its functions look at modules and names."""
+def test_partition_and_merge_accept_loaded_parameters(params: Any) -> None:
+    """Users of Haiku do this to fine-tune; its functions look at modules and names."""
     decoded = deserialize(serialize(params))
     head, body = hk.data_structures.partition(
         lambda module, name, value: module == "mlp/~/linear_1", decoded

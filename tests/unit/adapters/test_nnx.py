@@ -1,4 +1,4 @@
-"""NNX: modules, states and optimizers through files, part by part, abstract or not."""
+"""NNX: modules, states and optimizers are saved and loaded, in parts, abstract or not."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +19,13 @@ from jax.sharding import PartitionSpec as P
 import safejax
 from safejax.flax import deserialize, load_into, serialize
 from safejax.nnx import values_of
+from tests.support.leaves import host_bytes, is_unread
 
 X = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
 
 
 class Net(nnx.Module):
-    """Lists (integer keys), statistics, random numbers, and a layer with two names."""
+    """A module with lists, statistics, random numbers, and a layer with two names."""
 
     def __init__(self, rngs: nnx.Rngs, axes: tuple[str | None, ...] | None = None) -> None:
         initialize = nnx.initializers.lecun_normal()
@@ -49,7 +50,7 @@ def make(seed: int = 0, axes: tuple[str | None, ...] | None = None) -> Net:
 
 @pytest.fixture(scope="module")
 def trained() -> Net:
-    """A model whose statistics and counters are not the first ones."""
+    """A model whose statistics and counters are no longer the initial ones."""
     model = make()
     model(X)
     return model
@@ -74,13 +75,8 @@ def values(graph: Any) -> dict[tuple[Any, ...], Any]:
 
 
 def bits(graph: Any) -> dict[tuple[Any, ...], tuple[str, bytes]]:
-    """The bits of each value, keys included, by path: integers are not strings here."""
-    return {path: (str(leaf.dtype), one(leaf)) for path, leaf in values(graph).items()}
-
-
-def one(leaf: Any) -> bytes:
-    key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return np.asarray(jax.random.key_data(leaf) if key else leaf).tobytes()
+    """The bits of each value, keys included, by path, whose integers are not strings."""
+    return {path: (str(leaf.dtype), host_bytes(leaf)) for path, leaf in values(graph).items()}
 
 
 def kinds(graph: Any) -> dict[tuple[Any, ...], type]:
@@ -88,32 +84,29 @@ def kinds(graph: Any) -> dict[tuple[Any, ...], type]:
 
 
 def unread(graph: Any) -> bool:
-    return all(
-        isinstance(leaf, safejax.LazyArray) and not leaf.is_placed
-        for leaf in values(graph).values()
-    )
+    return all(map(is_unread, values(graph).values()))
 
 
-# ---- what is stored
+# ---- stored names
 
 
-def test_variables_stand_under_their_paths_and_shared_ones_once(data: bytes) -> None:
+def test_variables_are_stored_under_their_paths_and_shared_ones_once(data: bytes) -> None:
     assert set(safejax.decode(data)) == NAMES
     assert set(safetensors.numpy.load(data)) == NAMES
 
 
-def test_a_state_is_stored_like_its_module(trained: Net, data: bytes) -> None:
+def test_a_state_is_stored_as_its_module_is(trained: Net, data: bytes) -> None:
     assert serialize(nnx.state(trained)) == data
 
 
-def test_without_like_comes_a_dict_with_integer_keys(trained: Net, data: bytes) -> None:
+def test_without_like_a_dict_with_integer_keys_comes_back(trained: Net, data: bytes) -> None:
     decoded = deserialize(data)
     assert type(decoded) is dict
     assert list(decoded["layers"]) == [0, 1]
     leaves, _ = jax.tree.flatten_with_path(decoded)
-    assert {tuple(key.key for key in path): (str(x.dtype), one(x)) for path, x in leaves} == bits(
-        trained
-    )
+    assert {
+        tuple(key.key for key in path): (str(x.dtype), host_bytes(x)) for path, x in leaves
+    } == bits(trained)
 
 
 # ---- back into a state or a module
@@ -159,11 +152,11 @@ def test_load_into(abstract: bool, trained: Net, tmp_path: Path) -> None:
         "Param", "BatchStat", "RngCount", "RngKey",
     }  # fmt: skip
     assert model.tied is model.layers[0]
-    # Random numbers go on where they were.
+    # The random streams continue where they were.
     twin = deserialize(serialize(trained), like=trained)
     first, second = model(X), model(X)
-    assert (one(first), one(second)) == (one(twin(X)), one(twin(X)))
-    assert one(first) != one(second)
+    assert (host_bytes(first), host_bytes(second)) == (host_bytes(twin(X)), host_bytes(twin(X)))
+    assert host_bytes(first) != host_bytes(second)
     assert bits(model) == bits(twin) != bits(trained)
 
 
@@ -172,19 +165,21 @@ def test_under_nnx_jit_and_grad(trained: Net, data: bytes) -> None:
     nnx.update(twin, jax.tree.map(safejax.materialize, nnx.state(twin)))
     apply = nnx.jit(lambda model, x: model(x))
     loss = nnx.jit(nnx.grad(lambda model, x: (model(x) ** 2).sum()))
-    assert one(apply(model, X)) == one(apply(twin, X))
+    assert host_bytes(apply(model, X)) == host_bytes(apply(twin, X))
     assert bits(loss(model, X)) == bits(loss(twin, X))
     assert bits(model) == bits(twin)
 
 
-def test_an_abstract_model_is_filled_and_its_parameters_exist_once(tmp_path: Path) -> None:
-    """Nothing is read while it is filled, each byte once when it runs, and on CPU not copied."""
+def test_an_abstract_model_is_filled_without_a_second_copy_of_its_parameters(
+    tmp_path: Path,
+) -> None:
+    """Filling reads nothing; running reads each byte once, and on a CPU copies none."""
     path = tmp_path / "model.safetensors"
     serialize(nnx.Linear(256, 1024, rngs=nnx.Rngs(0)), filename=path)
     before = jax.live_arrays()
 
     def new() -> list[tuple[int, ...]]:
-        """Shapes of the large arrays that were made since."""
+        """The shapes of the large arrays that were made since then."""
         return [
             array.shape
             for array in jax.live_arrays()
@@ -199,7 +194,7 @@ def test_an_abstract_model_is_filled_and_its_parameters_exist_once(tmp_path: Pat
         y = model(jnp.ones((1, 256)))
         assert log.nbytes == 4 * (256 * 1024 + 1024)
     assert sorted(new()) == sorted([(256, 1024), (1024,), y.shape])
-    # And these are the mapped file itself.
+    # They are the mapped file itself.
     for leaf in values(model).values():
         assert leaf.placed().unsafe_buffer_pointer() == np.asarray(leaf).ctypes.data
 
@@ -233,7 +228,7 @@ def test_a_file_of_parameters_only(trained: Net) -> None:
         load_into(make(2), data, strict=False)
 
 
-def test_only_some_still_reports_what_is_nobodys(trained: Net) -> None:
+def test_only_some_still_reports_unexpected_leaves(trained: Net) -> None:
     stored = safejax.decode(serialize(trained))
     data = safejax.encode(stored.replace({**stored, "layers.2.kernel": X}))
     with pytest.raises(safejax.MismatchError, match=r"unexpected 'layers\.2\.kernel'"):
@@ -249,8 +244,8 @@ def test_only_some_of_an_abstract_model(data: bytes, trained: Net) -> None:
     assert bits(model) == bits(trained)
 
 
-def test_transforms_come_before_the_choice(trained: Net, data: bytes) -> None:
-    # Of what is wanted and of what is left alone: names are those after the transform.
+def test_transforms_are_applied_before_only(trained: Net, data: bytes) -> None:
+    # For wanted leaves and for others, names are those after the transform.
     renamed = safejax.rename({"layers.{i}.kernel": "layers.{i}.weight", "norm.mean": "norm.mu"})
     data = safejax.encode(renamed(safejax.decode(data)))
     model = make(1)
@@ -287,7 +282,7 @@ def mesh() -> Mesh:
 
 
 def abstract(*axes: str | None) -> Net:
-    """A model with names on its kernels, which Flax would shard as soon as there is a mesh."""
+    """A model with axis names on its kernels, which Flax would shard as soon as there is a mesh."""
     with flax.config.temp_flip_flag("always_shard_variable", False):
         return nnx.eval_shape(lambda: make(1, axes))
 
@@ -309,12 +304,12 @@ def test_named_shardings_on_the_mesh_of_the_context(trained: Net, data: bytes, m
         assert unread(graph)
         assert shardings(graph, "kernel") == {NamedSharding(mesh, P(None, "x"))}
         assert bits(graph) == bits(trained)
-    # What has no name goes to the default device, uncommitted: it follows the others.
+    # Variables without axis names go to the default device uncommitted, and follow the others.
     assert not values(outside)["norm", "mean"].committed
     assert nnx.jit(lambda model, x: model(x))(outside, X).shape == X.shape
 
 
-def test_named_shardings_read_their_own_columns_only(data: bytes, mesh: Mesh) -> None:
+def test_named_shardings_read_only_their_own_columns(data: bytes, mesh: Mesh) -> None:
     model = abstract(None, "x")
     with jax.set_mesh(mesh):
         load_into(model, data)
@@ -351,7 +346,7 @@ def test_the_mesh_named_on_the_variable(mesh: Mesh) -> None:
         model = nnx.eval_shape(build)
     load_into(model, serialize(nnx.Linear(8, 8, rngs=nnx.Rngs(0))))
     assert shardings(model, "kernel") == {NamedSharding(mesh, P(None, "x"))}
-    # It goes before that of the context.
+    # It takes precedence over that of the context.
     with flax.config.temp_flip_flag("always_shard_variable", False):
         model = nnx.eval_shape(build)
     with jax.set_mesh(jax.make_mesh((2,), ("x",), axis_types=(AxisType.Auto,))):
@@ -359,7 +354,9 @@ def test_the_mesh_named_on_the_variable(mesh: Mesh) -> None:
     assert shardings(model, "kernel") == {NamedSharding(mesh, P(None, "x"))}
 
 
-def test_sharding_goes_before_the_one_named_on_the_variable(data: bytes, mesh: Mesh) -> None:
+def test_the_argument_takes_precedence_over_the_sharding_of_the_variable(
+    data: bytes, mesh: Mesh
+) -> None:
     rows = NamedSharding(mesh, P("x"))
     model = abstract(None, "x")
     with jax.set_mesh(mesh):
@@ -427,8 +424,8 @@ def test_a_model_and_its_optimizer_in_one_file(trained: Net) -> None:
     assert bits(alone) == bits(source["optimizer"])
 
 
-def test_random_streams_alone() -> None:
-    """No module, and no state in it: what has variables is told by what it is."""
+def test_only_random_streams() -> None:
+    """There is neither a module nor a state: NNX objects with variables are recognized by type."""
     source, target = nnx.Rngs(0, noise=3), nnx.Rngs(1, noise=4)
     source.noise()
     data = serialize(source)
@@ -437,10 +434,10 @@ def test_random_streams_alone() -> None:
     }
     load_into(target, data)
     assert bits(target) == bits(source)
-    assert one(target.noise()) == one(source.noise())
+    assert host_bytes(target.noise()) == host_bytes(source.noise())
 
 
-def test_states_side_by_side(trained: Net) -> None:
+def test_several_states_in_one_tree(trained: Net) -> None:
     graph, params, rest = nnx.split(trained, nnx.Param, ...)
     decoded = deserialize(
         serialize({"params": params, "rest": rest}), like={"params": params, "rest": rest}
@@ -450,7 +447,7 @@ def test_states_side_by_side(trained: Net) -> None:
 
 
 class Odd(nnx.Module):
-    """Variables that hold trees, numbers and nothing; an array that is no variable."""
+    """A module whose variables hold trees, numbers and None, with an array that is no variable."""
 
     def __init__(self, k: int) -> None:
         self.tree = nnx.Param({"x": k * jnp.ones(2), "y": [jnp.zeros(3), None]})
@@ -472,7 +469,7 @@ def test_variables_that_hold_no_array() -> None:
 
 
 def test_hooks_are_not_applied_twice() -> None:
-    """What a variable holds is stored, not what its hook makes of it."""
+    """The value of a variable is stored, not what its hook returns."""
 
     class Doubled(nnx.Param):
         def get_value(self, **options: Any) -> Any:
@@ -490,10 +487,10 @@ def test_hooks_are_not_applied_twice() -> None:
     assert values_of(model)["w"].tolist() == [1.0, 1.0]
 
 
-# ---- the core alone
+# ---- without the adapter
 
 
-def test_the_core_with_a_state_as_like(trained: Net, tmp_path: Path, mesh: Mesh) -> None:
+def test_save_and_load_with_a_state_as_like(trained: Net, tmp_path: Path, mesh: Mesh) -> None:
     path = tmp_path / "state.safetensors"
     safejax.save(nnx.state(trained), path)
     loaded = safejax.load(path, like=nnx.state(make(1)))

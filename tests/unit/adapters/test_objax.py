@@ -1,4 +1,4 @@
-"""Objax: safejax 0.5's programs, kinds, shared variables, references, and nothing by halves."""
+"""Objax: programs of safejax 0.5, kinds, shared variables, references, and assignment."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import safejax
 from safejax.objax import deserialize, deserialize_with_assignment, serialize
 
 HAS_CHECKED_ASSIGN = hasattr(jax.sharding, "PmapSharding")
-"""objax's own `assign(x)`, and its Jit, need what JAX 0.10 removed."""
+"""The `assign(x)` and the `Jit` of objax need functions that JAX 0.10 removed."""
 needs_checked_assign = pytest.mark.skipif(
     not HAS_CHECKED_ASSIGN, reason="objax's own assign and Jit fail on JAX 0.10"
 )
@@ -23,7 +23,7 @@ X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
 
 
 class Net(objax.Module):
-    """A layer with two names, statistics, and random state."""
+    """A model with a layer that has two names, statistics, and random state."""
 
     def __init__(self) -> None:
         self.layers = objax.ModuleList([objax.nn.Linear(3, 3), objax.nn.BatchNorm0D(3)])
@@ -38,7 +38,7 @@ class Net(objax.Module):
 def make(k: float = 1.0) -> Net:
     """A model whose values are `k` times those of another one."""
     model = Net()
-    model.noise()  # Its random state is there from the first number on.
+    model.noise()  # Its random state exists once the first number has been drawn.
     rng = np.random.default_rng(0)
     for name, variable in model.vars().items():
         if isinstance(variable, objax.RandomState):
@@ -58,7 +58,7 @@ def kinds(variables: Any) -> dict[str, type]:
 
 
 def written_by_safejax_0_5(variables: Any, *, with_kinds: bool = True) -> bytes:
-    """Its `flatten_dict`, and safetensors: each name on its own, with its kind as a suffix."""
+    """The file that safejax 0.5 wrote: each name has its own tensor, with its kind as a suffix."""
     return safetensors.numpy.save(
         {
             f"{name}::{type(variable).__name__}" if with_kinds else name: np.asarray(variable.value)
@@ -67,7 +67,7 @@ def written_by_safejax_0_5(variables: Any, *, with_kinds: bool = True) -> bytes:
     )
 
 
-# ---- the programs of safejax 0.5's README
+# ---- the programs in the README of safejax 0.5
 
 
 @needs_checked_assign
@@ -108,7 +108,7 @@ def test_program_with_assignment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert encoded_bytes == "./params.safetensors"
     assert all(isinstance(value, safejax.LazyArray) for value in model.vars().tensors())
     assert bits(model.vars()) == bits(params)
-    # Random numbers too.
+    # Random numbers as well.
     assert model(X).tobytes() == source(X).tobytes()
     assert bits(model.vars()) == bits(source.vars())
 
@@ -127,7 +127,7 @@ def test_files_of_safejax_0_5() -> None:
 
 
 def test_files_without_kinds() -> None:
-    """As safejax 0.5's core wrote them, or another framework does."""
+    """The core of safejax 0.5 wrote such files, and other frameworks do."""
     source, model = make(), make(2.0)
     data = written_by_safejax_0_5(source.vars(), with_kinds=False)
     deserialize_with_assignment(data, model.vars())
@@ -158,7 +158,7 @@ def test_names_kinds_and_order_are_kept() -> None:
     assert bits(decoded) == bits(variables)
 
 
-def test_the_core_gives_the_collection_too() -> None:
+def test_load_without_the_adapter_returns_the_collection_too() -> None:
     variables = make().vars()
     decoded = safejax.deserialize(serialize(variables))
     assert type(decoded) is objax.VarCollection
@@ -208,7 +208,7 @@ def test_shared_variables_are_stored_once_and_shared_again() -> None:
     assert decoded[shared[0]] is decoded[shared[1]]
     decoded[shared[0]].assign(jnp.zeros((3, 3)), check=False)
     assert not np.asarray(decoded[shared[1]].value).any()
-    # So the iterator meets each once, as objax's optimizers need it.
+    # The iterator therefore visits each once, which the optimizers of objax need.
     assert [type(v) for v in decoded] == [type(v) for v in variables]
 
 
@@ -229,7 +229,7 @@ def test_references_refer_to_their_variables() -> None:
             "(Net).tied(Linear).b",
         }
         assert decoded[name].ref is decoded[target]
-    # An update through the reference is one of the variable.
+    # An update through the reference updates the variable.
     decoded[name].ref.assign(jnp.full(references[name].shape, 7.0), check=False)
     assert (np.asarray(decoded[target].value) == 7).all()
 
@@ -248,7 +248,7 @@ def test_references_without_their_variables() -> None:
     ]
 
 
-def test_random_state_goes_on() -> None:
+def test_random_state_continues() -> None:
     generator = objax.random.Generator(5)
     objax.random.normal((2,), generator=generator)
     decoded = deserialize(serialize(generator.vars()))
@@ -269,7 +269,7 @@ def test_random_state_goes_on() -> None:
     assert objax.random.normal((2,), generator=fresh).tobytes() == expected.tobytes()
 
 
-def test_a_transform_sees_every_name_and_sharing_stays() -> None:
+def test_a_transform_sees_every_name_and_keeps_sharing() -> None:
     variables = make().vars()
     both = variables + objax.optimizer.Momentum(variables).vars("optimizer")
     transform = safejax.chain(safejax.rename({"(Net)*": "(Model)*"}), safejax.cast("bfloat16"))
@@ -317,7 +317,7 @@ def test_one_report_and_nothing_is_assigned() -> None:
         assert variable.value is before[name]
 
 
-def test_not_strict() -> None:
+def test_strict_false() -> None:
     model = make(2.0)
     own = bits(model.vars())
     stored = safejax.decode(serialize(make().vars()))
@@ -342,7 +342,7 @@ def test_two_values_for_one_variable() -> None:
         deserialize_with_assignment(safetensors.numpy.save(stored), model.vars())
     assert all(repr(name) in str(said.value) for name in names)
     assert bits(model.vars()) == own
-    # One name of it is enough.
+    # One of its names is enough.
     del stored[names[1]]
     deserialize_with_assignment(safetensors.numpy.save(stored), model.vars())
     assert bits(model.vars()) == bits(make().vars())
@@ -363,14 +363,14 @@ def test_two_values_that_a_transform_made_for_one_variable() -> None:
 
 
 @pytest.mark.parametrize("new", ["b", "c"])
-def test_another_name_of_what_was_renamed_is_not_written(new: str) -> None:
+def test_other_names_of_a_renamed_variable_are_not_written(new: str) -> None:
     variable = objax.TrainVar(jnp.ones(2))
     leaves = safejax.decode(serialize(objax.VarCollection(a=variable, b=variable)))
     renamed = safejax.rename({"a::TrainVar": f"{new}::TrainVar"})(leaves)
     assert list(deserialize(safejax.encode(renamed)).keys()) == [new]
 
 
-def test_like_decides_what_is_shared() -> None:
+def test_like_decides_which_variables_are_shared() -> None:
     plain = objax.VarCollection(a=objax.TrainVar(jnp.ones(2)), b=objax.TrainVar(jnp.ones(2)))
     variable = objax.TrainVar(jnp.ones(2))
     shared = objax.VarCollection(a=variable, b=variable)
@@ -398,12 +398,12 @@ def test_a_kind_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"w": X}, X, None, objax.nn.Linear])
-def test_no_collection(wrong: Any) -> None:
+def test_anything_but_a_collection_is_refused(wrong: Any) -> None:
     with pytest.raises(safejax.LeafError, match=r"expected an objax.VarCollection, for example"):
         serialize(wrong)
 
 
-# ---- on the old JAX: objax's own Jit
+# ---- objax.Jit, which works only on old versions of JAX
 
 
 @needs_checked_assign

@@ -1,4 +1,4 @@
-"""What takes a leaf's memory gets what is stored, without placing it, or a clear error."""
+"""Consumers of a lazy leaf's memory get the stored values without placing it, or a clear error."""
 
 import sys
 from collections.abc import Callable
@@ -13,9 +13,9 @@ import safejax
 from safejax import LazyArray, observe_reads
 
 HAS_BUFFERS = sys.version_info >= (3, 12)
-"""Whether a class that is written in Python can have a buffer (PEP 688)."""
+"""Whether a class that is written in Python can offer a buffer (PEP 688)."""
 
-# Each dtype, and whether Python's buffers have a word for it.
+# Each dtype, and whether the format strings of Python's buffers can express it.
 DTYPES: dict[Any, bool] = {
     **dict.fromkeys(map(np.dtype, ["?", "i1", "u2", "i4", "u8", "i8", "f2", "f4", "f8"]), True),
     **dict.fromkeys(map(np.dtype, ["c8", "c16"]), True),
@@ -33,7 +33,7 @@ def leaf_of(host: Any) -> LazyArray:
     return safejax.deserialize(safejax.serialize({"w": host}))["w"]
 
 
-# What each consumer gives, as bytes, and whether it needs a buffer.
+# What each consumer returns, as bytes, and whether it needs a buffer.
 CONSUMERS: dict[str, tuple[Callable[[Any], bytes], bool]] = {
     "numpy.asarray": (lambda x: np.asarray(x).tobytes(), False),
     "numpy.array": (lambda x: np.array(x).tobytes(), False),
@@ -62,7 +62,7 @@ def test_a_consumer_gets_the_stored_values_or_an_error(
             else:
                 with pytest.raises((TypeError, BufferError, safejax.PrecisionWarning)):
                     take(leaf)
-            # Without buffers bytearray asks for the elements instead, and refuses those.
+            # Without a buffer, bytearray iterates over the elements instead, and refuses these.
             assert not leaf.is_placed or (consumer == "bytearray" and not HAS_BUFFERS)
 
 
@@ -75,7 +75,7 @@ def test_a_buffer_is_of_the_stored_dtype_and_shape_and_cannot_be_written() -> No
 
 
 @pytest.mark.skipif(not HAS_BUFFERS, reason="such a class has no buffer before Python 3.12")
-def test_a_dtype_without_buffers_says_what_to_take_instead() -> None:
+def test_a_dtype_that_buffers_cannot_express_is_an_error_with_the_remedy() -> None:
     leaf = leaf_of(host_of(ml_dtypes.bfloat16))
     with pytest.raises(BufferError, match=r"leaf 'w'.*bfloat16.*numpy\.asarray\(leaf\)"):
         memoryview(leaf)
@@ -91,11 +91,11 @@ def test_numpy_reads_a_leaf_once() -> None:
 
 
 @pytest.mark.parametrize("value", [np.int32(3), np.uint8(200), np.bool_(True)])
-def test_bytes_of_a_scalar_are_what_python_makes_of_an_int(value: Any) -> None:
+def test_bytes_of_an_integer_scalar_equal_those_of_a_plain_array(value: Any) -> None:
     assert bytes(leaf_of(value)) == bytes(jax.device_put(value))
 
 
-def test_dlpack_hands_out_the_placed_array_with_the_leafs_dtype() -> None:
+def test_dlpack_exports_the_placed_array_with_the_dtype_of_the_leaf() -> None:
     leaf = leaf_of(host_of("i8"))
     taken = np.from_dlpack(leaf)
     assert taken.dtype == leaf.dtype == np.int32
@@ -103,7 +103,7 @@ def test_dlpack_hands_out_the_placed_array_with_the_leafs_dtype() -> None:
     assert leaf.is_placed
 
 
-def test_dlpack_refuses_what_does_not_fit_into_the_leafs_dtype() -> None:
+def test_dlpack_refuses_values_that_do_not_fit_the_dtype_of_the_leaf() -> None:
     leaf = leaf_of(np.array([1 << 40]))
     with pytest.raises(safejax.PrecisionError, match=r"'w'.*1099511627776"):
         np.from_dlpack(leaf)

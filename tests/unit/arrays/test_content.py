@@ -1,4 +1,4 @@
-"""What leaves hold that are alike: each is as if it had been made by itself."""
+"""Leaves of one family share their facts, and each equals a leaf that was made by itself."""
 
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ VIEWS: dict[str, tuple[View, np.ndarray]] = {
 
 
 COPIED = ("bools that are not 0 or 1", "behind a barrier")
-"""Views whose rows are made anew; all others look at what nobody may write to."""
+"""Views whose rows are computed; the rows of all others share read-only memory."""
 
 
 @pytest.mark.parametrize("kind", VIEWS)
@@ -89,11 +89,11 @@ def test_a_row_is_what_indexing_gives(kind: str) -> None:
         Content(stack([view_of(HOST), view_of(HOST)], 0)),
     ],
 )
-def test_what_is_not_that_simple_has_no_rows(content: Content) -> None:
+def test_keys_scalars_empty_arrays_and_stacks_have_no_rows(content: Content) -> None:
     assert Rows.of(content) is None
 
 
-def test_tensors_are_told_apart_by_where_they_begin() -> None:
+def test_tensors_of_one_family_are_identified_by_their_offsets() -> None:
     source = BufferSource(HOST.tobytes(), "memory")
     tensors = Tensors(source, HOST.dtype, Window.whole((6, 5)))
     for number in range(4):
@@ -131,14 +131,14 @@ def test_rows_of_a_leaf_in_a_file(tmp_path: Path, dtype: str, access: Any) -> No
                 assert log.nbytes == host[number].nbytes
             assert np.asarray(row, np.float64).tobytes() == host[number].astype("f8").tobytes()
             assert np.asarray(row.placed()).tobytes() == host[number].tobytes()
-            # And a row of a row.
+            # A row of a row as well.
             for inner in range(row.shape[0] if row.shape else 0):
                 assert np.asarray(row[inner]).tobytes() == host[number][inner].tobytes()
         if len(host):
-            assert leaf[len(host)].tolist() == plain[len(host)].tolist()  # JAX clamps
+            assert leaf[len(host)].tolist() == plain[len(host)].tolist()  # JAX clamps indices
 
 
-def test_rows_are_bound_for_the_default_device_of_their_time() -> None:
+def test_rows_go_to_the_default_device_at_the_time_of_indexing() -> None:
     leaf = safejax.deserialize(safejax.serialize({"w": jnp.ones((4, 3))}))["w"]
     devices = jax.devices()
     first = leaf[1]

@@ -1,6 +1,6 @@
-"""What is private to JAX and used here, by name: a JAX without it is a line of this test's report.
+"""The private names of JAX that safejax uses; a JAX without one fails the test of that name.
 
-Users of such a JAX get a softer answer (a slower way, or an error with a remedy).
+Users of such a JAX get a slower way, or an error with a remedy.
 """
 
 import ast
@@ -19,7 +19,7 @@ from safejax._src.arrays import jax_private
 
 MODULE = Path(jax_private.__file__)
 
-# Module, what is asked of it, and whether one of several ways is enough.
+# The module, the names that it must have, and whether one of several is enough.
 PRIVATE: list[tuple[str, str]] = [
     ("jax._src.ad_util", "raw_jaxval_adders"),
     ("jax._src.api", "block_until_ready"),
@@ -47,12 +47,14 @@ def is_there(module: str, name: str) -> bool:
 
 
 @pytest.mark.parametrize(("module", "name"), PRIVATE)
-def test_jax_has_what_is_asked_of_it(module: str, name: str) -> None:
+def test_jax_has_every_private_name_that_is_used(module: str, name: str) -> None:
     assert is_there(module, name), f"JAX {jax.__version__} has no {module}.{name}"
 
 
 @pytest.mark.parametrize("ways", EITHER)
-def test_jax_has_one_of_what_is_asked_of_it(ways: list[tuple[str, str]]) -> None:
+def test_jax_has_one_of_the_private_names_that_serve_the_same_purpose(
+    ways: list[tuple[str, str]],
+) -> None:
     assert any(is_there(*way) for way in ways), f"JAX {jax.__version__} has none of {ways}"
 
 
@@ -64,7 +66,7 @@ def test_every_hook_is_found() -> None:
     assert jax_private.register(Leaf, none, none) == ()
 
 
-def test_arrays_are_made_of_blocks_the_quick_way() -> None:
+def test_arrays_are_assembled_from_blocks_by_the_fast_private_function() -> None:
     assert jax_private._batched_device_put is not None
 
 
@@ -75,7 +77,7 @@ def test_layouts_are_known_without_an_array() -> None:
     assert layout == array.format.layout
 
 
-def test_the_functions_that_look_at_real_types_are_found() -> None:
+def test_the_functions_that_check_for_the_real_class_are_found() -> None:
     codes = jax_private.LOOK_AT_REAL_TYPES
     assert jax.block_until_ready.__code__ in codes
     # JAX 0.12 has a second one.
@@ -94,7 +96,7 @@ def test_every_private_module_that_is_imported_is_in_the_list() -> None:
                 asked.add((name, "") if alias.name.islower() else (node.module, alias.name))
     known = {module for module, _ in (*PRIVATE, *itertools.chain(*EITHER))}
     known |= {f"{module}.{name}" for module, name in (*PRIVATE, *itertools.chain(*EITHER))}
-    known.add("jax._src.interpreters.mlir")  # JAX 0.8 only, beside the canonicalizer
+    known.add("jax._src.interpreters.mlir")  # JAX 0.8 only, next to the canonicalizer
     missing = {
         f"{module}.{name}".rstrip(".")
         for module, name in asked

@@ -1,10 +1,9 @@
-"""A lazy leaf by itself: what it knows unread, and that it is the placed array otherwise."""
+"""A lazy leaf by itself: its facts read nothing, and all else equals the placed array."""
 
 import copy
 import math
 import operator
 import pickle
-import re
 import rlcompleter
 import threading
 import warnings
@@ -25,7 +24,6 @@ import safejax
 from safejax._src.arrays.content import Content, key_array_type
 from safejax._src.arrays.forwarding import HANDED_ON, NOT_HANDED_ON
 from safejax._src.arrays.lazy import LazyArray
-from safejax._src.arrays.placing import Placement
 from safejax._src.arrays.precision import NarrowingNotice
 from safejax._src.leaves.leaf import content_of, like_leaf
 from safejax._src.reading.computed import ComputedSource
@@ -39,13 +37,15 @@ from safejax.errors import (
     ReadError,
     UnsupportedJaxError,
 )
+from tests.support.leaves import host_bytes, is_key, lazy
+from tests.support.outcomes import form, is_refusal, outcome
 
 MESH = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
 ROWS = NamedSharding(MESH, PartitionSpec("x"))
 FLOATS = (np.arange(64, dtype=np.float32).reshape(8, 8) - 20.5) / 4
 INTS = np.arange(8, dtype=np.int32)[::-1] % 5
 
-# One leaf of each kind whose plain counterpart differs to JAX's users.
+# One array of each kind that behaves differently for users of JAX.
 KINDS: dict[str, Callable[[], Any]] = {
     "floats": lambda: jnp.asarray(FLOATS),
     "ints": lambda: jnp.asarray(INTS),
@@ -56,64 +56,6 @@ KINDS: dict[str, Callable[[], Any]] = {
     "key": lambda: jax.random.key(7),
     "key rows": lambda: jax.device_put(jax.random.split(jax.random.key(7), 8), ROWS),
 }
-
-
-def is_key(x: Any) -> bool:
-    return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
-
-
-def lazy(array: Any, name: str = "w") -> LazyArray:
-    """A lazy leaf that holds what `array` holds, on the same devices."""
-    content = content_of(array)
-    assert content is not None
-    committed = isinstance(array, jax.Array) and array.committed
-    return LazyArray(content, name, Placement(array.sharding, True) if committed else None)
-
-
-def bits(value: Any) -> Any:
-    """A form of `value` whose equality is that of every bit, and of what is around them."""
-    if isinstance(value, LazyArray):
-        value = value.placed()
-    if isinstance(value, jax.Array):
-        if is_key(value):
-            # JAX writes the sharding of keys now with and now without the axes that it does
-            # not split, from one call to the next: only the devices are compared.
-            around = (value.dtype, value.devices(), value.committed)
-            return ("keys", *around, bits(np.asarray(jax.random.key_data(value))))
-        around = (value.sharding, value.committed, value.weak_type, value.aval)
-        return ("array", *around, bits(np.asarray(value)))
-    if isinstance(value, np.ndarray | np.generic):
-        return (type(value), value.dtype, value.shape, value.tobytes())
-    if isinstance(value, list | tuple):
-        return (type(value), [bits(item) for item in value])
-    if isinstance(value, float | complex):
-        return repr(value)
-    if type(value).__name__ == "Shard":
-        return (value.device, value.index, value.replica_id, bits(value.data))
-    return value
-
-
-def host_bits(array: Any) -> Any:
-    """The array's values alone, wherever they are."""
-    return bits(np.asarray(jax.random.key_data(array) if is_key(array) else array))
-
-
-def outcome(call: Callable[[Any], Any], array: Any) -> Any:
-    """What the call gives, or the error that it raises."""
-    try:
-        return bits(call(array))
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is what is compared
-        # JAX names the argument's class; the rest of the message is the same.
-        message = re.sub(r"\S*(ArrayImpl|LazyArray|PRNGKeyArray)\S*", "ARRAY", str(error))
-        return (type(error), message)
-
-
-def is_error(result: Any) -> bool:
-    return (
-        isinstance(result, tuple)
-        and isinstance(result[0], type)
-        and issubclass(result[0], Exception)
-    )
 
 
 # ---- known without reading
@@ -148,13 +90,13 @@ KNOWN: dict[str, Callable[[Any], Any]] = {
 
 
 def device(x: Any) -> Any:
-    # For keys on many devices JAX answers with the sharding of their data.
+    # For keys on several devices, JAX returns the sharding of their key data.
     return x.devices() if is_key(x) and len(x.devices()) > 1 else x.device
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", KNOWN)
-def test_what_is_known_is_the_placed_arrays_and_reads_nothing(name: str, kind: str) -> None:
+def test_facts_equal_those_of_the_placed_array_and_read_nothing(name: str, kind: str) -> None:
     plain = KINDS[kind]()
     leaf = lazy(plain)
     with observe_reads() as log:
@@ -166,7 +108,7 @@ def test_what_is_known_is_the_placed_arrays_and_reads_nothing(name: str, kind: s
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("call", [repr, str, lambda x: format(x, ""), lambda x: f"{x}"])
-def test_repr_tells_the_state_and_reads_nothing(call: Callable[[Any], str], kind: str) -> None:
+def test_repr_shows_the_state_and_reads_nothing(call: Callable[[Any], str], kind: str) -> None:
     leaf = lazy(KINDS[kind](), "layers.0.w")
     with observe_reads() as log:
         assert call(leaf) == f"LazyArray({leaf.aval.str_short()}, name='layers.0.w', unread)"
@@ -188,7 +130,7 @@ def test_a_copy_is_an_unread_leaf_of_its_own(
             leaf.aval, leaf.sharding, leaf.committed,
         )  # fmt: skip
         assert not log.reads
-    assert bits(twin) == bits(KINDS[kind]())
+    assert form(twin) == form(KINDS[kind]())
     assert not leaf.is_placed
 
 
@@ -196,7 +138,7 @@ def test_a_copy_is_an_unread_leaf_of_its_own(
     "dtype", ["float32", "bfloat16", "bool", "int8", "complex64", "float8_e4m3fn", "int4", "uint2"]
 )
 @pytest.mark.parametrize("shape", [(), (0,), (8,), (8, 3), (8, 0, 2), (8, 3, 5)])
-def test_the_format_of_an_unread_leaf_is_the_placed_arrays(
+def test_the_format_of_an_unread_leaf_equals_that_of_the_placed_array(
     shape: tuple[int, ...], dtype: str
 ) -> None:
     host = np.zeros(shape, jnp.dtype(dtype))
@@ -204,7 +146,7 @@ def test_the_format_of_an_unread_leaf_is_the_placed_arrays(
         plain = jax.device_put(host, sharding)
         leaf = lazy(plain)
         assert leaf.format == plain.format
-        # JAX 0.8 gives elements of less than a byte another layout than it says before.
+        # JAX 0.8 places elements smaller than a byte in another layout than it reports beforehand.
         assert not leaf.is_placed or dtype in ("int4", "uint2")
 
 
@@ -212,7 +154,7 @@ def test_keys_have_no_format() -> None:
     assert not hasattr(lazy(jax.random.key(0)), "format")
 
 
-def test_it_can_be_referred_to_weakly() -> None:
+def test_a_leaf_supports_weak_references() -> None:
     leaf = lazy(FLOATS)
     reference = weakref.ref(leaf)
     assert reference() is leaf
@@ -220,7 +162,7 @@ def test_it_can_be_referred_to_weakly() -> None:
     assert reference() is None
 
 
-# ---- the rest is the placed array's
+# ---- all else equals the placed array
 
 PUBLIC = sorted(
     {
@@ -236,7 +178,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "repeat": (2,), "reshape": ((-1, 1),), "searchsorted": (3,), "swapaxes": (0, -1),
     "take": (np.array([1, 0]),), "to_device": (jax.devices()[3],), "view": ("uint8",),
 }  # fmt: skip
-# Names whose values are another's for every array: what can be compared about them.
+# Names whose values differ from array to array, with what can be compared about them.
 COMPARED: dict[str, Callable[[Any], Any]] = {
     "at": lambda x: [x.at[0].set(x[1]), x.at[-1].get()],
     "device": device,
@@ -246,7 +188,7 @@ COMPARED: dict[str, Callable[[Any], Any]] = {
     "format": lambda x: (x.placed() if isinstance(x, LazyArray) else x).format,
     "pprint": lambda x: callable(x.pprint),
 }
-# JAX has these only to refuse them; its 0.8 stumbles over argpartition.
+# JAX has the first three only to refuse them, and argpartition fails on JAX 0.8.
 REFUSED_BY_JAX = {"device_buffer", "device_buffers", "flat", "argpartition"}
 
 
@@ -259,13 +201,13 @@ def use(name: str) -> Callable[[Any], Any]:
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_public_names_are_those_of_the_placed_array(name: str) -> None:
+def test_public_attributes_give_what_the_placed_array_gives(name: str) -> None:
     given = False
     for kind in ("floats", "ints", "scalar", "rows", "key", "key rows"):
         make = KINDS[kind]
         expected = outcome(use(name), make())
         assert outcome(use(name), lazy(make())) == expected, kind
-        given |= not is_error(expected)
+        given |= not is_refusal(expected)
     assert given or name in REFUSED_BY_JAX
 
 
@@ -273,7 +215,7 @@ DUNDERS = sorted(
     set(dir(type(jnp.zeros(()))))
     - set(dir(object))
     - {name for name in dir(type(jnp.zeros(()))) if not name.startswith("__")}
-    # These are looked at one by one, below.
+    # These have tests of their own below.
     - {*NOT_HANDED_ON, "__array__", "__buffer__", "__copy__", "__cuda_array_interface__",
        "__deepcopy__", "__getitem__"}
 )  # fmt: skip
@@ -297,7 +239,7 @@ OTHER_DUNDERS: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("name", sorted({*DUNDERS, *COMPARISONS} - set(BINARY)))
-def test_special_names_are_those_of_the_placed_array(name: str) -> None:
+def test_special_methods_give_what_the_placed_array_gives(name: str) -> None:
     def call(x: Any) -> Any:
         value = getattr(x, name)
         return value() if callable(value) else value
@@ -308,7 +250,7 @@ def test_special_names_are_those_of_the_placed_array(name: str) -> None:
 
 
 class Stranger:
-    """A type that JAX does not know, with an answer of its own to every operator."""
+    """A type that JAX does not know, with its own result for every operator."""
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(name)
@@ -322,7 +264,7 @@ for _name in BINARY:
     setattr(Stranger, _name, _answer)
 STRANGER = Stranger()
 
-# The other operand, and the kinds of leaves that meet it: compiling is what takes the time.
+# The other operand, and the kinds of leaves that are combined with it; compiling takes the time.
 OTHERS: dict[str, tuple[Callable[[Any], Any], tuple[str, ...]]] = {
     "plain": (lambda plain: plain, ("floats", "ints", "rows")),
     "lazy": (lazy, ("floats", "ints", "rows")),
@@ -347,7 +289,7 @@ def with_left(function: Callable[[Any, Any], Any], left: Any) -> Callable[[Any],
 
 @pytest.mark.parametrize("other", OTHERS)
 @pytest.mark.parametrize("name", BINARY)
-def test_operators_are_those_of_the_placed_array(name: str, other: str) -> None:
+def test_operators_give_what_the_placed_array_gives(name: str, other: str) -> None:
     direct = operator.methodcaller
     function = getattr(operator, name, divmod if name == "__divmod__" else None)
     make, kinds = OTHERS[other]
@@ -365,7 +307,7 @@ def test_operators_are_those_of_the_placed_array(name: str, other: str) -> None:
 
 @pytest.mark.parametrize("call", [operator.eq, operator.ne, operator.add, operator.lt])
 @pytest.mark.parametrize("kind", ["key", "key rows"])
-def test_operators_of_keys_are_those_of_the_placed_keys(
+def test_operators_of_keys_give_what_placed_keys_give(
     call: Callable[[Any, Any], Any], kind: str
 ) -> None:
     plain = KINDS[kind]()
@@ -389,15 +331,15 @@ BUILTINS: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("name", BUILTINS)
-def test_python_itself_takes_it_as_the_placed_array(name: str) -> None:
+def test_builtins_treat_a_leaf_as_the_placed_array(name: str) -> None:
     results = {kind: outcome(BUILTINS[name], KINDS[kind]()) for kind in ("scalar", "count", "ints")}
     for kind, expected in results.items():
         assert outcome(BUILTINS[name], lazy(KINDS[kind]())) == expected, kind
-    assert not all(map(is_error, results.values())) or name == "floor"
+    assert not all(map(is_refusal, results.values())) or name == "floor"
 
 
-def test_every_special_name_of_an_array_is_decided_on() -> None:
-    # A new Python or a new JAX that brings a protocol fails here, and changes no answer.
+def test_every_special_method_of_an_array_is_listed_as_forwarded_or_not() -> None:
+    # A new protocol of Python or JAX fails here before it can change a result.
     special = {
         name
         for kind in ("floats", "key")
@@ -410,7 +352,7 @@ def test_every_special_name_of_an_array_is_decided_on() -> None:
     assert all(NOT_HANDED_ON.values())
 
 
-def test_what_is_not_handed_on_is_not_the_placed_arrays() -> None:
+def test_special_methods_that_are_not_forwarded_are_not_the_placed_arrays() -> None:
     array_type = type(jnp.zeros(()))
     for name in NOT_HANDED_ON.keys() & set(dir(array_type)):
         own = getattr(LazyArray, name, None)
@@ -423,7 +365,7 @@ NEVER = ["__jax_array__", "__cuda_array_interface__", "__array_struct__", "__arr
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_has_the_attributes_that_the_placed_array_has(kind: str) -> None:
+def test_a_leaf_has_the_attributes_that_the_placed_array_has(kind: str) -> None:
     plain = KINDS[kind]()
     leaf = lazy(plain)
     for name in (*PUBLIC, *NEVER, "no_such_name", "_no_such_name", "__no_such_name__"):
@@ -464,55 +406,55 @@ def test_a_shell_completes_the_names_without_placing(kind: str) -> None:
     assert not leaf.is_placed
 
 
-def test_what_would_make_other_libraries_go_round_it_is_not_there() -> None:
-    # Asked of the type: an instance of these would be converted before it could be placed.
+def test_protocols_by_which_libraries_would_bypass_a_leaf_are_absent() -> None:
+    # Libraries look these up on the type, and would convert a leaf before it could be placed.
     assert not {*NEVER, "__del__"} - {"__cuda_array_interface__"} & set(dir(LazyArray))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_has_no_hash(kind: str) -> None:
+def test_a_leaf_is_unhashable(kind: str) -> None:
     with pytest.raises(TypeError, match="unhashable"):
         hash(lazy(KINDS[kind]()))
 
 
 @pytest.mark.parametrize("kind", ["floats", "ints", "rows"])
-def test_iteration_ends_and_gives_the_rows(kind: str) -> None:
+def test_iteration_ends_and_yields_the_rows(kind: str) -> None:
     plain = KINDS[kind]()
-    assert bits(list(lazy(plain))) == bits(list(plain))
-    assert list(map(host_bits, reversed(lazy(plain)))) == list(map(host_bits, reversed(plain)))
+    assert form(list(lazy(plain))) == form(list(plain))
+    assert list(map(host_bytes, reversed(lazy(plain)))) == list(map(host_bytes, reversed(plain)))
     first, *_ = lazy(plain)
-    assert bits(first) == bits(next(iter(plain)))
+    assert form(first) == form(next(iter(plain)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_pickles_as_the_placed_array(kind: str) -> None:
+def test_a_leaf_pickles_as_the_placed_array(kind: str) -> None:
     plain = KINDS[kind]()
     for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
         expected = outcome(pickle.loads, pickle.dumps(plain, protocol))
         assert outcome(pickle.loads, pickle.dumps(lazy(plain), protocol)) == expected
-        assert not is_error(expected)
+        assert not is_refusal(expected)
 
 
 @pytest.mark.parametrize("kind", ["floats", "ints", "scalar", "rows"])
-def test_numpy_takes_it_without_placing_it(kind: str) -> None:
+def test_numpy_reads_a_leaf_without_placing_it(kind: str) -> None:
     plain = KINDS[kind]()
     leaf = lazy(plain)
-    assert bits(np.asarray(leaf)) == bits(np.asarray(plain))
-    assert bits(np.asarray(leaf, np.float64)) == bits(np.asarray(plain, np.float64))
+    assert form(np.asarray(leaf)) == form(np.asarray(plain))
+    assert form(np.asarray(leaf, np.float64)) == form(np.asarray(plain, np.float64))
     with pytest.raises(ValueError, match="copy"):
         np.array(leaf, np.complex64, copy=False)
     mine = np.array(leaf)
     mine[...] = 0
-    assert bits(np.asarray(leaf)) == bits(np.asarray(plain))
+    assert form(np.asarray(leaf)) == form(np.asarray(plain))
     assert not leaf.is_placed
-    assert bits(np.add(leaf, np.asarray(plain))) == bits(np.add(plain, np.asarray(plain)))
-    assert bits(np.stack([leaf, leaf])) == bits(np.stack([plain, plain]))
+    assert form(np.add(leaf, np.asarray(plain))) == form(np.add(plain, np.asarray(plain)))
+    assert form(np.stack([leaf, leaf])) == form(np.stack([plain, plain]))
 
 
-def test_numpy_is_refused_keys_as_jax_refuses_it() -> None:
+def test_numpy_cannot_convert_keys_as_jax_cannot() -> None:
     key = jax.random.key(3)
     assert outcome(np.asarray, lazy(key)) == outcome(np.asarray, key)
-    assert is_error(outcome(np.asarray, key))
+    assert is_refusal(outcome(np.asarray, key))
 
 
 # ---- a part is read as a part
@@ -520,7 +462,7 @@ def test_numpy_is_refused_keys_as_jax_refuses_it() -> None:
 
 @given(st.data())
 @settings(max_examples=150, deadline=None)
-def test_a_basic_index_reads_its_own_bytes_only(data: st.DataObject) -> None:
+def test_a_basic_index_reads_only_its_own_bytes(data: st.DataObject) -> None:
     shape = data.draw(st.sampled_from([(8, 8), (3, 1, 4), (5,), (), (2, 0, 3)]))
     host = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
     index = data.draw(basic_indices(shape, allow_newaxis=False))
@@ -531,7 +473,7 @@ def test_a_basic_index_reads_its_own_bytes_only(data: st.DataObject) -> None:
         assert type(part) is LazyArray
         assert (part.shape, part.committed) == (expected.shape, False)
         assert not log.reads
-        assert bits(np.asarray(part)) == bits(np.asarray(expected))
+        assert form(np.asarray(part)) == form(np.asarray(expected))
         assert log.nbytes == expected.nbytes
 
 
@@ -574,7 +516,7 @@ INDEXED = {
         ("key rows", ..., 64),
     ],
 )
-def test_an_index_reads_its_bytes_and_gives_what_a_plain_array_gives(
+def test_an_index_reads_its_own_bytes_and_gives_what_a_plain_array_gives(
     kind: str, index: Any, nbytes: int
 ) -> None:
     plain = INDEXED[kind]()
@@ -585,7 +527,7 @@ def test_an_index_reads_its_bytes_and_gives_what_a_plain_array_gives(
         values = part.placed()
         assert log.nbytes == nbytes
     expected = plain[index]
-    assert bits(values) == bits(expected)
+    assert form(values) == form(expected)
     known = {name: outcome(KNOWN[name], part) for name in ("aval", "committed", "sharding")}
     assert known == {name: outcome(KNOWN[name], values) for name in known}
 
@@ -626,7 +568,7 @@ def test_a_part_of_a_leaf_on_a_mesh_is_where_jax_puts_it(mesh: str) -> None:
             compared += 1
             read_in_part += not leaf.is_placed
     assert compared >= 4 * len(INDICES)
-    # On a mesh of both kinds of axes only what is taken whole is known without asking.
+    # On a mesh with both types of axes, only the result for whole axes is known without placing.
     assert read_in_part >= (compared // 8 if mesh == "mixed" else compared // 3)
 
 
@@ -634,9 +576,10 @@ def test_a_part_of_an_uncommitted_leaf_is_computed_on_the_default_device() -> No
     plain, third = jnp.asarray(FLOATS), jax.devices()[3]
     for index in INDICES:
         leaf = lazy(plain)
-        leaf[0].placed()  # What is remembered of the rows is not the default device of then.
+        # The family of the rows must not remember the default device of this moment.
+        leaf[0].placed()
         with jax.default_device(third):
-            assert bits(leaf[index]) == bits(plain[index]), index
+            assert form(leaf[index]) == form(plain[index]), index
 
 
 @pytest.mark.parametrize("kind", ["floats", "ints", "scalar", "rows", "key rows"])
@@ -650,7 +593,7 @@ def test_a_part_of_an_uncommitted_leaf_is_computed_on_the_default_device() -> No
     ],
     ids=repr,
 )  # fmt: skip
-def test_any_other_index_is_the_placed_arrays(index: Any, kind: str) -> None:
+def test_any_other_index_gives_what_the_placed_array_gives(index: Any, kind: str) -> None:
     plain = KINDS[kind]()
     expected = outcome(lambda x: x[index], plain)
     assert outcome(lambda x: x[index], lazy(plain)) == expected
@@ -664,36 +607,36 @@ def test_lazy_leaves_and_arrays_index_lazy_leaves(wrap: Callable[[Any], Any]) ->
     plain = KINDS["floats"]()
     index = wrap(INTS)
     expected = plain[INTS]
-    assert bits(lazy(plain)[index]) == bits(expected)
-    assert bits(plain[index]) == bits(expected)
-    assert bits(lazy(plain)[index, 0]) == bits(plain[INTS, 0])
-    assert bits(lazy(plain)[..., index]) == bits(plain[..., INTS])
-    assert bits(lazy(plain)[wrap(np.array(2))]) == bits(plain[np.array(2)])
-    assert bits(lazy(plain)[wrap(np.array(2)) : 5]) == bits(plain[2:5])
-    assert bits(jnp.take(plain, index, axis=0)) == bits(jnp.take(plain, INTS, axis=0))
+    assert form(lazy(plain)[index]) == form(expected)
+    assert form(plain[index]) == form(expected)
+    assert form(lazy(plain)[index, 0]) == form(plain[INTS, 0])
+    assert form(lazy(plain)[..., index]) == form(plain[..., INTS])
+    assert form(lazy(plain)[wrap(np.array(2))]) == form(plain[np.array(2)])
+    assert form(lazy(plain)[wrap(np.array(2)) : 5]) == form(plain[2:5])
+    assert form(jnp.take(plain, index, axis=0)) == form(jnp.take(plain, INTS, axis=0))
 
 
-def test_indexing_a_placed_leaf_is_the_placed_arrays() -> None:
+def test_indexing_a_placed_leaf_gives_what_the_placed_array_gives() -> None:
     leaf = lazy(KINDS["rows"]())
     placed = leaf.placed()
     with observe_reads() as log:
-        assert bits(leaf[2:6]) == bits(placed[2:6])
+        assert form(leaf[2:6]) == form(placed[2:6])
         assert type(leaf[2:6]) is type(placed)
         assert not log.reads
 
 
-def test_a_part_of_a_part_reads_no_more() -> None:
+def test_a_part_of_a_part_reads_only_its_own_bytes() -> None:
     with observe_reads() as log:
         part = lazy(FLOATS)[2:6][:, ::2][1]
         assert not log.reads
-        assert bits(np.asarray(part)) == bits(FLOATS[3, ::2])
+        assert form(np.asarray(part)) == form(FLOATS[3, ::2])
         assert log.nbytes == 16
 
 
-# ---- placed once, and again when it is gone
+# ---- placed once, and again after the array was deleted
 
 
-def test_threads_that_touch_one_leaf_place_it_once() -> None:
+def test_threads_that_use_one_leaf_place_it_once() -> None:
     host = np.ones((256, 256), np.float32)
     for _ in range(5):
         leaf = lazy(host)
@@ -716,7 +659,7 @@ def test_threads_that_touch_one_leaf_place_it_once() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_was_deleted_is_placed_again(kind: str) -> None:
+def test_a_deleted_leaf_is_placed_again(kind: str) -> None:
     plain = KINDS[kind]()
     leaf = lazy(plain)
     leaf.delete()
@@ -725,31 +668,31 @@ def test_what_was_deleted_is_placed_again(kind: str) -> None:
     assert first.is_deleted()
     assert not leaf.is_placed
     assert not leaf.is_deleted()
-    assert bits(leaf) == bits(plain)
+    assert form(leaf) == form(plain)
     assert leaf.placed() is leaf.placed()
 
 
 @pytest.mark.parametrize("kind", ["floats", "ints", "rows", "int rows"])
-def test_what_was_donated_is_placed_again(kind: str) -> None:
+def test_a_donated_leaf_is_placed_again(kind: str) -> None:
     plain = KINDS[kind]()
-    expected = bits(plain * 2)
+    expected = form(plain * 2)
     leaf = lazy(plain)
     double = jax.jit(lambda x: x * 2, donate_argnums=0)
     for _ in range(3):
-        assert bits(double(leaf)) == expected
+        assert form(double(leaf)) == expected
         assert not leaf.is_placed
-    assert bits(leaf) == bits(KINDS[kind]())
+    assert form(leaf) == form(KINDS[kind]())
 
 
-def test_a_placed_leaf_is_not_placed_again_by_use() -> None:
+def test_using_a_placed_leaf_does_not_place_it_again() -> None:
     leaf = lazy(FLOATS)
     with observe_reads() as log:
         jax.block_until_ready((leaf + 1, leaf.sum(), jnp.sin(leaf), leaf[0], leaf.T))
-        # Only leaf[0] came after the values were there, and it reads nothing either.
+        # leaf[0] comes after the values have been placed, and it reads nothing either.
         assert log.nbytes == FLOATS.nbytes
 
 
-# ---- when it cannot be had
+# ---- errors while placing
 
 
 def failing(error: Exception, size: int = 4) -> LazyArray:
@@ -770,7 +713,7 @@ TOUCHES: list[Callable[[Any], Any]] = [
 
 
 @pytest.mark.parametrize("touch", TOUCHES)
-def test_an_attribute_error_while_placing_is_no_missing_attribute(
+def test_an_attribute_error_while_placing_does_not_look_like_a_missing_attribute(
     touch: Callable[[Any], Any],
 ) -> None:
     leaf = failing(AttributeError("'NoneType' object has no attribute 'seek'"))
@@ -780,7 +723,7 @@ def test_an_attribute_error_while_placing_is_no_missing_attribute(
 
 
 @pytest.mark.parametrize("touch", TOUCHES)
-def test_an_error_while_placing_is_the_callers_and_the_leaf_is_as_before(
+def test_an_error_while_placing_reaches_the_caller_and_leaves_the_leaf_unplaced(
     touch: Callable[[Any], Any],
 ) -> None:
     error = ReadError("m.safetensors: cut short")
@@ -793,28 +736,30 @@ def test_an_error_while_placing_is_the_callers_and_the_leaf_is_as_before(
 
 
 @pytest.mark.parametrize("touch", TOUCHES)
-def test_a_jax_without_the_hooks_is_told_with_the_remedy(
+def test_using_a_leaf_on_a_jax_without_the_hooks_is_an_error_with_the_remedy(
     touch: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The installed JAX has the hooks.
     monkeypatch.setattr("safejax._src.arrays.lazy._MISSING", ("dispatch",))
     with pytest.raises(UnsupportedJaxError, match=r"'a\.b'.*dispatch.*safejax\.materialize"):
         touch(lazy(FLOATS, "a.b"))
 
 
-def test_a_jax_without_the_hooks_still_tells_shapes_and_places_by_hand(
+def test_on_a_jax_without_the_hooks_shapes_are_known_and_materialize_works(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # The JAX that is installed has the hooks.
     monkeypatch.setattr("safejax._src.arrays.lazy._MISSING", ("abstract values", "dispatch"))
     leaf = lazy(FLOATS)
     assert leaf.shape == (8, 8)
-    assert bits(np.asarray(leaf)) == bits(FLOATS)
-    assert bits(safejax.materialize({"w": leaf})["w"]) == bits(jnp.asarray(FLOATS))
+    assert form(np.asarray(leaf)) == form(FLOATS)
+    assert form(safejax.materialize({"w": leaf})["w"]) == form(jnp.asarray(FLOATS))
 
 
-# ---- what an array holds
+# ---- the content of an array
 
 
-def test_content_of_tells_shape_dtype_and_key() -> None:
+def test_content_of_knows_shape_dtype_and_key_implementation() -> None:
     for kind, make in KINDS.items():
         plain = make()
         content = content_of(plain)
@@ -831,13 +776,13 @@ def test_content_of_tells_shape_dtype_and_key() -> None:
     for scalar in (np.float32(1), np.int8(3)):
         content = content_of(scalar)
         assert content is not None
-        assert bits(content.view.read()) == bits(np.asarray(scalar))
+        assert form(content.view.read()) == form(np.asarray(scalar))
 
 
-def test_content_of_an_array_in_another_byte_order_is_in_ours() -> None:
+def test_content_of_an_array_in_another_byte_order_is_in_native_order() -> None:
     content = content_of(FLOATS.astype(">f4").T)
     assert content is not None
-    assert bits(content.view.read()) == bits(np.ascontiguousarray(FLOATS.T))
+    assert form(content.view.read()) == form(np.ascontiguousarray(FLOATS.T))
 
 
 def test_content_of_a_tracer_is_refused() -> None:
@@ -857,7 +802,7 @@ def test_an_abstract_leaf_has_content_that_cannot_be_read(impl: str | None) -> N
         LazyArray(content, "w").placed()
 
 
-def test_like_leaf_is_abstract_for_abstract_leaves_and_itself_for_itself() -> None:
+def test_like_leaf_keeps_the_kind_of_leaf_and_returns_the_leaf_if_nothing_differs() -> None:
     leaf = lazy(KINDS["rows"]())
     assert like_leaf(leaf, leaf.content, "w") is leaf
     content = content_of(INTS)
@@ -872,7 +817,7 @@ def test_like_leaf_is_abstract_for_abstract_leaves_and_itself_for_itself() -> No
     assert key is not None
     abstract = like_leaf(jax.ShapeDtypeStruct((1,), np.int8), key, "v")
     assert (abstract.shape, abstract.dtype) == ((), jax.random.key(0).dtype)
-    assert bits(like_leaf(FLOATS, content, "v")) == bits(jnp.asarray(INTS))
+    assert form(like_leaf(FLOATS, content, "v")) == form(jnp.asarray(INTS))
 
 
 def test_one_notice_is_given_once() -> None:

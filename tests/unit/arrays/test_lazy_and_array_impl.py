@@ -1,8 +1,8 @@
-"""Where JAX asks for the class of its own arrays, a lazy leaf gets the plain array's answer.
+"""Where JAX checks for the class of its own arrays, a lazy leaf behaves as a plain array does.
 
-JAX's Python code asks `isinstance(x, ArrayImpl)` (or for `type(x)`, in a table) in some fifty
-places, and in some of them hands what says yes to C++, which looks at the real type. `PLACES`
-lists all of them, as they are in the oldest and the newest supported JAX, each with public calls
+JAX's Python code checks `isinstance(x, ArrayImpl)` (or looks up `type(x)` in a table) in about
+fifty places, and in some of them passes what matches to C++, which checks the real type. `PLACES`
+lists all of them, for the oldest and the newest supported JAX, each with public calls
 that reach it, or with the reason why no call with a leaf does. A JAX with a new place fails a test
 that names it.
 """
@@ -44,14 +44,14 @@ STRUCT: Final = jax.ShapeDtypeStruct((8, 8), np.float32)
 
 
 class Use(NamedTuple):
-    """A public call, and the row of the table of arguments that it is given."""
+    """A public call, and the row of the table of arguments that it is called with."""
 
     call: Callable[..., Any]
     row: str = "F"
 
 
 def has(*path: str) -> bool:
-    """Whether this JAX has `jax.a.b`, and does not refuse it as removed."""
+    """Whether this JAX has `jax.a.b`; a name that JAX reports as removed does not count."""
     value: Any = jax
     for name in path:
         value = getattr(value, name, None)
@@ -71,7 +71,7 @@ def reference(*values: Any) -> Any:
 
 
 def simplified(call: Callable[[], Any]) -> Any:
-    """Under the option by which the constants of a jaxpr become literals."""
+    """Call with the option by which the constants of a jaxpr become literals."""
     before = jax.config.jax_use_simplified_jaxpr_constants
     jax.config.update("jax_use_simplified_jaxpr_constants", True)
     try:
@@ -218,7 +218,7 @@ USES: Final[dict[str, Use]] = {
     "numpy.from_dlpack": Use(np.from_dlpack),
     "__dlpack_device__": Use(lambda w: w.__dlpack_device__()),
     "__array_module__": Use(lambda w: w.__array_module__((type(w), np.ndarray))),
-    # many processes, of which there is one
+    # functions for several processes, of which there is one here
     "process_allgather": Use(lambda w: multihost_utils.process_allgather({"w": w})),
     "process_allgather, tiled": Use(lambda w: multihost_utils.process_allgather(w, tiled=True)),
     "broadcast_one_to_all": Use(multihost_utils.broadcast_one_to_all),
@@ -230,7 +230,7 @@ USES: Final[dict[str, Use]] = {
         lambda w: multihost_utils.global_array_to_host_local_array(w, AUTO, P("x"))
     ),
 }
-# What not all supported versions of JAX have.
+# Functions that not every supported version of JAX has.
 if has("copy_to_host_async"):
     USES["copy_to_host_async"] = Use(lambda *w: jax.copy_to_host_async(w))
     USES["copy_to_host_async of two"] = Use(lambda *w: jax.copy_to_host_async(w), "F, V")
@@ -248,11 +248,11 @@ if has("device_put_sharded"):
 if not has("ShapeDtypeStruct", "like"):
     del USES["ShapeDtypeStruct.like"]
 
-# The pmap of JAX 0.8 makes a new name of an axis for every call: two results never compare equal.
+# The pmap of JAX 0.8 makes a new axis name for every call, so two results never compare equal.
 NEVER_EQUAL = {"pmap", "pmap of a leaf"} if jax.__version_info__ < (0, 9) else set[str]()
 
-# What has to be given a plain array, by design: C++ looks at the real type, and no function of
-# JAX's is in between.
+# Functions that need a plain array by design: C++ checks the real type, and no Python function of
+# JAX is called before.
 LEFT_OVER: Final[dict[str, Use]] = {
     "make_array_from_single_device_arrays": Use(
         lambda w: jax.make_array_from_single_device_arrays(w.shape, w.sharding, [w])
@@ -261,7 +261,7 @@ LEFT_OVER: Final[dict[str, Use]] = {
 
 
 @pytest.mark.parametrize("name", [name for name in USES if name not in NEVER_EQUAL])
-def test_a_leaf_gets_the_answer_of_the_plain_array(name: str) -> None:
+def test_a_leaf_gives_the_result_of_the_plain_array(name: str) -> None:
     call, row = USES[name]
     refused: list[Any] = []
     for placement in PLACEMENTS:
@@ -270,12 +270,12 @@ def test_a_leaf_gets_the_answer_of_the_plain_array(name: str) -> None:
         for state in STATES[: 3 if arrays_in(row) > 1 else 2]:
             got = outcome(calling(call, row, placement, state))
             assert difference(expected, got) is None, (placement, state, expected, got)
-    # Else one refusal would be compared with another.
+    # Otherwise one refusal would be compared with another.
     assert len(refused) < len(PLACEMENTS) or name == "jit, no type", refused[0]
 
 
 @pytest.mark.parametrize("name", LEFT_OVER)
-def test_what_is_left_over_refuses_a_leaf_and_names_its_class(name: str) -> None:
+def test_functions_that_need_a_plain_array_refuse_a_leaf_and_name_its_class(name: str) -> None:
     call, row = LEFT_OVER[name]
     assert not is_refusal(outcome(calling(call, row, "default", "plain")))
     for state in ("unread", "placed"):
@@ -295,7 +295,7 @@ CALLBACK: Final = (
 CONSTANTS: Final = ("closed over", "make_jaxpr", "literals", "literals, differentiated")
 CALLS: Final = ("jit", "compiled", "device_put to rows", "jit, python's way")
 
-# By file and function: what reaches it, or why nothing does.
+# By file and function: the calls that reach the place, or why no call does.
 PLACES: Final[dict[str, tuple[str, ...] | str]] = {
     "_src/ad_util.py:add_impl": ("vjp of two",),
     "_src/api.py:_cpp_pmap": ("pmap", "pmap of a leaf"),
@@ -356,7 +356,7 @@ PLACES: Final[dict[str, tuple[str, ...] | str]] = {
     ),
 }  # fmt: skip
 
-# Code that has no leaves, or that this project does not serve.
+# Code that gets no leaves, or that this project does not support.
 _NOT_LOOKED_AT: Final = (
     "_src/earray.py", "_src/internal_test_util", "_src/pallas", "_src/test_util.py", "_src/tpu",
     "experimental/array_serialization", "experimental/colocated_python", "experimental/jax2tf",
@@ -378,7 +378,7 @@ def _names(node: ast.AST) -> set[str]:
 
 
 def _asks(node: ast.AST) -> bool:
-    """Whether the node asks for the class of arrays, or gives arrays to C++."""
+    """Whether the node checks for the class of arrays, or passes arrays to C++."""
     if isinstance(node, ast.Call):
         function = node.func
         name = function.id if isinstance(function, ast.Name) else getattr(function, "attr", "")
@@ -407,7 +407,7 @@ def _places_in(tree: ast.AST, name: str = "") -> Iterator[str]:
 
 
 def places() -> Iterator[str]:
-    """The places of the JAX that is installed, as `PLACES` names them."""
+    """The places in the installed JAX, named as in `PLACES`."""
     root = os.path.dirname(inspect.getfile(jax))
     for folder, _, files in os.walk(root):
         for file in files:
@@ -427,7 +427,7 @@ def test_every_place_of_this_jax_is_listed() -> None:
     assert len(found) >= 35
 
 
-def test_what_the_list_names_exists() -> None:
+def test_every_place_in_the_list_exists() -> None:
     known = set(USES) | {
         "ShapeDtypeStruct.like", "copy_to_host_async of two", "device_put_replicated",
         "device_put_replicated, a key", "device_put_sharded",

@@ -1,4 +1,4 @@
-"""Placing: what is read, where it lands, and that no bit and no caller's mode changes it."""
+"""Placing: which bytes are read, on which devices they go, and that no mode changes a bit."""
 
 import os
 import socket
@@ -34,6 +34,7 @@ from safejax._src.reading.source import BufferSource
 from safejax._src.reading.view import Strided, View
 from safejax._src.reading.windows import Window
 from safejax.errors import PrecisionError, PrecisionWarning, ReadError
+from tests.support.leaves import host_bytes, lazy
 
 P = PartitionSpec
 DEVICES = jax.devices()
@@ -49,18 +50,8 @@ def view_of(array: Any) -> View:
     return content.view
 
 
-def lazy(array: Any, placement: Placement | None = None, name: str = "w") -> LazyArray:
-    content = content_of(array)
-    assert content is not None
-    return LazyArray(content, name, placement)
-
-
-def raw(array: Any) -> bytes:
-    return np.asarray(array).tobytes()
-
-
 def check_same(mine: jax.Array, theirs: jax.Array) -> None:
-    """Dtype, sharding, and every bit on every device."""
+    """Check dtype, sharding, and every bit on every device."""
     assert type(mine) is type(theirs)
     assert (mine.dtype, mine.shape, mine.sharding, mine.committed) == (
         theirs.dtype, theirs.shape, theirs.sharding, theirs.committed,
@@ -69,7 +60,7 @@ def check_same(mine: jax.Array, theirs: jax.Array) -> None:
     shards = zip(mine.addressable_shards, theirs.addressable_shards, strict=True)
     for mine_there, theirs_there in shards:
         assert (mine_there.device, mine_there.index) == (theirs_there.device, theirs_there.index)
-        assert raw(mine_there.data) == raw(theirs_there.data)
+        assert host_bytes(mine_there.data) == host_bytes(theirs_there.data)
 
 
 # ---- every dtype, every bit
@@ -90,13 +81,13 @@ def dtype_of(name: str) -> Any:
 
 
 def every_kind_of_value(dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """NaNs with payloads, infinities, subnormals and both zeros among them."""
+    """Values with NaN payloads, infinities, subnormals and both zeros among them."""
     count = int(np.prod(shape))
     noise = np.random.default_rng(0).integers(0, 256, (count * dtype.itemsize,), np.uint8)
     if dtype == np.bool_:
         noise &= 1
     elif dtype.name in NARROW:
-        # Not all bits of a byte that NumPy stores are the element's.
+        # An element does not use all bits of the byte that NumPy stores it in.
         return (noise % 4).astype(np.int8).astype(dtype).reshape(shape)
     return noise.view(dtype).reshape(shape)
 
@@ -111,22 +102,22 @@ def test_every_dtype_keeps_every_bit(name: str, sharding: Any) -> None:
         for shape in shapes:
             host = every_kind_of_value(dtype, shape)
             plain = jax.device_put(host, sharding)
-            leaf = lazy(host, placement)
+            leaf = lazy(host, placement=placement)
             assert leaf.aval == jax.typeof(plain)
             with observe_reads() as log:
                 check_same(leaf.placed(), plain)
                 assert log.nbytes == host.nbytes
-            assert raw(leaf.placed()) == host.tobytes()
-            assert raw(leaf) == host.tobytes()
+            assert host_bytes(leaf.placed()) == host.tobytes()
+            assert host_bytes(leaf) == host.tobytes()
 
 
-def test_a_dtype_that_jax_lacks_can_be_had_on_the_host_alone() -> None:
+def test_a_dtype_that_jax_lacks_is_available_on_the_host_only() -> None:
     host = np.zeros(3, ml_dtypes.float6_e2m3fn)
     leaf = lazy(host, name="odd")
-    assert raw(leaf) == host.tobytes()
-    if jax.__version_info__ >= (0, 12):  # which has it
+    assert host_bytes(leaf) == host.tobytes()
+    if jax.__version_info__ >= (0, 12):  # a JAX that has the dtype
         placed = leaf.placed()
-        assert (placed.dtype, raw(placed)) == (host.dtype, host.tobytes())
+        assert (placed.dtype, host_bytes(placed)) == (host.dtype, host.tobytes())
         return
     with pytest.raises((TypeError, RuntimeError)) as caught:
         leaf.placed()
@@ -192,7 +183,7 @@ def test_strided_views_of_any_itemsize(kind: str, name: str) -> None:
 
 # ---- onto every sharding, reading each part once
 
-# The sharding, and how many distinct parts of (8, 16) it makes.
+# The sharding, and the number of distinct parts into which it splits the shape (8, 16).
 SHARDINGS: list[tuple[Any, int]] = [
     (SingleDeviceSharding(DEVICES[0]), 1),
     (SingleDeviceSharding(DEVICES[5]), 1),
@@ -229,7 +220,7 @@ SHARDINGS: list[tuple[Any, int]] = [
 @pytest.mark.parametrize(("sharding", "parts"), SHARDINGS, ids=str)
 def test_each_device_gets_its_part_and_each_part_is_read_once(sharding: Any, parts: int) -> None:
     plain = jax.device_put(HOST, sharding)
-    leaf = lazy(HOST, Placement(sharding, True))
+    leaf = lazy(HOST, placement=Placement(sharding, True))
     assert leaf.aval == jax.typeof(plain)
     assert leaf.devices() == plain.devices()
     with observe_reads() as log:
@@ -248,25 +239,26 @@ def test_each_device_gets_its_part_and_each_part_is_read_once(sharding: Any, par
     ],
     ids=str,
 )
-def test_what_is_public_places_as_the_faster_way_does(
+def test_placing_by_public_functions_gives_what_the_faster_private_one_gives(
     sharding: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A later JAX may not have it; the one that is installed does.
     monkeypatch.setattr(jax_private, "_batched_device_put", None)
     keys = jax.random.split(jax.random.key(1), 8)
     for array in (HOST, HOST.astype(ml_dtypes.bfloat16)):
         plain = jax.device_put(array, sharding)
-        check_same(lazy(array, Placement(sharding, True)).placed(), plain)
+        check_same(lazy(array, placement=Placement(sharding, True)).placed(), plain)
     if len(sharding.device_set) == 8 and len(getattr(sharding, "spec", ())) < 2:
-        placed = lazy(keys, Placement(sharding, True)).placed()
-        assert raw(jax.random.key_data(placed)) == raw(jax.random.key_data(keys))
+        placed = lazy(keys, placement=Placement(sharding, True)).placed()
+        assert host_bytes(placed) == host_bytes(keys)
     with jax.default_device(DEVICES[3]):
         check_same(lazy(HOST).placed(), jax.device_put(HOST))
 
 
-def test_a_sharding_that_jit_made_is_a_sharding_like_another() -> None:
+def test_a_sharding_that_jit_made_can_be_a_target() -> None:
     rows = jax.device_put(HOST, NamedSharding(LINE, P("x")))
     made = jax.jit(lambda x: x.reshape(2, 4, 16))(rows)
-    leaf = lazy(np.asarray(made), Placement(made.sharding, True))
+    leaf = lazy(np.asarray(made), placement=Placement(made.sharding, True))
     check_same(leaf.placed(), jax.device_put(np.asarray(made), made.sharding))
 
 
@@ -279,14 +271,16 @@ def test_a_sharding_that_jit_made_is_a_sharding_like_another() -> None:
         lambda kind: NamedSharding(LINE, P(), memory_kind=kind),
     ],
 )
-def test_the_memory_kind_is_the_shardings(sharding: Callable[[str], Any], kind: str) -> None:
+def test_a_leaf_goes_to_the_memory_kind_of_its_sharding(
+    sharding: Callable[[str], Any], kind: str
+) -> None:
     target = sharding(kind)
-    leaf = lazy(HOST, Placement(target, True))
+    leaf = lazy(HOST, placement=Placement(target, True))
     plain = jax.device_put(HOST, target)
     assert leaf.aval == plain.aval
     assert leaf.sharding.memory_kind == leaf.placed().sharding.memory_kind == kind
     check_same(leaf.placed(), plain)
-    # What a trace makes of it shows where it takes the values to be.
+    # The traced type shows in which memory JAX expects the values.
     through = [jax.jit(lambda x: x)(array) for array in (plain, leaf, leaf.placed())]
     assert len({array.sharding.memory_kind for array in through}) == 1
     data = [shard.data.sharding.memory_kind for shard in leaf.placed().addressable_shards]
@@ -294,27 +288,27 @@ def test_the_memory_kind_is_the_shardings(sharding: Callable[[str], Any], kind: 
 
 
 @pytest.mark.parametrize("kind", ["pinned_host", "unpinned_host"])
-def test_keys_go_to_the_memory_kind_too(kind: str) -> None:
+def test_keys_go_to_the_memory_kind_of_their_sharding(kind: str) -> None:
     keys = jax.random.split(jax.random.key(1), 8)
     target = NamedSharding(LINE, P("x"), memory_kind=kind)
-    leaf = lazy(keys, Placement(target, True))
+    leaf = lazy(keys, placement=Placement(target, True))
     placed = leaf.placed()
     assert placed.sharding.memory_kind == kind
     assert leaf.aval == placed.aval == jax.device_put(keys, target).aval
-    assert raw(jax.random.key_data(placed)) == raw(jax.random.key_data(keys))
+    assert host_bytes(placed) == host_bytes(keys)
 
 
 @pytest.mark.parametrize("mesh", [SQUARE, EXPLICIT])
 def test_a_sharding_that_does_not_divide_the_shape_is_refused(mesh: Any) -> None:
     odd = np.zeros((6, 2), np.float32)
     with pytest.raises(ValueError, match=r"divisible|evenly"):
-        lazy(odd, Placement(NamedSharding(mesh, P("x")), True)).placed()
+        lazy(odd, placement=Placement(NamedSharding(mesh, P("x")), True)).placed()
 
 
 # ---- the default device
 
 
-def test_default_placement_is_jaxs_default_device_now() -> None:
+def test_default_placement_is_on_the_current_default_device() -> None:
     assert default_placement() == Placement(SingleDeviceSharding(DEVICES[0]), False)
     with jax.default_device(DEVICES[3]):
         assert default_placement() == Placement(SingleDeviceSharding(DEVICES[3]), False)
@@ -323,7 +317,7 @@ def test_default_placement_is_jaxs_default_device_now() -> None:
 
 
 @pytest.mark.parametrize("device", [0, 3])
-def test_the_uncommitted_stay_uncommitted(device: int) -> None:
+def test_uncommitted_leaves_stay_uncommitted(device: int) -> None:
     with jax.default_device(DEVICES[device]):
         leaf = lazy(HOST)
         plain = jnp.asarray(HOST)
@@ -331,7 +325,7 @@ def test_the_uncommitted_stay_uncommitted(device: int) -> None:
     check_same(leaf.placed(), plain)
 
 
-# ---- memory that others hold
+# ---- memory that is shared with others
 
 
 @pytest.fixture
@@ -353,19 +347,19 @@ def address_in(source: MappedSource) -> int:
 def test_an_aligned_mapped_leaf_is_used_in_place(mapped: MappedSource) -> None:
     placed = of_mapped(mapped, 64).placed()
     assert placed.unsafe_buffer_pointer() == address_in(mapped) + 64
-    assert raw(placed) == HOST.tobytes()
+    assert host_bytes(placed) == HOST.tobytes()
     rows = of_mapped(mapped, 64, Placement(NamedSharding(LINE, P("x")), True)).placed()
     for number, shard in enumerate(rows.addressable_shards):
         assert shard.data.unsafe_buffer_pointer() == address_in(mapped) + 64 + 64 * number
 
 
 @pytest.mark.parametrize("begin", [60, 65, 96, 127])
-def test_an_unaligned_mapped_leaf_is_placed_all_the_same(mapped: MappedSource, begin: int) -> None:
+def test_an_unaligned_mapped_leaf_is_copied(mapped: MappedSource, begin: int) -> None:
     leaf = of_mapped(mapped, begin)
     expected = Path(mapped.name).read_bytes()[begin : begin + HOST.nbytes]
-    assert raw(leaf.placed()) == expected
+    assert host_bytes(leaf.placed()) == expected
     rows = of_mapped(mapped, begin, Placement(NamedSharding(LINE, P(None, "x")), True))
-    assert raw(rows.placed()) == expected
+    assert host_bytes(rows.placed()) == expected
 
 
 DONORS: dict[str, Callable[[Any], Any]] = {
@@ -388,44 +382,44 @@ DONORS: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("sharding", [None, NamedSharding(LINE, P("x")), NamedSharding(LINE, P())])
 @pytest.mark.parametrize("how", DONORS)
-def test_donating_a_mapped_leaf_writes_nowhere_near_the_file(
+def test_donating_a_mapped_leaf_does_not_change_the_file(
     mapped: MappedSource, how: str, sharding: Any
 ) -> None:
     placement = None if sharding is None else Placement(sharding, True)
     before = Path(mapped.name).read_bytes()
     leaf = of_mapped(mapped, 64, placement)
     for _ in range(2):
-        assert raw(DONORS[how](leaf)) == np.full_like(HOST, -1).tobytes()
-        assert raw(leaf.placed()) == HOST.tobytes()
+        assert host_bytes(DONORS[how](leaf)) == np.full_like(HOST, -1).tobytes()
+        assert host_bytes(leaf.placed()) == HOST.tobytes()
     assert Path(mapped.name).read_bytes() == before
-    assert raw(of_mapped(mapped, 64)) == HOST.tobytes()
+    assert host_bytes(of_mapped(mapped, 64)) == HOST.tobytes()
 
 
 @pytest.mark.parametrize("sharding", [None, NamedSharding(LINE, P("x"))])
-def test_donating_a_leaf_leaves_the_array_that_it_was_made_of(sharding: Any) -> None:
+def test_donating_a_leaf_does_not_change_the_array_that_it_was_made_of(sharding: Any) -> None:
     plain = jax.device_put(HOST, sharding)
-    leaf = lazy(plain, None if sharding is None else Placement(sharding, True))
+    leaf = lazy(plain, placement=None if sharding is None else Placement(sharding, True))
     DONORS["jit"](leaf)
-    assert raw(plain) == HOST.tobytes()
-    assert raw(leaf) == HOST.tobytes()
+    assert host_bytes(plain) == HOST.tobytes()
+    assert host_bytes(leaf) == HOST.tobytes()
     leaf.placed()
     DONORS["jit"](plain)
-    assert raw(leaf.placed()) == HOST.tobytes()
+    assert host_bytes(leaf.placed()) == HOST.tobytes()
 
 
 def test_a_numpy_array_that_changes_later_does_not_change_what_was_placed() -> None:
-    # 64 bytes aligned, so that XLA would use it in place.
+    # It is aligned to 64 bytes, so that XLA would use it in place.
     memory = np.zeros(HOST.nbytes + 64, np.uint8)
     offset = -memory.ctypes.data % 64
     host = memory[offset : offset + HOST.nbytes].view(np.float32).reshape(HOST.shape)
     host[...] = HOST
     one = lazy(host).placed()
-    rows = lazy(host, Placement(NamedSharding(LINE, P("x")), True)).placed()
+    rows = lazy(host, placement=Placement(NamedSharding(LINE, P("x")), True)).placed()
     host[...] = 0
-    assert raw(one) == raw(rows) == HOST.tobytes()
+    assert host_bytes(one) == host_bytes(rows) == HOST.tobytes()
 
 
-def test_bytes_in_memory_stay_what_they_were(mapped: MappedSource) -> None:
+def test_deserialized_bytes_are_not_changed(mapped: MappedSource) -> None:
     data = bytes(64) + HOST.tobytes()
     view = Strided(BufferSource(data, "bytes"), 64, HOST.dtype, Window.whole(HOST.shape))
     leaf = LazyArray(Content(view), "w")
@@ -433,7 +427,9 @@ def test_bytes_in_memory_stay_what_they_were(mapped: MappedSource) -> None:
     assert data == bytes(64) + HOST.tobytes()
 
 
-def test_a_file_that_was_cut_short_is_an_error_and_not_the_end(mapped: MappedSource) -> None:
+def test_a_file_that_was_cut_short_raises_and_does_not_end_the_process(
+    mapped: MappedSource,
+) -> None:
     leaf = of_mapped(mapped, 64)
     with open(mapped.name, "r+b") as file:
         file.truncate(100)
@@ -442,7 +438,7 @@ def test_a_file_that_was_cut_short_is_an_error_and_not_the_end(mapped: MappedSou
     assert not leaf.is_placed
 
 
-# ---- what threads are for
+# ---- when threads copy
 
 
 BIG = np.zeros((512, 1024), np.float32)
@@ -471,7 +467,7 @@ def strided(array: np.ndarray, begin: int = 64) -> Strided:
          SingleDeviceSharding(DEVICES[0]), True),
     ],
 )  # fmt: skip
-def test_threads_are_for_what_is_copied(view: View, sharding: Any, expected: bool) -> None:
+def test_threads_are_used_for_what_is_copied(view: View, sharding: Any, expected: bool) -> None:
     dtype = np.dtype(np.float32) if view.dtype == np.float64 else view.dtype
     with observe_reads() as log:
         assert is_worth_a_thread(view, dtype, Placement(sharding, True)) is expected
@@ -497,7 +493,7 @@ def test_integers_that_fit_become_32_bits_wide(name: str) -> None:
     leaf = lazy(host)
     assert leaf.dtype == np.dtype(name.replace("64", "32"))
     assert leaf.placed().tolist() == FITTING[name]
-    assert raw(leaf) == host.tobytes()
+    assert host_bytes(leaf) == host.tobytes()
     assert np.asarray(leaf).dtype == host.dtype
 
 
@@ -506,7 +502,9 @@ def test_integers_that_fit_become_32_bits_wide(name: str) -> None:
 def test_an_integer_that_does_not_fit_is_an_error(name: str, value: int, sharding: Any) -> None:
     host = np.ones((8, 2), name)
     host[5, 1] = value
-    leaf = lazy(host, None if sharding is None else Placement(sharding, True), "layers.0.ids")
+    leaf = lazy(
+        host, placement=None if sharding is None else Placement(sharding, True), name="layers.0.ids"
+    )
     for use in (LazyArray.placed, jax.jit(lambda x: x), lambda x: x + 1, jnp.sort, jnp.array):
         with pytest.raises(PrecisionError) as caught:
             use(leaf)
@@ -517,8 +515,8 @@ def test_an_integer_that_does_not_fit_is_an_error(name: str, value: int, shardin
         assert "jax.config.update('jax_enable_x64', True)" in message
         assert "numpy.asarray(leaf)" in message
     assert not leaf.is_placed
-    assert raw(leaf) == host.tobytes()
-    # A part without that value can be had.
+    assert host_bytes(leaf) == host.tobytes()
+    # A part without that value can be placed.
     assert leaf[:5].placed().tolist() == [[1, 1]] * 5
     with jax.enable_x64(True):
         assert lazy(host).placed().tolist() == host.tolist()
@@ -530,7 +528,7 @@ def test_empty_integers_fit() -> None:
 
 
 @pytest.mark.parametrize("name", ["float64", "complex128"])
-def test_floats_are_narrowed_with_one_warning_a_notice(name: str) -> None:
+def test_floats_are_narrowed_with_one_warning_for_each_notice(name: str) -> None:
     values = [0.1, -0.0, 1e300, 1e-50, np.nan, -np.inf, 2.0**-140, 1 + 2.0**-30]
     host = np.array(values, name)
     notice = NarrowingNotice()
@@ -543,7 +541,7 @@ def test_floats_are_narrowed_with_one_warning_a_notice(name: str) -> None:
         warnings.simplefilter("always")
         for leaf in leaves:
             assert leaf.dtype == narrow
-            assert raw(leaf) == host.tobytes()
+            assert host_bytes(leaf) == host.tobytes()
         assert caught == []
         for leaf in (*leaves, leaves[1][2:5], leaves[2].__copy__()):
             leaf.placed()
@@ -554,8 +552,8 @@ def test_floats_are_narrowed_with_one_warning_a_notice(name: str) -> None:
     with np.errstate(all="ignore"):
         expected = host.astype(narrow)
     for leaf in leaves:
-        assert raw(leaf.placed()) == expected.tobytes()
-        assert raw(leaf) == host.tobytes()
+        assert host_bytes(leaf.placed()) == expected.tobytes()
+        assert host_bytes(leaf) == host.tobytes()
     with pytest.warns(PrecisionWarning):
         lazy(host).placed()
 
@@ -586,7 +584,7 @@ def test_threads_that_narrow_at_once_warn_once() -> None:
 @pytest.mark.parametrize("made_wide", [True, False])
 @pytest.mark.parametrize("name", WIDE)
 @pytest.mark.filterwarnings("ignore::safejax.errors.PrecisionWarning")
-def test_the_mode_when_the_leaf_was_made_decides(
+def test_the_x64_mode_at_the_time_the_leaf_was_made_decides(
     name: str, made_wide: bool, placed_wide: bool
 ) -> None:
     host = np.array([[1, 2], [3, 4]] * 4, name) * (1 + 2.0**-40 if name == "float64" else 1)
@@ -596,19 +594,19 @@ def test_the_mode_when_the_leaf_was_made_decides(
         plain = jnp.asarray(host)
         sharded = jax.device_put(host, sharding)
         leaf = lazy(host)
-        rows = lazy(host, Placement(sharding, True))
+        rows = lazy(host, placement=Placement(sharding, True))
         aval = leaf.aval
     with jax.enable_x64(placed_wide):
         assert leaf.aval == aval
-        # What is made of a leaf later is as wide as the leaf.
+        # Views of a leaf that are made later have the dtype of the leaf.
         parts = [leaf[2:5], leaf.__copy__(), rows.at_placement(Placement(sharding, True))]
         check_same(leaf.placed(), plain)
         check_same(rows.placed(), sharded)
         check_same(parts[0].placed(), jax.device_put(plain[2:5]))
         check_same(parts[1].placed(), plain)
         check_same(parts[2].placed(), sharded)
-        assert raw(jax.jit(lambda x: x)(leaf)) == raw(jax.jit(lambda x: x)(plain))
-        # And whatever was asked first, in whichever mode.
+        assert host_bytes(jax.jit(lambda x: x)(leaf)) == host_bytes(jax.jit(lambda x: x)(plain))
+        # Which of these was called first, and in which mode, does not matter.
         unread = leaf.__copy__()
         row = unread[1]
         assert row.dtype == plain.dtype
@@ -616,11 +614,11 @@ def test_the_mode_when_the_leaf_was_made_decides(
     with jax.enable_x64(not placed_wide):
         assert unread[2].dtype == plain.dtype
         check_same(unread[2].placed(), jax.device_put(plain[2]))
-    assert raw(leaf) == host.tobytes()
+    assert host_bytes(leaf) == host.tobytes()
 
 
 @pytest.mark.parametrize("wide", [True, False])
-def test_the_abstract_value_has_the_dtype_that_it_is_asked_for(wide: bool) -> None:
+def test_the_abstract_value_has_the_requested_dtype(wide: bool) -> None:
     for name in WIDE:
         jax_private.abstract_value.cache_clear()
         sharding = SingleDeviceSharding(DEVICES[0])
@@ -628,10 +626,10 @@ def test_the_abstract_value_has_the_dtype_that_it_is_asked_for(wide: bool) -> No
             assert jax_private.abstract_value((2,), np.dtype(name), sharding).dtype == name
 
 
-# ---- concretely
+# ---- outside of traces and modes
 
 
-def test_concretely_leaves_the_callers_trace_and_modes() -> None:
+def test_untraced_runs_outside_the_callers_trace_and_modes() -> None:
     seen: list[Any] = []
 
     def task() -> jax.Array:
@@ -654,14 +652,14 @@ def test_concretely_leaves_the_callers_trace_and_modes() -> None:
 
 
 @pytest.mark.parametrize("name", ["int32", *WIDE])
-def test_concretely_is_wide_for_wide_dtypes_only(name: str) -> None:
+def test_untraced_enables_x64_for_64_bit_dtypes_only(name: str) -> None:
     value = np.ones(3, name)
     placed = concretely(lambda: jax.device_put(value), np.dtype(name))
     assert placed.dtype == name
     assert not jax.config.jax_enable_x64
 
 
-def test_concretely_raises_what_the_task_raised() -> None:
+def test_untraced_raises_the_error_of_the_task() -> None:
     for error in (ValueError("no"), KeyboardInterrupt(), AttributeError("none"), SystemExit(3)):
 
         def task(error: BaseException = error) -> None:
@@ -673,7 +671,7 @@ def test_concretely_raises_what_the_task_raised() -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 3, 50])
-def test_concretely_all_does_every_task_once(workers: int) -> None:
+def test_untraced_all_runs_every_task_once(workers: int) -> None:
     done: list[tuple[int, bool]] = []
     tasks = [
         (lambda n=n: done.append((n, jax.config.jax_enable_x64)), np.dtype(["i4", "i8"][n % 2]))
@@ -685,7 +683,7 @@ def test_concretely_all_does_every_task_once(workers: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 4])
-def test_concretely_all_stops_at_the_first_failure(workers: int) -> None:
+def test_untraced_all_stops_at_the_first_failure(workers: int) -> None:
     done: list[int] = []
     error = ReadError("gone")
 
@@ -703,15 +701,15 @@ def test_concretely_all_stops_at_the_first_failure(workers: int) -> None:
     assert workers > 1 or done == list(range(10))
 
 
-def test_place_reads_nothing_that_no_device_of_the_sharding_holds() -> None:
-    # Two devices, four rows each: half of what eight would hold of a stack of eight.
+def test_placing_reads_only_what_a_device_of_the_sharding_holds() -> None:
+    # The view is half of the array, and each of the two devices holds two of its rows.
     mesh = jax.make_mesh((2,), ("x",), devices=DEVICES[:2], axis_types=(AxisType.Auto,))
     view = view_of(HOST).index((slice(0, 4),))
     with observe_reads() as log:
         rows = Placement(NamedSharding(mesh, P("x")), True)
         placed = place(view, view.dtype, None, rows, "w").array
         assert log.nbytes == HOST.nbytes // 2
-    assert raw(placed) == HOST[:4].tobytes()
+    assert host_bytes(placed) == HOST[:4].tobytes()
 
 
 ONE_OF_TWO = """

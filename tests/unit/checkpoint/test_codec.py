@@ -1,6 +1,5 @@
-"""Encode and decode, with the `safetensors` package as the oracle."""
+"""`encode` and `decode`, checked against the `safetensors` package."""
 
-import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -32,12 +31,13 @@ from safejax import (
 from safejax._src.checkpoint.decoding import open_leaves
 from safejax._src.storage.local import LocalStore
 from safejax.testing import ALL_DTYPES, assert_same_bits
+from tests.support.files import data_begin, file_of, header_of
 
 RNG = np.random.default_rng(7)
 
 
 def filled(dtype: np.dtype[Any], shape: tuple[int, ...] = (3, 5)) -> np.ndarray[Any, Any]:
-    """An array of raw bits, so that NaNs of every payload, -0.0 and subnormals occur."""
+    """An array of random bits, so that NaNs of every payload, -0.0 and subnormals occur."""
     raw = RNG.integers(0, 256, math.prod(shape) * dtype.itemsize, np.uint8)
     if dtype == np.bool_:
         return (raw % 2 == 0).reshape(shape)
@@ -48,11 +48,6 @@ def filled(dtype: np.dtype[Any], shape: tuple[int, ...] = (3, 5)) -> np.ndarray[
     if dtype.name.startswith(("float4", "float6")):
         raw &= 0x0F if dtype.name.startswith("float4") else 0x3F
     return raw.view(dtype).reshape(shape)
-
-
-def header_of(data: bytes) -> dict[str, Any]:
-    length = int.from_bytes(data[:8], "little")
-    return json.loads(data[8 : 8 + length])
 
 
 def equal_bits(actual: Any, expected: Any) -> bool:
@@ -74,12 +69,12 @@ def test_every_dtype_comes_back_bit_for_bit(dtype: np.dtype[Any], shape: tuple[i
     leaf = decode(encode(Leaves({"w": array})))["w"]
     assert isinstance(leaf, LazyArray)
     assert_same_bits(leaf, array)
-    # A second writing stores the same: nothing was narrowed on the way.
+    # Encoding again gives the same bytes, so nothing was narrowed in between.
     assert encode(Leaves({"w": leaf})) == encode(Leaves({"w": array}))
 
 
 def special(dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    """Both zeros, infinities, the least and greatest subnormals and NaN payloads of a dtype."""
+    """Both zeros, infinities, the smallest and largest subnormals and NaN payloads of a dtype."""
     bits, mantissa = 8 * dtype.itemsize, ml_dtypes.finfo(dtype).nmant
     top = (1 << (bits - 1 - mantissa)) - 1
     fractions = (0, 1, 1 << (mantissa - 1), (1 << mantissa) - 1)
@@ -110,7 +105,7 @@ def test_zeros_and_nans_keep_their_sign_and_payload(dtype: str) -> None:
 
 @pytest.mark.parametrize("implementation", ["threefry2x32", "rbg", "unsafe_rbg"])
 @pytest.mark.parametrize("count", [None, 0, 3])
-def test_keys_come_back(implementation: str, count: int | None) -> None:
+def test_typed_key_arrays_come_back(implementation: str, count: int | None) -> None:
     key = jax.random.key(7, impl=implementation)
     if count is not None:
         key = jax.random.split(key, 3)[:count]
@@ -121,7 +116,7 @@ def test_keys_come_back(implementation: str, count: int | None) -> None:
     assert jax.random.key_impl(leaf) == jax.random.key_impl(key)
 
 
-def test_all_that_leaves_hold_comes_back() -> None:
+def test_every_kind_of_leaf_comes_back() -> None:
     leaves = flatten(
         {"a": [jnp.ones(2), 1, -0.0, "x", None, {}, ()], "n": {1: np.int8(3)}, "x.y": {"z": 1j}}
     ).replace(metadata={"k": "v"})
@@ -136,12 +131,12 @@ def test_all_that_leaves_hold_comes_back() -> None:
     assert encode(again) == encode(leaves)
 
 
-def test_the_inverse_of_each_is_the_other() -> None:
+def test_encode_and_decode_are_inverse() -> None:
     assert encode.inverse == decode
     assert decode.inverse == encode
 
 
-# ---- input of every make
+# ---- every kind of input array
 
 MATRIX = np.arange(12, dtype=np.float32).reshape(3, 4)
 MESH = jax.make_mesh((2, 4), ("x", "y"))
@@ -205,11 +200,11 @@ INPUTS: dict[str, tuple[Callable[[], Any], Any]] = {
 
 
 @pytest.mark.parametrize("case", INPUTS)
-def test_arrays_of_every_make_are_stored_as_they_look(case: str) -> None:
+def test_every_kind_of_array_is_stored_with_the_values_that_it_shows(case: str) -> None:
     make, expected = INPUTS[case]
     data = encode(Leaves({"w": make()}))
     assert_same_bits(decode(data)["w"], expected)
-    # And the reference reader sees the same bytes.
+    # The reference reader gives the same bytes.
     ((_, info),) = safetensors.deserialize(data)
     stored = np.asarray(expected)
     if stored.dtype == ml_dtypes.int4:
@@ -218,7 +213,7 @@ def test_arrays_of_every_make_are_stored_as_they_look(case: str) -> None:
     assert tuple(info["shape"]) == stored.shape
 
 
-def test_a_lazy_leaf_is_stored_without_being_placed_and_with_all_its_bits() -> None:
+def test_a_lazy_leaf_is_stored_unplaced_and_with_all_its_bits() -> None:
     wide = np.array([2**40, -1])
     leaf = decode(encode(Leaves({"w": wide})))["w"]
     assert leaf.dtype == np.int32
@@ -229,7 +224,7 @@ def test_a_lazy_leaf_is_stored_without_being_placed_and_with_all_its_bits() -> N
     assert equal_bits(decode(data)["v"], wide)
 
 
-def test_encoding_reads_every_byte_once_and_decoding_none() -> None:
+def test_encoding_reads_every_byte_once_and_decoding_reads_none() -> None:
     leaves = decode(encode(flatten({"a": MATRIX, "b": [GRID, np.int8(3)]})))
     with observe_reads() as log:
         data = encode(leaves)
@@ -241,7 +236,7 @@ def test_encoding_reads_every_byte_once_and_decoding_none() -> None:
     assert set(again) == set(leaves)
 
 
-# ---- the oracle
+# ---- against the reference reader and writer
 
 
 NATIVE = {
@@ -274,7 +269,7 @@ def stored_shape(array: Any, code: str) -> tuple[int, ...]:
 
 
 def stored_bytes(array: Any, code: str) -> bytes:
-    """The bytes that stand for an array in the file: narrow ints by value, F4 two a byte."""
+    """The bytes that store an array: narrow integers one in each byte, F4 two in each byte."""
     if array.dtype.name in {"int1", "int2", "int4", "uint1", "uint2", "uint4"}:
         assert code == ("I8" if array.dtype.name.startswith("i") else "U8")
         return array.astype(np.int8).tobytes()
@@ -323,7 +318,7 @@ def test_we_read_what_the_reference_writes_for_flax(dtype: str, tmp_path: Any) -
         assert equal_bits(again[name], array)
 
 
-# ---- the file's form
+# ---- the layout of the file
 
 ALIGNED: list[tuple[dict[str, Any], int]] = [
     ({}, 64),
@@ -338,13 +333,13 @@ ALIGNED: list[tuple[dict[str, Any], int]] = [
 @pytest.mark.parametrize(("tree", "alignment"), ALIGNED, ids=range(len(ALIGNED)))
 def test_data_begins_aligned(tree: Any, alignment: int) -> None:
     data = encode(Leaves(tree))
-    begin = 8 + int.from_bytes(data[:8], "little")
+    begin = data_begin(data)
     assert begin % alignment == 0
     if alignment == 64 and len(data) < 4096:
         assert len(data) - begin == sum(leaf.nbytes for leaf in tree.values())
 
 
-def test_every_tensor_is_aligned_for_what_it_is() -> None:
+def test_every_tensor_is_aligned_for_its_dtype() -> None:
     tree = {
         "odd": np.zeros(3, np.int8), "halves": np.zeros(3, np.float16), "none": np.zeros((0, 3)),
         "wide": np.zeros(3), "row": np.zeros(16, np.float32), "rows": np.zeros((64, 3), np.int8),
@@ -376,13 +371,13 @@ def test_the_same_leaves_give_the_same_bytes() -> None:
 @pytest.mark.parametrize(
     "tree", [{"a": {"b": MATRIX}}, {"a": MATRIX, "1": GRID}, {"w": MATRIX, "v.0": np.int8(1)}]
 )
-def test_no_metadata_where_there_is_nothing_to_tell(tree: Any) -> None:
+def test_no_metadata_where_there_is_nothing_to_record(tree: Any) -> None:
     data = encode(Leaves(dict(flatten(tree))))
     assert "__metadata__" not in header_of(data)
     assert dict(decode(data).metadata) == {}
 
 
-# ---- what cannot be encoded, or decoded
+# ---- errors of encode and decode
 
 
 def deleted() -> jax.Array:
@@ -408,13 +403,13 @@ UNSTORABLE: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 @pytest.mark.parametrize("case", UNSTORABLE)
-def test_what_cannot_be_stored_is_named(case: str) -> None:
+def test_a_leaf_that_cannot_be_stored_is_an_error_that_names_it(case: str) -> None:
     make, message = UNSTORABLE[case]
     with pytest.raises(LeafError, match=rf"leaf 'w': .*{message}"):
         encode(Leaves({"a": MATRIX, "w": make()}))
 
 
-def test_tracers_are_refused_by_name() -> None:
+def test_a_tracer_is_an_error_that_names_the_leaf() -> None:
     def function(x: jax.Array) -> jax.Array:
         with pytest.raises(LeafError, match=r"leaf 'w': .* tracer"):
             encode(Leaves({"w": x}))
@@ -437,7 +432,7 @@ BUFFERS: dict[str, Callable[[bytes], Any]] = {
 
 
 @pytest.mark.parametrize("case", BUFFERS)
-def test_bytes_of_every_kind_are_decoded(case: str) -> None:
+def test_every_kind_of_buffer_is_decoded(case: str) -> None:
     data = encode(Leaves({"w": MATRIX}))
     assert equal_bits(decode(BUFFERS[case](data))["w"], MATRIX)
 
@@ -450,7 +445,7 @@ def test_a_buffer_that_changes_is_copied() -> None:
 
 
 @pytest.mark.parametrize("data", ["path", 3, None, {"w": MATRIX}, MATRIX])
-def test_what_is_no_bytes_is_refused(data: Any) -> None:
+def test_anything_but_bytes_is_refused(data: Any) -> None:
     with pytest.raises(TypeError, match="expected the bytes of a safetensors file"):
         decode(data)
 
@@ -458,21 +453,20 @@ def test_what_is_no_bytes_is_refused(data: Any) -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"x", b"PK\x03\x04" * 10, b"{}" * 10, b"\x00" * 16, b"\xff" * 64]
 )
-def test_what_is_no_safetensors_file_is_refused(data: bytes) -> None:
+def test_bytes_of_anything_but_a_safetensors_file_are_refused(data: bytes) -> None:
     with pytest.raises(InvalidFileError, match=r"^<bytes>: ") as caught:
         decode(data)
     assert isinstance(caught.value, safetensors.SafetensorError)
 
 
 @pytest.mark.parametrize("code", ["F6_E2M3", "F6_E3M2"])
-def test_codes_that_jax_cannot_hold_are_named(code: str) -> None:
-    header = json.dumps({"w": {"dtype": code, "shape": [4], "data_offsets": [0, 3]}}).encode()
-    data = len(header).to_bytes(8, "little") + header + bytes(3)
+def test_a_code_that_jax_has_no_dtype_for_is_an_error_that_names_it(code: str) -> None:
+    data = file_of({"w": {"dtype": code, "shape": [4], "data_offsets": [0, 3]}}, bytes(3))
     with pytest.raises(InvalidFileError, match=f"tensor 'w': expected a dtype .* got {code}: read"):
         decode(data)
 
 
-def test_a_path_of_what_a_transform_renamed_is_not_written() -> None:
+def test_the_path_of_a_renamed_leaf_is_not_written() -> None:
     leaves = flatten({"a": {"b": MATRIX}, "a.b": GRID})
     renamed = leaves.replace({"a.b": leaves["a.b"], "c": leaves["a.b~1"]})
     again = decode(encode(renamed))

@@ -1,4 +1,4 @@
-"""The page that specifies the file: the examples and tables in it are true."""
+"""The examples and tables of the page that specifies the file are true."""
 
 import collections
 import json
@@ -14,6 +14,7 @@ import safetensors
 
 import safejax
 from safejax.testing import assert_trees_identical
+from tests.support.files import data_begin, header_of
 
 PAGE = (Path(__file__).parent.parent.parents[1] / "docs" / "format.md").read_text()
 FENCE = re.compile(r"^```(python|json)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -21,7 +22,7 @@ CELL = re.compile(r"`([^`]*)`")
 
 
 def examples() -> list[tuple[str, str]]:
-    """Each program of the page with the JSON that follows it."""
+    """Each program of the page, with the JSON that follows it."""
     found: list[tuple[str, str]] = []
     program = ""
     for language, text in FENCE.findall(PAGE):
@@ -35,9 +36,9 @@ def examples() -> list[tuple[str, str]]:
     return found
 
 
-def header_of(path: Path) -> str:
+def header_text(path: Path) -> str:
     data = path.read_bytes()
-    return data[8 : 8 + int.from_bytes(data[:8], "little")].decode()
+    return data[8 : data_begin(data)].decode()
 
 
 def compact(value: Any, *, ascii_only: bool = False) -> str:
@@ -52,7 +53,7 @@ def test_the_page_has_an_example_of_every_field() -> None:
 
 
 @pytest.mark.parametrize(("program", "text"), examples())
-def test_an_example_is_what_is_written_and_is_read(
+def test_an_example_shows_what_is_written_and_can_be_read(
     program: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -67,7 +68,7 @@ def test_an_example_is_what_is_written_and_is_read(
         path = tmp_path / "model"
     else:
         path = tmp_path / "model.safetensors"
-        header = header_of(path)
+        header = header_text(path)
         if "version" in value:
             with safetensors.safe_open(path, "numpy") as file:
                 assert file.metadata()["safejax"] == compact(value, ascii_only=True)
@@ -91,7 +92,7 @@ def dtype_of(name: str) -> Any:
 def stored(dtype: Any, count: int) -> tuple[str, str | None]:
     """The code that an array of `dtype` is stored under, and the dtype that is recorded."""
     data = safejax.serialize({"x": np.zeros(count, dtype)})
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    header = header_of(data)
     record = json.loads(header.get("__metadata__", {}).get("safejax", "{}"))
     return header["x"]["dtype"], record.get("dtypes", {}).get("x")
 

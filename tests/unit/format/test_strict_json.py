@@ -1,4 +1,4 @@
-"""Strict JSON: what Python's own parser lets pass, and no strict reader does, is refused."""
+"""Strict JSON: what Python's parser accepts and strict readers do not is refused."""
 
 import contextlib
 import gc
@@ -68,26 +68,26 @@ def test_json_is_parsed(text, value):
     ],
     ids=lambda value: repr(value[:30]),
 )
-def test_what_is_not_strict_json_is_refused(text, sentence):
+def test_anything_but_strict_json_is_refused(text, sentence):
     with pytest.raises(ValueError, match=sentence) as refusal:
         strict_json.parse(text)
     assert len(str(refusal.value)) < 300
 
 
 @pytest.mark.parametrize("text", ["-0", "[-0]", "[1,-0 ]", '{"a":-0}', '{"a":-0\n}'])
-def test_minus_zero_is_no_integer(text):
+def test_minus_zero_is_not_an_integer(text):
     value = strict_json.parse(text)
     while not isinstance(value, float):
         value = list(value.values())[-1] if isinstance(value, dict) else value[-1]
     assert math.copysign(1, value) == -1
 
 
-def test_integers_beside_a_minus_zero_stay_integers():
+def test_integers_next_to_a_minus_zero_stay_integers():
     value = strict_json.parse('[-0, 0, -1, 10, "-0"]')
     assert [type(item) for item in value] == [float, int, int, int, str]
 
 
-def test_half_a_surrogate_pair_is_taken_where_that_is_asked_for():
+def test_half_a_surrogate_pair_is_accepted_on_request():
     assert strict_json.parse('{"\\ud800":"\\udfff"}', allow_surrogates=True) == {"\ud800": "\udfff"}
 
 
@@ -104,20 +104,20 @@ def test_json_is_written_in_the_fewest_characters(value, text, ascii_text):
     assert strict_json.parse(text) == strict_json.parse(ascii_text) == value
 
 
-def test_ascii_can_hold_half_a_surrogate_pair():
+def test_ascii_output_can_have_half_a_surrogate_pair():
     text = strict_json.write("\ud800", ascii_only=True)
     assert text == '"\\ud800"'
     assert strict_json.parse(text, allow_surrogates=True) == "\ud800"
 
 
-def test_what_is_no_json_is_not_written():
+def test_values_that_are_not_json_are_not_written():
     with pytest.raises(ValueError, match="not JSON compliant"):
         strict_json.write(math.nan)
 
 
 @pytest.mark.parametrize("enabled", [True, False])
 @pytest.mark.parametrize("text", ["{}", "{", "[" * 1_000_000])
-def test_the_collector_is_left_as_it_was(enabled, text):
+def test_the_garbage_collector_is_restored(enabled, text):
     was = gc.isenabled()
     try:
         (gc.enable if enabled else gc.disable)()
@@ -129,7 +129,7 @@ def test_the_collector_is_left_as_it_was(enabled, text):
 
 
 @pytest.mark.parametrize("text", ["[" * 15_000 + "]" * 15_000, '{"a\\"[":' * 15_000])
-def test_nesting_is_limited_also_where_the_interpreter_s_limit_was_raised(text):
+def test_nesting_is_limited_even_if_the_recursion_limit_was_raised(text):
     before = sys.getrecursionlimit()
     try:
         sys.setrecursionlimit(100_000)
@@ -142,7 +142,7 @@ def test_nesting_is_limited_also_where_the_interpreter_s_limit_was_raised(text):
         sys.setrecursionlimit(before)
 
 
-def test_no_limit_of_the_interpreter_is_changed():
+def test_the_recursion_limit_is_not_changed():
     before = sys.getrecursionlimit(), sys.get_int_max_str_digits()
     with pytest.raises(ValueError, match="too deeply"):
         strict_json.parse("[" * 1_000_000)

@@ -1,4 +1,4 @@
-"""Flatten, unflatten, and what `like` asks for."""
+"""Flatten, unflatten, and matching with `like`."""
 
 import dataclasses
 import warnings
@@ -25,14 +25,13 @@ from safejax import (
     ShardingError,
     TransformError,
     cast,
-    decode,
-    encode,
     flatten,
     observe_reads,
     unflatten,
 )
 from safejax._src.leaves.flatten import assemble
 from safejax.testing import ALL_DTYPES, assert_same_bits, assert_trees_identical
+from tests.support.leaves import stored
 
 DEVICES = jax.devices()
 MESH = Mesh(np.asarray(DEVICES), ("x",))
@@ -67,11 +66,6 @@ class Chexed:
     n: Any
 
 
-def stored(tree: Any) -> Leaves:
-    """The Leaves of a tree, as they come out of a file."""
-    return decode(encode(flatten(tree)))
-
-
 def joined(leaves: Leaves, **options: Any) -> Any:
     return assemble(leaves, file="m.safetensors", **options)
 
@@ -82,7 +76,7 @@ PARAMS = {"dense": {"w": jnp.arange(12.0).reshape(4, 3), "b": np.arange(3, dtype
 # ---- flatten and unflatten
 
 
-def test_flatten_takes_the_leaves_themselves() -> None:
+def test_flatten_keeps_the_leaf_objects() -> None:
     leaves = flatten(PARAMS)
     assert list(leaves) == ["dense.b", "dense.w"]
     assert leaves["dense.w"] is PARAMS["dense"]["w"]
@@ -164,14 +158,14 @@ REFUSED = [object(), b"x", np.str_("x"), {1}, len, np.array(["x"]), np.datetime6
 
 
 @pytest.mark.parametrize("leaf", REFUSED, ids=lambda leaf: type(leaf).__name__)
-def test_flatten_names_what_is_no_leaf(leaf: Any) -> None:
+def test_flatten_refuses_anything_but_a_leaf_and_names_it(leaf: Any) -> None:
     with pytest.raises(LeafError, match=r"leaf 'a\.0'"):
         flatten({"a": [leaf]})
     with pytest.raises(LeafError, match=r"leaf 'a\.0'"):
         unflatten(Leaves({}), like={"a": [leaf]})
 
 
-def test_the_callers_tree_stays_as_it_is() -> None:
+def test_the_callers_tree_does_not_change() -> None:
     tree = {"a": [np.ones(2), None, {}], "b": OrderedDict(z=1, y=2)}
     before = jax.tree.structure(tree), [id(leaf) for leaf in jax.tree.leaves(tree)]
     leaves = flatten(tree)
@@ -183,7 +177,7 @@ def test_the_callers_tree_stays_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"a": 1}, 3, "x", b"x", [1]])
-def test_unflatten_takes_leaves(wrong: Any) -> None:
+def test_unflatten_accepts_only_leaves(wrong: Any) -> None:
     with pytest.raises(TypeError, match="unflatten: expected Leaves, got"):
         unflatten(wrong)
 
@@ -207,7 +201,7 @@ def test_unflatten_is_a_step() -> None:
     assert unflatten(like=like)(Leaves({"b": 2}), like={"b": 1}) == {"b": 2}
 
 
-# ---- like: what is accepted
+# ---- what like accepts
 
 KEY = jax.random.key(3)
 F32 = jax.ShapeDtypeStruct((), "float32")
@@ -219,7 +213,7 @@ def sds(*shape: int, dtype: Any = "float32") -> jax.ShapeDtypeStruct:
 
 
 ACCEPTED: dict[str, tuple[Any, Any]] = {
-    # What is stored, what like has.
+    # The stored leaf, and the leaf of like.
     "64 bits as 32": (np.ones(2), sds(2)),
     "32 bits as 64": (np.ones(2, np.float32), np.ones(2)),
     "64-bit ints": (np.ones(2, np.int64), jnp.ones(2, jnp.int32)),
@@ -271,7 +265,7 @@ def test_what_like_accepts(case: str) -> None:
 
 
 MISMATCHED: dict[str, tuple[Any, Any, str]] = {
-    # What is stored, what like has, and how the report goes on.
+    # The stored leaf, the leaf of like, and the rest of the report.
     "dtype": (jnp.ones((4, 3), jnp.bfloat16), sds(4, 3),
               "expected float32[4,3] from like, got bfloat16[4,3]; "
               "pass transform=cast('float32', where='a.w')"),
@@ -331,7 +325,7 @@ def test_what_like_does_not_accept(case: str) -> None:
 @pytest.mark.parametrize(
     "case", [name for name, case in MISMATCHED.items() if "transform=" in case[2]]
 )
-def test_the_cast_that_a_report_asks_for_helps(case: str) -> None:
+def test_the_cast_that_a_report_suggests_helps(case: str) -> None:
     found, expected, _ = MISMATCHED[case]
     leaves = stored({"a{": {"w": found}})
     with pytest.raises(MismatchError) as caught:
@@ -341,7 +335,7 @@ def test_the_cast_that_a_report_asks_for_helps(case: str) -> None:
     assert leaf.dtype == expected.dtype
 
 
-def test_one_report_tells_everything() -> None:
+def test_one_report_names_every_mismatch() -> None:
     tree = {
         "a": np.ones((2, 3), "f4"),
         "b": np.ones(2, "f4"),
@@ -383,7 +377,7 @@ def test_like_matches_names_not_containers() -> None:
     assert list(again) == ["l.0", "l.1"]
 
 
-def test_what_is_nothing_in_like_need_not_be_stored() -> None:
+def test_none_in_like_need_not_be_stored() -> None:
     assert unflatten(Leaves({"a": 1}), like={"a": 2, "b": None, "c": [(), {}]}) == {
         "a": 1, "b": None, "c": [(), {}],
     }  # fmt: skip
@@ -400,10 +394,10 @@ def test_matching_reads_nothing() -> None:
     assert not again["dense"]["w"].is_placed
 
 
-# ---- like: a part of it
+# ---- like with strict=False
 
 
-def test_strict_false_keeps_what_is_missing_and_tells() -> None:
+def test_strict_false_takes_missing_leaves_from_like_and_warns() -> None:
     leaves = stored({"body": {"w": jnp.ones(2)}, "old": jnp.ones(3), "older": 1})
     head, count = np.full(3, 7.0), 5
     like = {"body": {"w": sds(2)}, "head": {"w": head, "n": count}, "none": None}
@@ -426,20 +420,22 @@ def test_strict_false_keeps_what_is_missing_and_tells() -> None:
         ({"a": sds(2), "b": 1, "c": 2}, "m.safetensors: 1 missing, taken from like: 'c'"),
     ],
 )
-def test_strict_false_tells_of_either_alone(like: Any, message: str) -> None:
+def test_strict_false_warns_of_only_missing_or_only_unexpected_leaves(
+    like: Any, message: str
+) -> None:
     leaves = stored({"a": jnp.ones(2), "b": 1})
     with pytest.warns(PartialLoadWarning) as caught:
         joined(leaves, like=like, strict=False)
     assert [str(warning.message) for warning in caught] == [message]
 
 
-def test_strict_false_says_nothing_where_all_is_there() -> None:
+def test_strict_false_does_not_warn_where_everything_matches() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         joined(stored(PARAMS), like=PARAMS, strict=False)
 
 
-def test_strict_false_still_refuses_what_does_not_fit() -> None:
+def test_strict_false_still_refuses_mismatched_leaves() -> None:
     leaves = stored({"a": np.ones(2, "f4")})
     with pytest.raises(MismatchError, match="1 leaves do not match") as caught:
         joined(leaves, like={"a": sds(3), "b": np.ones(2)}, strict=False)
@@ -450,7 +446,7 @@ def test_strict_false_still_refuses_what_does_not_fit() -> None:
         joined(leaves, like={"a": sds(2), "b": sds(2)}, strict=False)
 
 
-def test_what_is_kept_from_like_has_its_sharding_too() -> None:
+def test_leaves_taken_from_like_have_the_requested_sharding_too() -> None:
     leaves = stored({"body": jnp.ones(8)})
     head = np.arange(8)
     like = {"body": sds(8), "head": head, "on 3": jax.device_put(jnp.ones(8), DEVICES[3])}
@@ -472,7 +468,7 @@ def test_what_is_kept_from_like_has_its_sharding_too() -> None:
 
 COMMITTED = jax.device_put(jnp.ones(8), ROWS)
 LIKES: dict[str, tuple[Any, Any]] = {
-    # The leaf of like, and the sharding that it asks for.
+    # The leaf of like, and the sharding that it requests.
     "committed": (COMMITTED, ROWS),
     "committed to a device": (jax.device_put(jnp.ones(8), DEVICES[3]), ON_3),
     "abstract": (jax.ShapeDtypeStruct((8,), "float32", sharding=ROWS), ROWS),
@@ -485,7 +481,7 @@ LIKES: dict[str, tuple[Any, Any]] = {
 
 
 @pytest.mark.parametrize("case", LIKES)
-def test_the_sharding_is_the_arguments_then_likes_then_jaxs(case: str) -> None:
+def test_the_argument_takes_precedence_over_like_and_like_over_the_default(case: str) -> None:
     expected, own = LIKES[case]
     leaves, like = stored({"w": jnp.ones(8)}), {"w": expected}
     leaf = joined(leaves, like=like)["w"]
@@ -505,7 +501,7 @@ def test_a_sharding_of_like_must_divide() -> None:
             stored({"w": jnp.ones(7)}),
             like={"w": jax.ShapeDtypeStruct((7,), "float32", sharding=ROWS)},
         )
-    # Where the argument says otherwise, it does not count.
+    # It does not count where the argument has another sharding.
     joined(
         stored({"w": jnp.ones(7)}),
         like={"w": jax.ShapeDtypeStruct((7,), "float32", sharding=ROWS)},
@@ -513,7 +509,7 @@ def test_a_sharding_of_like_must_divide() -> None:
     )
 
 
-def test_leaves_that_are_no_files_go_to_their_devices_too() -> None:
+def test_leaves_that_are_not_from_files_go_to_their_devices_too() -> None:
     leaves = Leaves({"jax": jnp.ones(8), "np": np.arange(8), "abstract": sds(8), "n": 3})
     tree = joined(leaves, sharding=ROWS)
     assert tree["jax"].sharding == ROWS
@@ -538,6 +534,6 @@ def test_every_dtype_matches_itself_in_like(dtype: np.dtype[Any]) -> None:
         assert_same_bits(unflatten(leaves, like={"w": like})["w"], np.zeros((2, 3), dtype))
 
 
-def test_x64_decides_what_is_the_same() -> None:
+def test_x64_decides_which_dtypes_match() -> None:
     with jax.enable_x64(True), pytest.raises(MismatchError, match="got float32"):
         joined(stored({"w": np.ones(2, "f4")}), like={"w": np.ones(2)})

@@ -1,4 +1,4 @@
-"""Leaves: the mapping, and what may stand in it."""
+"""Leaves: the mapping, and which values it accepts."""
 
 import datetime
 import decimal
@@ -12,16 +12,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from safejax._src.arrays.lazy import LazyArray
 from safejax._src.leaves.leaf import aval_of, check_leaf, content_at, describe, is_array, is_scalar
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.pytrees.structure import EMPTY, Kind, Structure
 from safejax._src.reading.log import observe_reads
 from safejax.errors import LeafError, TransformError
-
-
-def lazy(array: Any) -> LazyArray:
-    return LazyArray(content_at("w", array), "w")
+from tests.support.leaves import lazy
 
 
 def test_leaves_are_a_mapping_in_order() -> None:
@@ -36,7 +32,7 @@ def test_leaves_are_a_mapping_in_order() -> None:
         leaves["x"]
 
 
-def test_leaves_keep_nothing_of_their_arguments() -> None:
+def test_leaves_copy_the_mappings_that_they_are_made_from() -> None:
     entries, metadata = {"a": 1}, {"k": "v"}
     leaves = Leaves(entries, metadata=metadata)
     entries["b"] = 2
@@ -46,7 +42,7 @@ def test_leaves_keep_nothing_of_their_arguments() -> None:
 
 
 @pytest.mark.parametrize("attribute", ["metadata", "structure", "_entries", "other"])
-def test_leaves_cannot_be_set(attribute: str) -> None:
+def test_leaves_are_immutable(attribute: str) -> None:
     leaves = Leaves({"a": 1}, metadata={"k": "v"})
     with pytest.raises(AttributeError, match="immutable"):
         setattr(leaves, attribute, {})
@@ -67,7 +63,7 @@ def test_replace_keeps_the_rest() -> None:
     assert (dict(leaves), dict(leaves.metadata)) == ({"0": 1}, {"k": "v"})
 
 
-def test_map_speaks_of_arrays_only() -> None:
+def test_map_applies_to_arrays_only() -> None:
     array = np.ones(2)
     leaves = Leaves({"a": array, "b": 1, "c": "x", "d": None, "e": EMPTY})
     seen: list[Any] = []
@@ -126,11 +122,11 @@ def test_metadata_maps_strings_to_strings(metadata: Any, message: str) -> None:
         Leaves({}, metadata=metadata)
 
 
-# ---- what is a leaf
+# ---- which values are leaves
 
 
 class Torchlike:
-    """Has all that duck typing would ask for."""
+    """A class with the attributes that duck typing would look for."""
 
     shape, dtype = (2,), np.dtype(np.float32)
 
@@ -158,13 +154,13 @@ REFUSED: list[Any] = [
 
 
 @pytest.mark.parametrize("leaf", REFUSED, ids=lambda leaf: type(leaf).__name__)
-def test_what_is_no_leaf(leaf: Any) -> None:
+def test_other_values_are_no_leaves(leaf: Any) -> None:
     with pytest.raises(LeafError, match=r"^leaf 'a\.b': expected an array.*, got .*: convert"):
         check_leaf("a.b", leaf)
 
 
 ARRAYS: dict[str, tuple[Callable[[], Any], str, str]] = {
-    # Leaf, how messages call it, dtype and shape once placed.
+    # The leaf, how messages describe it, and its dtype and shape once placed.
     "jax": (lambda: jnp.ones((4, 3)), "float32[4,3]", "float32[4,3]"),
     "numpy": (lambda: np.ones(3, np.int16), "int16[3]", "int16[3]"),
     "64 bits": (lambda: np.ones((2, 0)), "float64[2,0]", "float32[2,0]"),
@@ -182,7 +178,7 @@ ARRAYS: dict[str, tuple[Callable[[], Any], str, str]] = {
 
 
 @pytest.mark.parametrize("case", ARRAYS)
-def test_arrays_are_leaves_and_known_unread(case: str) -> None:
+def test_arrays_are_leaves_whose_facts_are_known_unread(case: str) -> None:
     make, described, placed = ARRAYS[case]
     leaf = make()
     with observe_reads() as log:
@@ -219,7 +215,7 @@ def test_scalars_are_leaves(leaf: Any, described: str) -> None:
 
 
 @pytest.mark.parametrize(("leaf", "described"), [(None, "None"), (EMPTY, "an empty container")])
-def test_nothing_is_a_leaf(leaf: Any, described: str) -> None:
+def test_none_is_a_leaf(leaf: Any, described: str) -> None:
     check_leaf("w", leaf)
     assert not is_scalar(leaf)
     assert not is_array(leaf)

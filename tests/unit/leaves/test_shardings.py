@@ -1,4 +1,4 @@
-"""`sharding=` in all its spellings, made into one sharding a leaf."""
+"""Every form of `sharding=` gives one sharding for each leaf."""
 
 from collections.abc import Callable
 from typing import Any
@@ -77,13 +77,13 @@ SPELLINGS["a prefix"] = ({"emb": A, "layers": C}, [A, C, C, C, C])
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_every_spelling_gives_each_leaf_its_sharding(spelling: str) -> None:
+def test_every_form_gives_each_leaf_its_sharding(spelling: str) -> None:
     argument, expected = SPELLINGS[spelling]
     wanted = {name: item for name, item in zip(NAMES, expected, strict=True) if item is not None}
     assert resolved(argument, TREE) == wanted
 
 
-def test_what_the_argument_leaves_open_is_in_the_defaults() -> None:
+def test_none_in_the_argument_means_the_default() -> None:
     defaults = {"emb": B, "layers.0.b": A, "scalar": A}
     assert resolved(None, TREE, defaults) == {"emb": B, "layers.0.b": A}
     tree = {"emb": C, "layers": None}
@@ -104,7 +104,7 @@ def test_a_function_sees_every_array_as_it_will_be_placed() -> None:
     assert seen == {"a": ((2, 3), "float32"), "k": ((), "key<fry>"), "n": ((), "int8")}
 
 
-# Trees in which names alone would mislead.
+# Trees in which names alone would be misleading.
 AWKWARD: dict[str, tuple[Any, Any, dict[str, Sharding]]] = {
     "a bare leaf": (MATRIX, A, {"": A}),
     "a bare leaf and a device": (MATRIX, D3, {"": ON_3}),
@@ -137,17 +137,17 @@ AWKWARD: dict[str, tuple[Any, Any, dict[str, Sharding]]] = {
 
 
 @pytest.mark.parametrize("case", AWKWARD)
-def test_a_tree_of_shardings_speaks_of_places(case: str) -> None:
+def test_a_tree_of_shardings_is_matched_by_keypaths(case: str) -> None:
     tree, argument, expected = AWKWARD[case]
     leaves = flatten(tree)
     assert resolve(argument, {}, leaves, "f") == expected
-    # And as it comes from a file, which has no treedef.
+    # The same for Leaves from a file, which have no treedef.
     stored = Leaves(leaves, type(leaves.structure)(leaves.structure.kinds, leaves.structure.paths))
     assert resolve(argument, {}, stored, "f") == expected
 
 
 WRONG: dict[str, tuple[Any, Any, list[str]]] = {
-    # Argument, tree, and what the message says.
+    # The argument, the tree, and parts of the message.
     "a spec": (P("x"), {"w": MATRIX}, ["leaf 'w'", "a PartitionSpec needs its mesh, NamedShard"]),
     "a mesh": (MESH, {"w": MATRIX}, ["leaf 'w'", "a mesh needs a spec, NamedSharding(mesh"]),
     "an abstract mesh": (AbstractMesh((2,), ("x",)), {"w": MATRIX}, ["'w'", "got AbstractMesh"]),
@@ -180,7 +180,7 @@ WRONG: dict[str, tuple[Any, Any, list[str]]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_is_no_sharding_for_the_tree_is_told(case: str) -> None:
+def test_a_sharding_that_does_not_fit_the_tree_is_an_error(case: str) -> None:
     argument, tree, messages = WRONG[case]
     with pytest.raises(ShardingError) as caught:
         resolved(argument, tree)
@@ -189,7 +189,7 @@ def test_what_is_no_sharding_for_the_tree_is_told(case: str) -> None:
         assert message in str(caught.value)
 
 
-def test_every_leaf_that_a_sharding_does_not_divide_is_named_at_once() -> None:
+def test_one_error_names_every_leaf_that_a_sharding_does_not_divide() -> None:
     tree = {"a": np.zeros((7, 8)), "b": np.zeros((8, 7)), "c": np.zeros(5), "d": np.float32(1)}
     with pytest.raises(ShardingError) as caught:
         resolved(A, tree)
@@ -243,12 +243,12 @@ def test_the_first_rule_that_matches_wins() -> None:
 def test_a_rule_that_must_match() -> None:
     tree = {"a.w": MATRIX, "n": 3}
     assert resolved(sharding_rules(MESH, [("*.w", P("x"))]), tree) == {"a.w": A}
-    # A scalar is nothing to place.
+    # A scalar is not placed.
     with pytest.raises(ShardingError, match="expected 'n' to match an array"):
         resolved(sharding_rules(MESH, [("n", P())]), tree)
     rules = sharding_rules(MESH, [("gone", P("y")), ("*", P("x"))], must_match=False)
     assert resolved(rules, tree) == {"a.w": A}
-    # A function is asked, and may say no.
+    # A predicate is called, and may return false.
     assert resolved(sharding_rules(MESH, [(lambda name: False, P("y"))]), tree) == {"a.w": C}
 
 
@@ -272,7 +272,7 @@ def test_rules_are_checked_when_they_are_made(case: str) -> None:
     assert message in str(caught.value)
 
 
-def test_a_wrong_pattern_is_told_when_the_rule_is_made() -> None:
+def test_a_wrong_pattern_is_an_error_when_the_rule_is_made() -> None:
     with pytest.raises(TransformError, match="pattern"):
         sharding_rules(MESH, [("{", P())])
 

@@ -51,7 +51,7 @@ class Callable2:
 
 TREE = {"mlp": {"w": jnp.ones((4, 2))}, "n": 3}
 
-# Every step there is, and the call that makes it.
+# Every step, and the call that makes it.
 STEPS: dict[str, Step[Any, Any]] = {
     "flatten": flatten,
     "unflatten": unflatten,
@@ -113,7 +113,7 @@ def test_chain_applies_the_first_first() -> None:
     assert chain()(5) == 5
 
 
-def test_the_inverse_of_a_chain_goes_the_other_way_round() -> None:
+def test_the_inverse_of_a_chain_is_reversed() -> None:
     there = chain(step(double, halve), step(increment, lambda x: x - 1))
     assert there(5) == 11
     assert there.inverse(11) == 5
@@ -121,13 +121,13 @@ def test_the_inverse_of_a_chain_goes_the_other_way_round() -> None:
     assert chain().inverse == chain()
 
 
-def test_chains_within_chains_are_opened() -> None:
+def test_nested_chains_are_flattened() -> None:
     a, b, c = step(double), step(halve), step(increment)
     assert chain(chain(a, b), c) == chain(a, chain(b, c)) == chain(a, b, c) == Chain((a, b, c))
     assert chain(chain(chain())) == chain()
 
 
-def test_a_long_chain_is_no_deep_one() -> None:
+def test_a_long_chain_does_not_recurse() -> None:
     assert chain(*[increment] * 50_000)(0) == 50_000
 
 
@@ -141,7 +141,7 @@ def test_a_long_chain_is_no_deep_one() -> None:
     ],
     ids=repr,
 )
-def test_a_step_without_an_inverse_says_so(without: Step[Any, Any]) -> None:
+def test_a_step_without_an_inverse_is_an_error_that_says_so(without: Step[Any, Any]) -> None:
     with pytest.raises(
         NotInvertibleError, match=r"(step\(double\)|cast\('bfloat16'\)): expected a"
     ):
@@ -149,7 +149,7 @@ def test_a_step_without_an_inverse_says_so(without: Step[Any, Any]) -> None:
 
 
 @pytest.mark.parametrize("wrong", [None, 3, "cast", {"a": "b"}])
-def test_what_is_no_function_is_no_step(wrong: Any) -> None:
+def test_anything_but_a_function_is_refused_as_a_step(wrong: Any) -> None:
     with pytest.raises(TransformError, match="expected a function"):
         step(wrong)
     with pytest.raises(TransformError, match="expected a function"):
@@ -161,7 +161,7 @@ def test_what_is_no_function_is_no_step(wrong: Any) -> None:
             apply(wrong, Leaves({}))
 
 
-def test_a_transform_gives_leaves() -> None:
+def test_a_transform_returns_leaves() -> None:
     leaves = Leaves({"a": 1})
     assert apply(None, leaves) is leaves
     assert dict(apply(lambda leaves: leaves.replace({"b": 2}), leaves)) == {"b": 2}
@@ -175,7 +175,7 @@ def test_a_transform_gives_leaves() -> None:
         apply(lambda leaves: 1 / 0, leaves)
 
 
-def test_what_numpy_computed_becomes_an_array_of_jax() -> None:
+def test_results_of_numpy_become_jax_arrays() -> None:
     wide = np.array([2**40])
     leaves = apply(lambda leaves: leaves.replace({"w": wide, "n": 1}), Leaves({}))
     assert isinstance(leaves["w"], LazyArray)
@@ -198,7 +198,7 @@ def test_building_and_chaining_read_nothing() -> None:
     assert again["mlp"]["w"].shape == (4, 2)
 
 
-def test_a_step_of_ones_own() -> None:
+def test_a_users_step() -> None:
     class Upper(safejax.Transform):
         def __call__(self, leaves: Leaves, /) -> Leaves:
             return leaves.replace({name.upper(): leaf for name, leaf in leaves.items()})

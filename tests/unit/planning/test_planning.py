@@ -1,4 +1,4 @@
-"""The dry run says what a load then does: bytes, spans, places, copies and problems."""
+"""A plan says what a load will do: bytes, spans, devices, copies and problems."""
 
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def where(spec: P) -> Any:
-    """The sharding, for leaves that it divides."""
+    """The sharding for the leaves that it divides."""
 
     def choose(name: str, aval: Any) -> NamedSharding:
         sharding = NamedSharding(MESH, spec if len(spec) <= aval.ndim else P())
@@ -77,7 +77,7 @@ TRANSFORMS: dict[str, Any] = {
 @pytest.mark.parametrize("access", ["map", "copy", "read"])
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("sharding", SHARDINGS)
-def test_what_is_planned_is_what_is_done(
+def test_a_load_does_what_its_plan_says(
     path: Path, sharding: str, transform: str, access: Any, verify: bool
 ) -> None:
     options: dict[str, Any] = {
@@ -96,7 +96,7 @@ def test_what_is_planned_is_what_is_done(
         with safejax.observe_reads() as log:
             placed = lazy.placed()
         if "copies" in transform and leaf.name == "w":
-            # All blocks are made of one read of the whole; each is planned as if it were alone.
+            # One read of the whole serves all blocks, but each is planned as if it were alone.
             assert log.nbytes == BIG.nbytes
             assert all(block.reads.nbytes == BIG.nbytes for block in leaf.blocks)
             assert all(block.whole for block in leaf.blocks)
@@ -114,7 +114,7 @@ def test_what_is_planned_is_what_is_done(
     }
 
 
-def test_in_place_is_where_the_placed_array_is_the_file(path: Path, tmp_path: Path) -> None:
+def test_a_leaf_is_in_place_if_the_placed_array_is_the_file(path: Path, tmp_path: Path) -> None:
     stock = tmp_path / "stock.safetensors"
     safetensors.numpy.save_file({"w": BIG, "b": TREE["b"]}, stock, {"odd": "one"})
     for file in (path, stock):
@@ -138,7 +138,7 @@ def test_in_place_is_where_the_placed_array_is_the_file(path: Path, tmp_path: Pa
 
 
 @given(data=st.data())
-def test_every_tree_is_planned_as_it_is_read(data: st.DataObject) -> None:
+def test_every_tree_is_read_as_planned(data: st.DataObject) -> None:
     tree = {"drawn": data.draw(pytrees())}
     shape = data.draw(shapes())
     tree["w"] = data.draw(arrays("float32", shape))
@@ -161,7 +161,7 @@ def test_devices_and_processes_add_up(path: Path) -> None:
     assert list(planned.processes) == [0]
     (process,) = planned.processes.values()
     replicated = plan(path, sharding=NamedSharding(MESH, P()))
-    # Replicas share a read, and each is placed.
+    # Replicas share a read, but each is placed.
     assert replicated.reads == process.reads or replicated.reads.nbytes == process.reads.nbytes
     assert all(each.reads.nbytes == replicated.reads.nbytes for each in replicated.devices.values())
     stored = safejax.load(path)
@@ -181,7 +181,7 @@ def test_devices_and_processes_add_up(path: Path) -> None:
     )
 
 
-def test_what_is_placed_costs_nothing(path: Path) -> None:
+def test_placed_leaves_cost_nothing(path: Path) -> None:
     tree = safejax.load(path)
     before = plan(tree)
     tree["w"].placed()
@@ -192,7 +192,7 @@ def test_what_is_placed_costs_nothing(path: Path) -> None:
     assert plan({"w": jnp.ones(3), "n": BIG}).leaves == ()
 
 
-def test_everything_that_would_go_wrong_is_told(path: Path) -> None:
+def test_a_plan_reports_every_problem(path: Path) -> None:
     like = {**safejax.abstract(TREE), "w": jax.ShapeDtypeStruct((2, 2), "int8"), "more": BIG}
     bad = NamedSharding(MESH, P(("x", "y")))
     planned = plan(path, like=like, sharding=bad)
@@ -209,7 +209,7 @@ def test_everything_that_would_go_wrong_is_told(path: Path) -> None:
     assert plan(path, like=like, strict=False).problems
 
 
-def test_lost_bits_are_told(tmp_path: Path) -> None:
+def test_a_plan_reports_lost_bits(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     safejax.save({"i": np.arange(3), "f": np.ones(2), "c": np.ones(2, complex), "w": BIG}, path)
     problems = plan(path).problems
@@ -220,7 +220,7 @@ def test_lost_bits_are_told(tmp_path: Path) -> None:
         assert plan(path).problems == ()
 
 
-def test_the_table_is_for_people(path: Path) -> None:
+def test_the_table_is_readable(path: Path) -> None:
     planned = plan(path, sharding=where(P("x")), transform=TRANSFORMS["a reshape that copies"])
     lines = str(planned).splitlines()
     assert lines[0].startswith(f"{path}: 6 leaves, ")
@@ -233,7 +233,7 @@ def test_the_table_is_for_people(path: Path) -> None:
     assert "… 15 more" in str(narrowed)
 
 
-def test_plans_take_what_loads_take(path: Path, tmp_path: Path) -> None:
+def test_plan_accepts_the_options_of_load(path: Path, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     safejax.save(TREE, folder, max_shard_bytes=1000)
     whole = plan(path)

@@ -1,4 +1,4 @@
-"""Names: how they split, and what patterns and templates say of them."""
+"""Names: how they are split, and which of them patterns and templates match."""
 
 import time
 
@@ -26,7 +26,7 @@ def test_a_name_is_split_at_every_dot(name, segments):
 
 
 MATCHES = [
-    # whole names, with case
+    # whole names, case-sensitively
     ("a.b", "a.b", {}),
     ("a.b", "a.bc", None),
     ("a.b", "xa.b", None),
@@ -35,7 +35,7 @@ MATCHES = [
     ("a.b", "a.b\n", None),
     ("", "", {}),
     ("", "a", None),
-    # stars span dots, and nothing
+    # stars match dots, and the empty string
     ("*", "", {"*0": ""}),
     ("*", "a.b\nc", {"*0": "a.b\nc"}),
     ("*.kernel", "a.b.kernel", {"*0": "a.b"}),
@@ -57,7 +57,7 @@ MATCHES = [
     ("{i}_{j}", "a__b", {"i": "a", "j": "_b"}),
     ("{größe}.w", "3.w", {"größe": "3"}),
     ("*a.{i}", "b.a.b.a.c", {"*0": "b.a.b.", "i": "c"}),
-    # what is repeated is equal
+    # repeated placeholders must be equal
     ("{i}.{i}", "a.a", {"i": "a"}),
     ("{i}.{i}", "a.b", None),
     ("{i}.{i}", "a.aa", None),
@@ -65,7 +65,7 @@ MATCHES = [
     ("*.{i}.*.{i}.*", "a.b.c.d.c.e", {"*0": "a.b", "i": "c", "*1": "d", "*2": "e"}),
     ("{i}x{j}x{i}", "axbxa", {"i": "a", "j": "b"}),
     ("{i}x{j}x{i}", "axbxcxaxb", {"i": "axb", "j": "c"}),
-    # the rest is text
+    # everything else is text
     ("a+b", "a+b", {}),
     ("a+b", "aab", None),
     ("[ab]", "[ab]", {}),
@@ -92,7 +92,7 @@ def test_matching(pattern, name, values):
         assert template.fill(values) == name
 
 
-def test_a_predicate_may_be_a_function():
+def test_a_function_can_be_a_predicate():
     assert predicate(str.isdigit) is str.isdigit
 
 
@@ -107,7 +107,7 @@ def test_a_predicate_may_be_a_function():
         ("{i}.{i}", ("", ".", ""), ("i", "i")),
     ],
 )
-def test_a_template_is_text_and_placeholders_in_turn(pattern, parts, placeholders):
+def test_a_template_alternates_text_and_placeholders(pattern, parts, placeholders):
     assert Template.parse(pattern) == Template(pattern, parts, placeholders)
 
 
@@ -133,7 +133,7 @@ def test_a_template_is_text_and_placeholders_in_turn(pattern, parts, placeholder
         ("{i}{j}", 3, "none"),
     ],
 )
-def test_a_bad_template_is_told_by_pattern_and_place(pattern, at, got):
+def test_the_error_for_a_bad_template_names_the_pattern_and_the_place(pattern, at, got):
     with pytest.raises(TransformError) as refusal:
         Template.parse(pattern)
     message = str(refusal.value)
@@ -158,7 +158,7 @@ SLOW = {
 
 
 @pytest.mark.parametrize("kind", SLOW)
-def test_no_pattern_takes_for_ever(kind):
+def test_no_pattern_takes_exponential_time(kind):
     pattern, name = SLOW[kind]
     begin = time.process_time()
     assert not predicate(pattern)(name)
@@ -166,7 +166,7 @@ def test_no_pattern_takes_for_ever(kind):
 
 
 @pytest.mark.parametrize("kind", SLOW)
-def test_what_would_match_after_a_long_search_matches(kind):
+def test_names_that_match_only_after_a_long_search_match(kind):
     template = Template.parse(SLOW[kind][0])
     values = dict.fromkeys(template.placeholders, "q")
     filled = template.fill(values)

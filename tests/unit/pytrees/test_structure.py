@@ -1,4 +1,4 @@
-"""Trees to names and back, with strings and numbers in the place of arrays."""
+"""Trees become names and are rebuilt, with strings and numbers in place of arrays."""
 
 import json
 import time
@@ -27,7 +27,7 @@ Pair = namedtuple("Pair", ["first", "second"])
 
 
 class Keyless:
-    """A node that tells JAX no keys."""
+    """A node without keys that JAX knows."""
 
     def __init__(self, *items: Any) -> None:
         self.items = items
@@ -39,7 +39,7 @@ class Keyless:
 
 
 class Twice:
-    """A node whose two children have one key."""
+    """A node whose two children have the same key."""
 
     def __init__(self, items: Any) -> None:
         self.items = tuple(items)
@@ -67,7 +67,7 @@ def deep(depth: int, leaf: Any = 7) -> Any:
 
 
 def same(actual: Any, expected: Any) -> bool:
-    """Whether two trees agree in node types, keys, their order where it counts, and leaves."""
+    """Whether two trees agree in node types, keys, their order where it matters, and leaves."""
     return (
         jax.tree.structure(actual) == jax.tree.structure(expected)
         and jax.tree.leaves(actual) == jax.tree.leaves(expected)
@@ -75,7 +75,7 @@ def same(actual: Any, expected: Any) -> bool:
     )
 
 
-# Tree; its names in order; what is built from the names alone, if not the same tree.
+# The tree, its names in order, and the tree that is built from the names alone if it differs.
 SAME = object()
 TREES: dict[str, tuple[Any, list[str], Any]] = {
     "bare leaf": (5, [""], SAME),
@@ -137,7 +137,7 @@ def test_names_of_a_tree(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", TREES)
-def test_a_tree_comes_back_in_process_as_it_was(case: str) -> None:
+def test_a_tree_comes_back_unchanged_in_the_same_process(case: str) -> None:
     tree, _, _ = TREES[case]
     walked = walk(tree)
     assert same(build(walked.entries, walked.structure, "f"), tree)
@@ -148,7 +148,7 @@ def test_a_tree_comes_back_from_names_kinds_and_paths(case: str) -> None:
     tree, _, expected = TREES[case]
     walked = walk(tree)
     stored = Structure(walked.structure.kinds, walked.structure.paths)
-    # Of a file the order of the entries is that of their data.
+    # In a file, the order of the entries is that of their data.
     for entries in (walked.entries, dict(reversed(walked.entries.items()))):
         built = build(entries, stored, "f")
         assert same(built, tree if expected is SAME else expected)
@@ -158,7 +158,7 @@ def test_a_tree_comes_back_from_names_kinds_and_paths(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", TREES)
-def test_paths_are_the_keys_on_the_way(case: str) -> None:
+def test_paths_are_the_keys_that_lead_to_leaves(case: str) -> None:
     tree, names, _ = TREES[case]
     walked = walk(tree)
     paths = paths_of(walked.entries, walked.structure, "f")
@@ -178,11 +178,11 @@ def test_plain_trees_need_no_record() -> None:
     assert (structure.kinds, structure.paths) == ({}, {})
 
 
-def test_int_keys_are_told_in_one_word() -> None:
+def test_integer_keys_are_recorded_in_one_word() -> None:
     assert walk({i: i for i in range(100)}).structure.kinds == {"": Kind(keys="int")}
 
 
-# ---- names that no structure tells of
+# ---- names without a record
 
 FOREIGN: dict[str, tuple[list[str], Any]] = {
     "dots": (["a.b", "a.c.d"], {"a": {"b": 0, "c": {"d": 1}}}),
@@ -231,7 +231,7 @@ def test_a_million_dots_are_refused_at_once(flat: bool) -> None:
     assert time.process_time() - begin < 10
 
 
-# ---- what a transform did in between
+# ---- after a transform
 
 Entries = dict[str, Any]
 
@@ -295,7 +295,7 @@ def test_kinds_are_used_where_the_children_fit(case: str, in_process: bool) -> N
         assert list(built) == list(expected)
 
 
-def test_aliases_stand_for_children_that_are_there() -> None:
+def test_aliases_refer_to_existing_children() -> None:
     structure = Structure({"": Kind(order=("b", "c", "a"), aliases=(("c", "a"),))})
     assert list(build({"a": 1, "b": 2}, structure, "f").items()) == [("b", 2), ("c", 1), ("a", 1)]
     assert build({"b": 2}, structure, "f") == {"b": 2}
@@ -309,7 +309,7 @@ def test_a_class_is_a_dict_until_its_adapter_is_in_use() -> None:
     assert build(entries, structure, "f") == ("box", {"in": ("box", {"x": 1}), "y": 2})
 
 
-# ---- trees that no file can hold
+# ---- trees that cannot be stored
 
 REFUSED: dict[str, tuple[Any, str]] = {
     "keys of two types": ({"a": {1: 0, "1": 1}}, r"container 'a': .* got \['int', 'str'\]: use"),
@@ -322,7 +322,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_trees_that_no_file_can_hold(case: str) -> None:
+def test_trees_that_cannot_be_stored(case: str) -> None:
     tree, message = REFUSED[case]
     if case == "endless":
         tree = []
@@ -331,7 +331,7 @@ def test_trees_that_no_file_can_hold(case: str) -> None:
         walk(tree)
 
 
-def test_what_is_a_leaf_is_up_to_the_caller() -> None:
+def test_the_caller_decides_what_a_leaf_is() -> None:
     tree = {"a": [1, 2], "b": None}
     walked = walk(tree, lambda node: node is None or isinstance(node, list))
     assert walked.entries == {"a": [1, 2], "b": None}
@@ -347,7 +347,7 @@ SEGMENTS = [
 ]  # fmt: skip
 
 
-def test_container_keys_are_distinct_and_go_back() -> None:
+def test_container_keys_are_distinct_and_can_be_parsed() -> None:
     keys = [container_key(segments) for segments in SEGMENTS]
     assert len(set(keys)) == len(SEGMENTS)
     assert [container_segments(key) for key in keys] == SEGMENTS
@@ -356,7 +356,7 @@ def test_container_keys_are_distinct_and_go_back() -> None:
 @pytest.mark.parametrize(
     "key", ["[", "[1]", '[["a"]]', '["a"', '["a", "b"]', '["a","b"]', "[" * 99_999]
 )
-def test_other_strings_are_no_container_keys(key: str) -> None:
+def test_other_strings_are_not_container_keys(key: str) -> None:
     with pytest.raises((ValueError, RecursionError)):
         container_segments(key)
 

@@ -31,9 +31,10 @@ from safejax._src.reading.source import BufferSource
 from safejax._src.reading.verified import VerifiedSource
 from safejax._src.reading.windows import Window
 from safejax.testing import ALL_DTYPES, assert_trees_identical
+from tests.support.files import data_begin, header_of, with_header
 
 MIB = 1 << 20
-LARGE = np.arange(5 * MIB // 4, dtype=np.int32).reshape(5, -1)  # a row is 1 MiB: a block
+LARGE = np.arange(5 * MIB // 4, dtype=np.int32).reshape(5, -1)  # a row is 1 MiB, which is a block
 
 TREE = {
     "w": np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -47,27 +48,20 @@ TREE = {
 
 
 def record_of(data: bytes) -> dict[str, Any]:
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return json.loads(header["__metadata__"]["safejax"])
+    return json.loads(header_of(data)["__metadata__"]["safejax"])
 
 
 def with_record(data: bytes, record: dict[str, Any]) -> bytes:
-    """The file with another record; digests are kept as they are given."""
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
+    """The file with another record, whose digests are stored as they are given."""
+    header = header_of(data)
     header["__metadata__"]["safejax"] = json.dumps(record)
-    encoded = json.dumps(header).encode()
-    return len(encoded).to_bytes(8, "little") + encoded + data[8 + length :]
+    return with_header(data, header)
 
 
-def data_begin(data: bytes) -> int:
-    return 8 + int.from_bytes(data[:8], "little")
+# ---- recorded digests
 
 
-# ---- what is recorded
-
-
-def test_a_tree_comes_back_checked(tmp_path: Path) -> None:
+def test_a_tree_is_loaded_with_verified_bytes(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     safejax.save(TREE, path, checksum=True)
     assert path.read_bytes() == safejax.serialize(TREE, checksum=True)
@@ -76,7 +70,7 @@ def test_a_tree_comes_back_checked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
-def test_every_dtype_is_checked_as_it_is_stored(dtype: np.dtype[Any]) -> None:
+def test_every_dtype_is_verified_as_it_is_stored(dtype: np.dtype[Any]) -> None:
     tree = {"w": np.zeros((3, 2), dtype), "odd": np.zeros(3, dtype)}
     data = safejax.serialize(tree, checksum=True)
     assert_trees_identical(safejax.deserialize(data, verify=True), tree)
@@ -97,7 +91,7 @@ def test_the_same_tree_gives_the_same_bytes_and_any_reader_reads_them() -> None:
     assert safejax.metadata(data) == {"step": "3"}
     plain = safejax.serialize(TREE, metadata={"step": "3"})
     assert dict(safetensors.deserialize(data)) == dict(safetensors.deserialize(plain))
-    # Saved again without, nothing is left of them.
+    # Saved again without checksums, the file has none.
     again = safejax.deserialize(data, verify=True)
     assert safejax.serialize(again, metadata={"step": "3"}) == plain
 
@@ -141,10 +135,10 @@ def test_there_are_not_too_many_blocks_for_a_header(total: int) -> None:
     assert block == MIB or digests_size(total, block // 2) > 8 << 16
 
 
-# ---- damage is found
+# ---- damage is detected
 
 
-def test_every_flipped_bit_of_a_small_file_is_found_in_its_leaf() -> None:
+def test_every_flipped_bit_of_a_small_file_is_reported_for_its_leaf() -> None:
     data = safejax.serialize(TREE, checksum=True)
     tensors = {
         name: np.asarray(value) for name, value in safejax.decode(data).items()
@@ -168,7 +162,7 @@ def test_every_flipped_bit_of_a_small_file_is_found_in_its_leaf() -> None:
     assert found == {name for name, array in tensors.items() if array.size}
 
 
-def test_a_flipped_bit_of_a_large_file_is_found_in_its_block() -> None:
+def test_a_flipped_bit_of_a_large_file_is_reported_for_its_block() -> None:
     small = np.ones(3, np.float32)
     whole = safejax.serialize({"w": LARGE, "b": small}, checksum=True)
     begin = data_begin(whole)
@@ -191,7 +185,7 @@ def test_a_flipped_bit_of_a_large_file_is_found_in_its_block() -> None:
             safejax.materialize(tree)
 
 
-def test_two_leaves_that_changed_places_are_found() -> None:
+def test_two_exchanged_leaves_are_detected() -> None:
     one, other = (np.full(16, value, np.float32) for value in (1, 2))
     data = safejax.serialize({"a": one, "b": other}, checksum=True)
     swapped = data.replace(one.tobytes() + other.tobytes(), other.tobytes() + one.tobytes())
@@ -215,7 +209,7 @@ def test_two_leaves_that_changed_places_are_found() -> None:
         hasattr,
     ],
 )
-def test_damage_is_told_wherever_it_is_read(use: Any, tmp_path: Path) -> None:
+def test_damage_is_reported_by_every_use_that_reads_it(use: Any, tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     safejax.save({"w": np.ones((2, 8), np.float32)}, path, checksum=True)
     data = bytearray(path.read_bytes())
@@ -227,7 +221,7 @@ def test_damage_is_told_wherever_it_is_read(use: Any, tmp_path: Path) -> None:
     assert safejax.load(path)["w"].shape == (2, 8)
 
 
-def test_each_device_checks_what_it_holds() -> None:
+def test_the_blocks_of_each_device_are_verified() -> None:
     mesh = jax.make_mesh((5,), ("x",), devices=jax.devices()[:5])
     data = bytearray(safejax.serialize({"w": LARGE}, checksum=True))
     tree = safejax.deserialize(data, sharding=NamedSharding(mesh, P("x")), verify=True)
@@ -240,7 +234,7 @@ def test_each_device_checks_what_it_holds() -> None:
         tree["w"].placed()
 
 
-def test_what_is_read_in_place_stays_in_place(tmp_path: Path) -> None:
+def test_verified_leaves_are_used_in_place_too(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     safejax.save({"w": LARGE}, path, checksum=True)
     leaf = safejax.load(path, verify=True)["w"]
@@ -249,11 +243,11 @@ def test_what_is_read_in_place_stays_in_place(tmp_path: Path) -> None:
     assert leaf.placed().unsafe_buffer_pointer() in addresses
 
 
-# ---- windows on checked blocks
+# ---- windows on verified blocks
 
 
 @pytest.mark.parametrize("block_bytes", [1, 3, 4, 7, 8, 64, 1000])
-def test_any_window_reads_what_an_unchecked_one_reads(block_bytes: int) -> None:
+def test_a_window_reads_the_same_with_and_without_verification(block_bytes: int) -> None:
     array = np.arange(120, dtype=np.int32)
     raw = b"head" + array.tobytes() + b"tail"
     hashes = BlockHasher(xxhash.xxh3_64, block_bytes)
@@ -271,11 +265,11 @@ def test_any_window_reads_what_an_unchecked_one_reads(block_bytes: int) -> None:
         dtype = np.dtype(np.int32)
         with safejax.observe_reads() as log:
             assert np.array_equal(checked.read(4, dtype, window), plain.read(4, dtype, window))
-        assert log.nbytes >= 2 * window.distinct * 4  # asked of both
+        assert log.nbytes >= 2 * window.distinct * 4  # requested from both
         assert np.array_equal(checked.read(4, dtype, window), plain.read(4, dtype, window))
 
 
-def test_a_part_asks_for_the_blocks_that_it_touches() -> None:
+def test_a_part_requests_the_blocks_that_it_touches() -> None:
     tree = safejax.deserialize(safejax.serialize({"w": LARGE}, checksum=True), verify=True)
     for index, blocks in [((2, 5), 1), (slice(1, 3), 2), ((slice(None, None, 4), 7), 2)]:
         with safejax.observe_reads() as log:
@@ -283,7 +277,7 @@ def test_a_part_asks_for_the_blocks_that_it_touches() -> None:
         assert log.nbytes == blocks * MIB
 
 
-def test_blocks_side_by_side_are_one_request() -> None:
+def test_adjacent_blocks_are_one_request() -> None:
     tree = safejax.deserialize(safejax.serialize({"w": LARGE}, checksum=True), verify=True)
     for index, requests in [((slice(None), 3), [5]), ((slice(1, None, 3), 3), [1, 1])]:
         with safejax.observe_reads() as log:
@@ -291,7 +285,7 @@ def test_blocks_side_by_side_are_one_request() -> None:
         assert [read.nbytes for read in log.reads] == [blocks * MIB for blocks in requests]
 
 
-def test_a_short_last_block_of_a_large_leaf_is_checked() -> None:
+def test_a_short_last_block_of_a_large_leaf_is_verified() -> None:
     array = np.arange(MIB + 5, dtype=np.uint8)
     data = bytearray(safejax.serialize({"w": array}, checksum=True))
     data[-1] ^= 1
@@ -327,7 +321,7 @@ def test_remote_files_are_checked() -> None:
         assert log.nbytes == 3 * MIB
         damaged = bytearray(fs.cat("/m.safetensors"))
         damaged[data_begin(damaged)] ^= 1
-        # Blocks that are fetched are checked each time: they may be others.
+        # Blocks are verified each time they are fetched, since they may have changed.
         fs.pipe("/m.safetensors", bytes(damaged))
         with pytest.raises(ChecksumError, match="leaf 'w'"):
             np.asarray(loaded["w"][0])
@@ -350,7 +344,7 @@ def test_a_file_without_digests_cannot_be_checked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["missing", "unknown", "unknown and empty", "short", "long"])
-def test_digests_of_other_tensors_are_told(change: str) -> None:
+def test_digests_of_other_tensors_are_an_error(change: str) -> None:
     data = safejax.serialize({"a": np.float32([1, 2]), "b": np.float32([1, 2])}, checksum=True)
     record = record_of(data)
     digests = record["digests"]["tensors"]
@@ -404,7 +398,7 @@ def test_small_blocks_make_no_more_work_than_there_are_digests() -> None:
         safejax.deserialize(with_record(data, record), verify=True)
 
 
-# ---- who needs xxhash, and who does not
+# ---- without xxhash
 
 
 def test_without_xxhash_only_checksums_are_missing(tmp_path: Path) -> None:
@@ -470,7 +464,7 @@ def of_equinox(data: Any) -> Any:
 @pytest.mark.parametrize(
     "read", [of_flax, of_nnx, of_module, of_haiku, of_objax, of_assigned, of_equinox]
 )
-def test_adapters_check_too(read: Any, tmp_path: Path) -> None:
+def test_adapters_verify_too(read: Any, tmp_path: Path) -> None:
     data = bytearray(safejax.serialize({"w": jnp.ones(3)}, checksum=True))
     paths = [tmp_path / "whole.safetensors", tmp_path / "damaged.safetensors"]
     paths[0].write_bytes(data)

@@ -1,4 +1,4 @@
-"""Sources: what each answers, how many bytes it was asked for, and what it leaves alone."""
+"""Sources: what each returns, how many bytes are requested from it, and what it does not touch."""
 
 import itertools
 import threading
@@ -32,7 +32,7 @@ def file_of(tmp_path, data):
 @pytest.mark.parametrize("begin", [0, 1, 3])
 @pytest.mark.parametrize("name", ["float32", "bfloat16", "complex128", "float8_e5m2", "int4"])
 def test_a_tensor_may_begin_at_any_byte(name, begin, tmp_path):
-    # Files of the stock writer are not aligned.
+    # The files of the safetensors package are not aligned.
     dtype = np.dtype(getattr(ml_dtypes, name, None) or name)
     raw = np.random.default_rng(0).integers(0, 256, 12 * dtype.itemsize, np.uint8)
     expected = raw.view(dtype).reshape(3, 4)[::-1, 1:3]
@@ -87,7 +87,7 @@ def test_nothing_is_read_for_an_empty_window(kind):
 # ---- mapped files
 
 
-def test_a_mapped_file_gives_its_prefix(tmp_path):
+def test_the_first_bytes_of_a_mapped_file_can_be_read(tmp_path):
     source = file_of(tmp_path, b"0123456789")
     assert (source.nbytes, source.prefix(2, 5), source.prefix(8, 99)) == (10, b"234", b"89")
     assert source.immutable
@@ -99,7 +99,7 @@ def test_an_empty_file_can_be_mapped(tmp_path):
     assert (source.nbytes, source.prefix(0, 8)) == (0, b"")
 
 
-def test_a_file_that_was_cut_short_is_told_before_it_is_touched(tmp_path):
+def test_a_file_that_was_cut_short_is_an_error_before_its_memory_is_touched(tmp_path):
     source = file_of(tmp_path, bytes(10_000))
     with open(source.name, "r+b") as file:
         file.truncate(9_999)
@@ -133,7 +133,7 @@ ARRAYS = {
 
 
 @pytest.mark.parametrize("kind", ARRAYS)
-def test_an_array_of_any_layout_is_seen_as_flat_and_native(kind):
+def test_an_array_of_any_layout_is_a_flat_source_in_native_byte_order(kind):
     array = ARRAYS[kind]
     dtype = np.dtype(array.dtype).newbyteorder("=")
     source = ArraySource(array)
@@ -146,7 +146,7 @@ def test_an_array_of_any_layout_is_seen_as_flat_and_native(kind):
         assert (read.dtype, read.shape) == (dtype, part.shape)
         assert read.tobytes() == part.tobytes()
         assert log.nbytes == part.nbytes
-        # Written to, it might be the caller's array that changes.
+        # A write could change the caller's array.
         assert read.size == 0 or not read.flags.writeable
 
 
@@ -229,13 +229,13 @@ def counting():
     return ComputedSource(compute, "computed", True), calls
 
 
-def test_a_computed_source_is_seen_as_flat_in_c_order():
+def test_a_computed_source_is_flat_and_in_c_order():
     source, calls = counting()
     read = source.read(0, np.dtype(np.int16), Window.whole((6,)))
     assert (read.tolist(), len(calls)) == ([0, 3, 1, 4, 2, 5], 1)
 
 
-def test_a_computed_source_is_made_once_while_it_is_kept():
+def test_a_computed_source_is_computed_once_while_it_is_held():
     source, calls = counting()
     window = Window.whole((6,))
 
@@ -245,7 +245,7 @@ def test_a_computed_source_is_made_once_while_it_is_kept():
     assert read() == read()
     assert len(calls) == 2
     with source.kept():
-        assert len(calls) == 2  # not before it is needed
+        assert len(calls) == 2  # it is not computed before it is needed
         with source.kept():
             assert read() == read()
             assert len(calls) == 3
@@ -257,7 +257,7 @@ def test_a_computed_source_is_made_once_while_it_is_kept():
     assert len(calls) == 4
 
 
-def test_a_computed_source_is_let_go_after_an_error():
+def test_a_computed_source_is_released_after_an_error():
     source, calls = counting()
     keeping = source.kept()
     keeping.__enter__()
@@ -306,9 +306,9 @@ def test_a_log_counts_what_is_read_while_it_is_open():
     assert (log.nbytes, log.reads) == (0, [])
 
 
-def test_logs_nest_and_each_is_closed_for_itself():
+def test_logs_nest_and_are_closed_independently():
     with observe_reads() as outer:
-        with observe_reads() as inner:  # Both empty, so equal.
+        with observe_reads() as inner:  # Both are empty, and therefore equal.
             pass
         read_some(2)
         with observe_reads() as second:

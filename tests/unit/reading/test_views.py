@@ -1,4 +1,4 @@
-"""Views: a view of a view is still one view, and a part of it reads no more than its bytes."""
+"""Views: a view of a view is still one view, and a part of it reads only its own bytes."""
 
 import itertools
 
@@ -23,7 +23,7 @@ def leaf(*shape, dtype=np.int32, start=0):
 
 
 def assert_shows(view, array, *, nbytes=None):
-    """The view's values are the array's; reading them requests `nbytes`, by default its own."""
+    """Check that the view shows the array; reading it requests `nbytes`, by default its own."""
     assert (view.shape, view.dtype) == (array.shape, array.dtype)
     assert (view.size, view.nbytes) == (array.size, array.nbytes)
     with observe_reads() as log:
@@ -36,7 +36,7 @@ def assert_shows(view, array, *, nbytes=None):
 # ---- the standard import of a foreign model
 
 
-def test_the_attention_import_is_one_window_and_a_shard_reads_its_bytes_alone():
+def test_the_attention_import_is_one_window_and_a_shard_reads_only_its_bytes():
     weight, view = leaf(8, 6)  # out = heads * dim, in
     imported = view.transpose((1, 0)).reshape((6, 2, 4))
     assert isinstance(imported, Strided)
@@ -47,7 +47,7 @@ def test_the_attention_import_is_one_window_and_a_shard_reads_its_bytes_alone():
     assert_shows(imported.index(shard), weight.T.reshape(6, 2, 4)[shard], nbytes=6 * 2 * 4)
 
 
-def test_a_shard_of_transposed_stacked_and_cast_layers_reads_its_bytes_alone():
+def test_a_shard_of_transposed_stacked_and_cast_layers_reads_only_its_bytes():
     layers = [leaf(4, 6, start=24 * n) for n in range(5)]
     arrays = np.stack([array.T for array, _ in layers], 1).astype(np.float64)
     views = stack(tuple(view.transpose((1, 0)) for _, view in layers), 1)
@@ -178,7 +178,7 @@ def test_the_cost_of_a_view_is_what_reading_it_requests():
 # ---- concatenations
 
 
-def test_parts_that_lie_side_by_side():
+def test_adjacent_parts():
     (a, u), (b, v), (c, w) = leaf(2, 3), leaf(2, 1, start=10), leaf(2, 2, start=20)
     array = np.concatenate([a, b, c], 1)
     view = concatenation((u, v, w), 1)
@@ -213,7 +213,7 @@ def test_parts_in_any_order_of_axes(axis, order):
         assert_shows(view.index(index), array[index])
 
 
-def test_an_index_within_one_part_is_a_view_of_that_part_alone():
+def test_an_index_within_one_part_is_a_view_of_only_that_part():
     (_, u), (_, v) = leaf(2, 3), leaf(2, 4, start=10)
     view = concatenation((u, v), 1)
     assert view.index((slice(None), slice(4, 6))) == v.index((slice(None), slice(1, 3)))
@@ -231,7 +231,7 @@ def test_sources_are_named_once():
 @pytest.mark.parametrize(
     ("axis", "shape", "in_place"),
     [
-        (0, (5, 2, 3), True),  # (5, 6): an axis beside the parts' is split
+        (0, (5, 2, 3), True),  # (5, 6): an axis other than that of the parts is split
         (0, (5, 6, 1), True),
         (0, (1, 5, 6), True),
         (0, (30,), True),  # the parts' axis is merged with those behind it
@@ -277,7 +277,7 @@ def test_reshape_of_a_concatenation_of_nothing():
 # ---- functions of elements
 
 
-def test_a_function_is_called_on_what_is_read_alone():
+def test_a_function_is_called_only_on_the_elements_that_are_read():
     array, view = leaf(4, 6)
     seen = []
 
@@ -315,7 +315,7 @@ def test_casts_do_not_fuse_across_a_lossy_one():
         ([300, -300], np.int32, np.int8),
     ],
 )
-def test_a_cast_is_numpy_s_without_its_warnings(values, source, target):
+def test_a_cast_equals_numpys_without_its_warnings(values, source, target):
     array = np.array(values, source)
     with np.errstate(all="ignore"):
         expected = array.astype(target)
@@ -394,7 +394,7 @@ def test_blocks_hold_no_more_barriers_than_a_block_needs():
     assert all(view.sources[0]._made is None for view in views)
 
 
-def test_blocks_that_take_turns_make_what_is_behind_a_barrier_once():
+def test_interleaved_blocks_compute_the_operand_of_a_barrier_once():
     array, view = leaf(4, 6)
     reshaped = view.transpose((1, 0)).reshape((24,))
     with observe_reads() as log:
@@ -403,7 +403,7 @@ def test_blocks_that_take_turns_make_what_is_behind_a_barrier_once():
     assert log.nbytes == 2 * array.nbytes
 
 
-def test_blocks_that_are_left_halfway_let_go():
+def test_blocks_that_are_abandoned_halfway_release_their_memory():
     view = leaf(4, 6)[1].transpose((1, 0)).reshape((24,))
     blocks = view.blocks(32)
     next(blocks).read()

@@ -1,4 +1,4 @@
-"""Windows: NumPy's rules for which elements an array shows, without the array."""
+"""Windows follow NumPy's rules for which elements an array shows, without the array."""
 
 import itertools
 
@@ -10,7 +10,7 @@ from safejax._src.reading.windows import MAX_AXES, Window, explicit_index
 
 
 def elements(window):
-    """The source's elements that a window shows, by their numbers, as an array."""
+    """The numbers of the source's elements that a window shows, as an array."""
     numbers = np.arange(1000)
     strides = tuple(stride * numbers.itemsize for stride in window.strides)
     return as_strided(numbers[window.offset :], window.shape, strides)
@@ -55,7 +55,7 @@ def test_an_empty_slice_shows_nothing(part):
 
 
 @pytest.mark.parametrize("index", [(4,), (-5,), (0, 6), (0, 0, 0)], ids=str)
-def test_an_index_out_of_range_is_numpy_s_error(index):
+def test_an_index_out_of_range_raises_numpys_error(index):
     with pytest.raises(IndexError):
         Window.whole((4, 6)).index(index)
 
@@ -84,7 +84,7 @@ def test_transpose_and_expand():
         (Window(9, (1, 1), (1, 1)), (), Window(9, (), ())),
     ],
 )
-def test_reshape_shows_the_same_elements_or_gives_none(window, shape, reshaped):
+def test_reshape_shows_the_same_elements_or_returns_none(window, shape, reshaped):
     assert window.reshape(shape) == reshaped
 
 
@@ -95,7 +95,7 @@ def test_reshape_of_nothing():
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 2), (6, 0), (6, *(1,) * MAX_AXES)], ids=str)
-def test_reshape_to_what_no_array_of_that_size_has_is_an_error(shape):
+def test_reshape_to_an_impossible_shape_is_an_error(shape):
     with pytest.raises(ValueError, match=r"cannot reshape|maximum supported dimension"):
         Window.whole((6,)).reshape(shape)
 
@@ -107,8 +107,8 @@ def test_the_standard_attention_import_needs_no_copy():
     assert (elements(window) == weight.T.reshape(6, 2, 4)).all()
 
 
-def test_windows_on_more_than_memory_can_hold():
-    # The arithmetic is done on addresses that no memory has, and some below zero.
+def test_windows_on_sources_larger_than_memory():
+    # The arithmetic is on addresses that do not exist, some of them negative.
     size = 1 << 60
     forward = Window.whole((size,))
     backward = forward.index((slice(None, None, -1),))
@@ -177,7 +177,7 @@ def test_explicit_index(index, shape, entries):
     assert explicit_index(index, shape) == entries
 
 
-def test_a_row_is_that_of_the_index() -> None:
+def test_a_row_equals_the_result_of_the_index() -> None:
     window = Window.whole((4, 3, 2)).index((slice(None, None, -1), slice(1, None), 1))
     for number in range(4):
         assert window.row(number) == window.index((number,))

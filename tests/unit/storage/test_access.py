@@ -1,8 +1,9 @@
-"""How local files are got at: each way gives the same bits, and the choice is made in one place."""
+"""The ways to read local files: each gives the same bits, and one place chooses between them."""
 
 import os
 import subprocess
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ TREE = {
 
 @pytest.fixture(params=["ours", "stock"])
 def path(request: Any, tmp_path: Path) -> Path:
-    """A file of ours, which is aligned, and one of safetensors, which is not."""
+    """A file of safejax, which is aligned, and one of the safetensors package, which is not."""
     path = tmp_path / "m.safetensors"
     if request.param == "ours":
         safejax.save(TREE, path)
@@ -55,7 +56,7 @@ def source_of(leaf: Any) -> Any:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_each_way_gives_the_same_bits(path: Path, way: local.Access) -> None:
+def test_every_access_gives_the_same_bits(path: Path, way: local.Access) -> None:
     tree = safejax.load(path, access=way)
     assert_trees_identical(tree, TREE)
     mesh = jax.make_mesh((2, 4), ("x", "y"))
@@ -76,7 +77,9 @@ def test_each_way_gives_the_same_bits(path: Path, way: local.Access) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_placed_blocks_begin_where_a_device_takes_them(path: Path, way: local.Access) -> None:
+def test_placed_blocks_are_aligned_so_that_a_device_uses_them(
+    path: Path, way: local.Access
+) -> None:
     for leaf in jax.tree.leaves(safejax.materialize(safejax.load(path, access=way))):
         assert not leaf.size or leaf.unsafe_buffer_pointer() % ALIGNMENT == 0
 
@@ -101,28 +104,46 @@ def test_random_windows_of_a_file_that_is_read(path: Path) -> None:
 # ---- the choice
 
 
+@pytest.fixture
+def mount_as(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """A function that sets the type that is reported for the file system of `path`.
+
+    It writes another list of mounts, since a real mount needs root and a server.
+    """
+    mounts = path.parent / "mountinfo"
+    device = path.stat().st_dev
+    monkeypatch.setattr(network, "_MOUNTS", str(mounts))
+
+    def mount(name: str) -> None:
+        number = f"{os.major(device)}:{os.minor(device)}"
+        mounts.write_text(f"36 35 {number} / / rw,noatime shared:1 - {name} source rw\n")
+        network._type_of_device.cache_clear()
+
+    yield mount
+    network._type_of_device.cache_clear()
+
+
 def test_local_files_are_mapped_and_files_on_a_network_are_read(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, mount_as: Callable[[str], None]
 ) -> None:
-    assert type(source_of(safejax.load(path)["big"])) is MappedSource
     for name in ("nfs", "nfs4", "cifs", "lustre", "fuse.gcsfuse", "fuse", "9p", "ceph"):
-        monkeypatch.setattr(
-            "safejax._src.storage.network._type_of_device", lambda _, name=name: name
-        )
+        mount_as(name)
         assert network.is_on_network(str(path))
         tree = safejax.load(path)
         assert type(source_of(tree["big"])) is FileSource
         assert_trees_identical(tree, TREE)
         assert type(source_of(safejax.load(path, access="map")["big"])) is MappedSource
     for name in ("ext4", "xfs", "btrfs", "tmpfs", "overlay", "zfs", "fuseblk", "apfs", ""):
-        monkeypatch.setattr(
-            "safejax._src.storage.network._type_of_device", lambda _, name=name: name
-        )
+        mount_as(name)
         assert type(source_of(safejax.load(path)["big"])) is MappedSource
 
 
+def test_files_of_this_machine_are_mapped(path: Path) -> None:
+    assert type(source_of(safejax.load(path)["big"])) is MappedSource
+
+
 @pytest.mark.skipif(not os.path.exists("/proc/self/mountinfo"), reason="Linux tells the types")
-def test_types_of_file_systems_are_those_that_df_tells(tmp_path: Path) -> None:
+def test_types_of_file_systems_are_those_that_df_reports(tmp_path: Path) -> None:
     for folder in (str(tmp_path), "/", "/dev/shm", "/proc", tempfile.gettempdir()):
         done = subprocess.run(
             ["df", "--output=fstype", folder], capture_output=True, text=True, check=True
@@ -131,15 +152,12 @@ def test_types_of_file_systems_are_those_that_df_tells(tmp_path: Path) -> None:
         assert found == done.stdout.split()[-1]
 
 
-def test_a_system_that_does_not_tell_is_taken_for_a_local_one(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+def test_without_a_list_of_mounts_files_are_local(
+    path: Path, mount_as: Callable[[str], None]
 ) -> None:
+    # The list that the fixture names does not exist before it is written.
     network._type_of_device.cache_clear()
-    monkeypatch.setattr("safejax._src.storage.network._MOUNTS", "/nowhere")
-    try:
-        assert not network.is_on_network(str(path))
-    finally:
-        network._type_of_device.cache_clear()
+    assert not network.is_on_network(str(path))
 
 
 def test_only_mapped_and_aligned_leaves_are_used_in_place(path: Path) -> None:
@@ -151,7 +169,7 @@ def test_only_mapped_and_aligned_leaves_are_used_in_place(path: Path) -> None:
 
 
 @pytest.mark.parametrize("way", ["copy", "read"])
-def test_copies_do_not_look_at_the_file_any_more(path: Path, way: local.Access) -> None:
+def test_copies_do_not_depend_on_the_file(path: Path, way: local.Access) -> None:
     tree = safejax.materialize(safejax.load(path, access=way))
     with path.open("r+b") as file:
         file.write(bytes(path.stat().st_size))
@@ -169,7 +187,9 @@ def test_a_file_that_is_read_is_not_mapped(path: Path) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("loss", ["deleted", "replaced", "moved"])
-def test_the_file_that_was_opened_is_read(path: Path, way: local.Access, loss: str) -> None:
+def test_the_file_that_was_opened_is_read_even_if_another_takes_its_name(
+    path: Path, way: local.Access, loss: str
+) -> None:
     tree = safejax.load(path, access=way)
     if loss == "deleted":
         path.unlink()
@@ -181,7 +201,7 @@ def test_the_file_that_was_opened_is_read(path: Path, way: local.Access, loss: s
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_file_that_was_cut_short_is_told(path: Path, way: local.Access) -> None:
+def test_a_file_that_was_cut_short_is_an_error(path: Path, way: local.Access) -> None:
     tree = safejax.load(path, access=way)
     os.truncate(path, path.stat().st_size // 2)
     for use in (safejax.materialize, lambda tree: np.asarray(tree["big"])[::2].sum()):
@@ -189,20 +209,23 @@ def test_a_file_that_was_cut_short_is_told(path: Path, way: local.Access) -> Non
             use(tree)
 
 
-def test_a_system_that_cannot_read_so_maps(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_system_without_preadv_maps(
+    path: Path, mount_as: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mount_as("nfs")
+    # The system that runs the tests has preadv.
     for module in ("reading.file", "storage.local"):
         monkeypatch.setattr(f"safejax._src.{module}.CAN_READ", False)
-    monkeypatch.setattr("safejax._src.storage.network._type_of_device", lambda _: "nfs")
     assert_trees_identical(safejax.materialize(safejax.load(path)), safejax.load(path))
     assert type(source_of(safejax.load(path)["big"])) is MappedSource
     with pytest.raises(ValueError, match="this system has no preadv"):
         safejax.load(path, access="read")
 
 
-# ---- what is no way
+# ---- wrong values of access
 
 
-def test_other_ways_are_told(path: Path) -> None:
+def test_other_values_of_access_are_errors(path: Path) -> None:
     for wrong in ("mmap", "", None, 3):
         with pytest.raises(ValueError, match="access: expected one of 'auto', 'map', 'copy'"):
             safejax.load(path, access=wrong)  # pyright: ignore
@@ -237,7 +260,7 @@ def test_memory_is_aligned(dtype: np.dtype[Any], shape: tuple[int, ...]) -> None
 
 @pytest.mark.parametrize("nbytes", [0, 1, 63, 64, 65, 1 << 20])
 @pytest.mark.parametrize("count", [0, 1, 3, 8])
-def test_an_arena_has_room_for_its_arrays(count: int, nbytes: int) -> None:
+def test_the_arrays_of_an_arena_are_aligned_and_do_not_overlap(count: int, nbytes: int) -> None:
     arena = Arena(count, nbytes)
     held = [arena.empty((nbytes,), np.dtype(np.uint8)) for _ in range(count + 2)]
     held.append(arena.empty((2, nbytes), np.dtype(np.uint8)))

@@ -1,6 +1,7 @@
-"""Files: wholly written or not at all, whatever happens in between."""
+"""Files are written completely or not at all, whatever happens in between."""
 
 import errno
+import fcntl
 import os
 import resource
 import shutil
@@ -17,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from safejax._src import system
 from safejax._src.storage import files
 from safejax._src.storage.files import checked_path, write_atomically
+from tests.support.files import names_in
 
 OLD, NEW = b"old" * 1000, b"new!" * 100_000
 
@@ -28,10 +29,6 @@ def write(path: Any, data: bytes = NEW, count: int = 8) -> None:
     size = -(-len(data) // count) or 1
     parts = (memoryview(data)[at : at + size] for at in range(0, len(data), size))
     write_atomically(str(path), parts, lambda nbytes: None)
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(os.listdir(folder))
 
 
 @pytest.fixture
@@ -57,7 +54,7 @@ def test_the_file_holds_the_chunks(tmp_path: Path, data: bytes, there: bool) -> 
     write_atomically(str(path), chunks, done.append)
     assert path.read_bytes() == data
     assert sum(done) == len(data)
-    assert names(tmp_path) == ["m.safetensors"]
+    assert names_in(tmp_path) == ["m.safetensors"]
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002, 0o000])
@@ -94,21 +91,23 @@ def test_a_link_is_written_through(target: Path, link: str) -> None:
     assert path.is_symlink()
     assert path.read_bytes() == NEW
     assert path.resolve().read_bytes() == NEW
-    assert not any(name.startswith(".") for name in (*names(folder), *names(folder / "other")))
+    assert not any(
+        name.startswith(".") for name in (*names_in(folder), *names_in(folder / "other"))
+    )
 
 
 @pytest.mark.parametrize("name", ["x" * 255, "é" * 127, "🦎" * 63, ".hidden", "a b'\"\n", "%s"])
-def test_any_name_will_do(tmp_path: Path, name: str) -> None:
+def test_any_file_name_can_be_written(tmp_path: Path, name: str) -> None:
     for data in (OLD, NEW):
         write(tmp_path / name, data)
         assert (tmp_path / name).read_bytes() == data
-    assert names(tmp_path) == [name]
+    assert names_in(tmp_path) == [name]
 
 
 def test_a_path_may_be_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write("m")
-    assert names(tmp_path) == ["m"]
+    assert names_in(tmp_path) == ["m"]
 
 
 @pytest.mark.parametrize("path", [b"bytes", 3, None, ["a"]])
@@ -117,7 +116,7 @@ def test_a_path_is_a_string_or_pathlike(path: Any) -> None:
         checked_path(path)
 
 
-def test_the_data_is_on_disk_before_its_name_and_the_name_before_the_end(
+def test_data_is_flushed_before_the_rename_and_the_folder_after_it(
     target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
@@ -131,8 +130,8 @@ def test_the_data_is_on_disk_before_its_name_and_the_name_before_the_end(
         calls.append("rename")
         os.rename(source, destination)
 
-    monkeypatch.setattr(files.os, "fsync", fsync)
-    monkeypatch.setattr(files.os, "replace", replace)
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
     write(target)
     assert calls == ["file, whole", "rename", "folder"]
 
@@ -168,7 +167,7 @@ def test_a_failure_keeps_the_old_file_and_leaves_no_litter(
         with pytest.raises(error, match="no"):
             write_atomically(str(path), chunks(), told)
     assert target.read_bytes() == OLD
-    assert names(target.parent) == ["m.safetensors"]
+    assert names_in(target.parent) == ["m.safetensors"]
 
 
 def test_a_file_size_limit_keeps_the_old_file(target: Path) -> None:
@@ -181,7 +180,7 @@ def test_a_file_size_limit_keeps_the_old_file(target: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert caught.value.errno == errno.EFBIG
     assert target.read_bytes() == OLD
-    assert names(target.parent) == ["m.safetensors"]
+    assert names_in(target.parent) == ["m.safetensors"]
 
 
 @contextmanager
@@ -206,32 +205,32 @@ def test_a_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
                 write(path)
             assert caught.value.errno == errno.ENOSPC
             assert path.read_bytes() == OLD
-            assert names(disk) == ["m"]
+            assert names_in(disk) == ["m"]
         write(path, OLD[:-1])
         assert path.read_bytes() == OLD[:-1]
 
 
-def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_error_that_names_it(tmp_path: Path) -> None:
     path = tmp_path / "no" / "m.safetensors"
     with pytest.raises(FileNotFoundError, match="make the folder first") as caught:
         write(path)
     assert str(path) in str(caught.value)
-    assert names(tmp_path) == []
+    assert names_in(tmp_path) == []
 
 
-def test_a_folder_that_is_a_file_is_named(target: Path) -> None:
+def test_a_folder_that_is_a_file_is_an_error_that_names_it(target: Path) -> None:
     with pytest.raises(NotADirectoryError, match=str(target)):
         write(target / "m")
     assert target.read_bytes() == OLD
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to("..")])
-def test_a_target_that_is_a_folder_is_told(tmp_path: Path, make: Any) -> None:
+def test_a_target_that_is_a_folder_is_an_error(tmp_path: Path, make: Any) -> None:
     path = tmp_path / "m"
     make(path)
     with pytest.raises(IsADirectoryError, match=f"a folder.*{path}"):
         write(path)
-    assert names(tmp_path) == ["m"]
+    assert names_in(tmp_path) == ["m"]
 
 
 def make_socket(path: Path) -> None:
@@ -240,7 +239,7 @@ def make_socket(path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, make_socket], ids=["pipe", "socket"])
-def test_what_is_no_file_is_not_replaced(make: Any) -> None:
+def test_only_regular_files_are_replaced(make: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:  # a socket's path must be short
         path = Path(folder) / "m"
         make(path)
@@ -249,7 +248,7 @@ def test_what_is_no_file_is_not_replaced(make: Any) -> None:
             write(path)
         assert str(path) in str(caught.value)
         assert path.lstat().st_mode == before.st_mode
-        assert names(Path(folder)) == ["m"]
+        assert names_in(Path(folder)) == ["m"]
 
 
 def test_a_device_is_not_replaced() -> None:
@@ -258,17 +257,17 @@ def test_a_device_is_not_replaced() -> None:
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
 
 
-def test_a_link_to_itself_is_no_target(tmp_path: Path) -> None:
+def test_a_link_to_itself_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "m").symlink_to("m")
     with pytest.raises(OSError, match=r"symbolic links|Too many levels"):
         write(tmp_path / "m")
-    assert names(tmp_path) == ["m"]
+    assert names_in(tmp_path) == ["m"]
     assert (tmp_path / "m").is_symlink()
 
 
-# ---- in a process of its own
+# ---- in a separate process
 
-# The module alone: it needs nothing but Python, and a process with JAX takes seconds to start.
+# Only the module is loaded: it needs nothing but Python, and a process with JAX starts in seconds.
 CHILD = f"""
 import importlib.util, os, sys
 spec = importlib.util.spec_from_file_location("files", {files.__file__!r})
@@ -294,7 +293,7 @@ def write_as_nobody(path: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
 
 
-def test_a_folder_that_may_not_be_written_is_told(folder_of_nobody: Path) -> None:
+def test_a_folder_without_permission_to_write_is_an_error(folder_of_nobody: Path) -> None:
     path = folder_of_nobody / "m.safetensors"
     path.write_bytes(OLD)
     folder_of_nobody.chmod(0o555)
@@ -303,10 +302,10 @@ def test_a_folder_that_may_not_be_written_is_told(folder_of_nobody: Path) -> Non
     assert done.stderr.splitlines()[-1].startswith("PermissionError: ")
     assert str(folder_of_nobody) in done.stderr.splitlines()[-1]
     assert path.read_bytes() == OLD
-    assert names(folder_of_nobody) == ["m.safetensors"]
+    assert names_in(folder_of_nobody) == ["m.safetensors"]
 
 
-def test_a_folder_that_may_be_written_and_not_read_will_do(folder_of_nobody: Path) -> None:
+def test_a_folder_that_can_be_written_to_but_not_read_suffices(folder_of_nobody: Path) -> None:
     path = folder_of_nobody / "m.safetensors"
     folder_of_nobody.chmod(0o333)
     done = write_as_nobody(path)
@@ -318,7 +317,7 @@ def test_a_folder_that_may_be_written_and_not_read_will_do(folder_of_nobody: Pat
 
 
 def litter(target: Path, number: int = 0) -> Path:
-    """What a killed save of `target` leaves."""
+    """The path of a temporary file that a killed save of `target` leaves behind."""
     return target.parent / f".{target.name}.{number:016x}.safejax-tmp"
 
 
@@ -326,10 +325,10 @@ def test_litter_of_the_same_target_is_removed(target: Path) -> None:
     for number in range(5):
         litter(target, number).write_bytes(b"torn")
     write(target)
-    assert names(target.parent) == ["m.safetensors"]
+    assert names_in(target.parent) == ["m.safetensors"]
 
 
-def test_what_only_looks_like_litter_stays(target: Path) -> None:
+def test_files_that_only_look_like_litter_stay(target: Path) -> None:
     folder = target.parent
     others = [".m.safetensors.txt", "m.safetensors.0.safejax-tmp", ".n.safetensors.0.safejax-tmp"]
     for name in others:
@@ -337,12 +336,12 @@ def test_what_only_looks_like_litter_stays(target: Path) -> None:
     litter(target, 1).mkdir()
     (folder / "kept").write_bytes(b"x")
     litter(target, 2).symlink_to("kept")
-    before = names(folder)
+    before = names_in(folder)
     write(target)
-    assert names(folder) == before
+    assert names_in(folder) == before
 
 
-def test_what_another_save_is_writing_stays(target: Path) -> None:
+def test_the_temporary_file_of_a_running_save_stays(target: Path) -> None:
     started, finish = threading.Event(), threading.Event()
 
     def slowly() -> Iterator[memoryview]:
@@ -356,26 +355,28 @@ def test_what_another_save_is_writing_stays(target: Path) -> None:
     assert started.wait(60)
     write(target)
     assert target.read_bytes() == NEW
-    assert len(names(target.parent)) == 2
+    assert len(names_in(target.parent)) == 2
     finish.set()
     thread.join()
     assert target.read_bytes() == b"slowly"
-    assert names(target.parent) == ["m.safetensors"]
+    assert names_in(target.parent) == ["m.safetensors"]
 
 
-def test_a_file_system_without_locks_will_do(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_locks_suffices(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def flock(descriptor: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, "no locks")
 
-    monkeypatch.setattr(system.fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
     litter(target).write_bytes(b"torn")
     write(target)
     assert target.read_bytes() == NEW
-    # Nobody knows whether its writer lives.
-    assert names(target.parent) == [litter(target).name, "m.safetensors"]
+    # Without locks nobody knows whether its writer is alive.
+    assert names_in(target.parent) == [litter(target).name, "m.safetensors"]
 
 
-def test_saves_of_one_target_at_a_time(target: Path) -> None:
+def test_simultaneous_saves_of_one_target_do_not_mix(target: Path) -> None:
     contents = [bytes([65 + number]) * (200_000 + number) for number in range(8)]
     failures: list[BaseException] = []
     seen: set[bytes] = set()
@@ -397,7 +398,7 @@ def test_saves_of_one_target_at_a_time(target: Path) -> None:
     assert seen <= set(contents)
     assert len(seen) > 1
     assert target.read_bytes() in contents
-    assert names(target.parent) == ["m.safetensors"]
+    assert names_in(target.parent) == ["m.safetensors"]
 
 
 def test_no_descriptor_is_left_open(target: Path) -> None:

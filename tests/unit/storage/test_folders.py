@@ -29,6 +29,7 @@ import safejax.objax
 from safejax import ChecksumError, InvalidFileError, LeafError, ReadError
 from safejax.testing import assert_reads, assert_same_bits, assert_trees_identical
 from tests.support.children import CHILDREN
+from tests.support.files import header_of, names_in
 
 TREE = {
     "layers": [{"w": np.arange(6, dtype=np.float32).reshape(2, 3) + i} for i in range(4)],
@@ -42,20 +43,18 @@ TREE = {
 INDEX = "model.safetensors.index.json"
 
 
-def names_in(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
 def index_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / INDEX).read_text())
 
 
-# ---- written, and read by us and by others
+# ---- written, and read by safejax and by others
 
 
 @pytest.mark.parametrize("nbytes", [1, 24, 30, 48, 10**9])
 @pytest.mark.parametrize("checksum", [False, True])
-def test_a_tree_goes_into_files_and_comes_back(tmp_path: Path, nbytes: int, checksum: bool) -> None:
+def test_a_tree_is_saved_to_several_files_and_loaded(
+    tmp_path: Path, nbytes: int, checksum: bool
+) -> None:
     folder = tmp_path / "model"
     safejax.save(TREE, folder, max_shard_bytes=nbytes, metadata={"by": "us"}, checksum=checksum)
     for path in (folder, str(folder), *folder.glob("*.index.json")):
@@ -88,13 +87,12 @@ def test_a_tree_goes_into_files_and_comes_back(tmp_path: Path, nbytes: int, chec
 
 def last(path: Path) -> dict[str, Any]:
     """The entry of a file's last tensor."""
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    header = header_of(path.read_bytes())
     header.pop("__metadata__", None)
     return list(header.values())[-1]
 
 
-def test_files_are_filled_as_far_as_the_limit(tmp_path: Path) -> None:
+def test_files_are_filled_up_to_the_limit(tmp_path: Path) -> None:
     tree = {name: np.zeros(6, np.float32) for name in "abcde"}
     for nbytes, expected in {24: "12345", 47: "12345", 48: "11223", 72: "11122"}.items():
         folder = tmp_path / str(nbytes)
@@ -124,7 +122,7 @@ def test_a_shard_is_a_file_by_itself(tmp_path: Path) -> None:
         assert_same_bits(leaf, whole[name], name)
 
 
-def test_only_headers_and_what_is_needed_is_read(tmp_path: Path) -> None:
+def test_only_headers_and_the_needed_bytes_are_read(tmp_path: Path) -> None:
     safejax.save(TREE, tmp_path / "m", max_shard_bytes=30)
     with safejax.observe_reads() as log:
         tree = safejax.load(tmp_path / "m", transform=safejax.stack("layers.{i}.*"))
@@ -161,7 +159,7 @@ def test_adapters_read_folders_and_lists(tmp_path: Path) -> None:
     assert_trees_identical(safejax.haiku.deserialize(files), params)
 
 
-# ---- what others wrote
+# ---- folders of other writers
 
 
 ONE, TWO = np.ones(3, np.float32), np.arange(4, dtype=np.int8)
@@ -183,7 +181,7 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def test_an_index_of_others_is_read(folder: Path) -> None:
+def test_an_index_of_another_writer_is_read(folder: Path) -> None:
     expected = {"h": {"0": {"w": ONE}, "1": {"w": ONE}}, "wte": TWO}
     for path in (folder, folder / INDEX, [folder / "a-1.safetensors", folder / "a-2.safetensors"]):
         assert_trees_identical(safejax.load(path), expected)
@@ -200,7 +198,7 @@ def test_leaves_come_in_the_order_of_the_index(folder: Path) -> None:
     assert seen == names
 
 
-def test_what_is_no_array_comes_along_with_its_file(folder: Path) -> None:
+def test_leaves_that_are_no_arrays_are_loaded_with_their_file(folder: Path) -> None:
     tree = {"wte": TWO, "step": 3, "none": None, "empty": {}}
     safejax.save(tree, folder / "a-2.safetensors")
     expected = {"h": {"0": {"w": ONE}, "1": {"w": ONE}}, **tree}
@@ -268,7 +266,7 @@ WRONG_INDICES: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG_INDICES)
-def test_a_wrong_index_is_told(case: str, folder: Path) -> None:
+def test_a_wrong_index_is_an_error(case: str, folder: Path) -> None:
     content, message = WRONG_INDICES[case]
     data = content if isinstance(content, bytes) else json.dumps(content).encode()
     (folder / INDEX).write_bytes(data)
@@ -278,7 +276,7 @@ def test_a_wrong_index_is_told(case: str, folder: Path) -> None:
         assert str(folder / INDEX) in str(caught.value)
 
 
-def test_missing_files_are_all_named(folder: Path) -> None:
+def test_the_error_for_missing_files_names_all_of_them(folder: Path) -> None:
     for path in folder.glob("*.safetensors"):
         path.unlink()
     with pytest.raises(FileNotFoundError, match=r"2 are not there: .*a-1\.saf.*a-2\.saf"):
@@ -289,7 +287,7 @@ def test_missing_files_are_all_named(folder: Path) -> None:
         safejax.load(folder / "gone")
 
 
-def test_a_name_in_two_files_is_told(folder: Path) -> None:
+def test_a_name_in_two_files_is_an_error(folder: Path) -> None:
     safetensors.numpy.save_file({"wte": TWO, "h.0.w": ONE}, folder / "a-2.safetensors")
     files = sorted(folder.glob("*.safetensors"))
     for path in (folder, files):
@@ -297,7 +295,7 @@ def test_a_name_in_two_files_is_told(folder: Path) -> None:
             safejax.load(path)
 
 
-def test_a_folder_must_say_what_it_holds(folder: Path) -> None:
+def test_a_folder_needs_an_index_or_a_single_file(folder: Path) -> None:
     (folder / INDEX).unlink()
     with pytest.raises(InvalidFileError, match=r"got a-1\.safetensors, a-2\.safetensors: name"):
         safejax.load(folder)
@@ -329,14 +327,14 @@ def test_a_list_of_files(tmp_path: Path) -> None:
         safejax.load([paths[0], paths[0]])
 
 
-def test_what_two_files_say_of_one_container_differently_is_a_dict(tmp_path: Path) -> None:
+def test_a_container_that_two_files_record_differently_is_a_dict(tmp_path: Path) -> None:
     paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
     safejax.save({"l": [ONE]}, paths[0])
     safejax.save({"l": {1: ONE}}, paths[1])
     assert_trees_identical(safejax.load(paths), {"l": {"0": ONE, "1": ONE}})
 
 
-def test_what_files_say_of_their_own_part_is_kept(tmp_path: Path) -> None:
+def test_containers_that_files_record_consistently_are_kept(tmp_path: Path) -> None:
     paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
     safejax.save({"a.b": {"w": ONE}, "o": OrderedDict(d=ONE, c=ONE)}, paths[0])
     safejax.save({"c.d": {"w": ONE}, "o": OrderedDict(b=ONE, a=ONE)}, paths[1])
@@ -345,7 +343,7 @@ def test_what_files_say_of_their_own_part_is_kept(tmp_path: Path) -> None:
     assert tree["a.b"].keys() == tree["c.d"].keys() == {"w"}
     assert type(tree["o"]) is OrderedDict
     assert tree["o"].keys() == set("abcd")
-    # One file alone is all that there is, with its order.
+    # A single file is the whole tree, in its order.
     assert list(safejax.load(paths[:1])["o"]) == ["d", "c"]
 
 
@@ -382,7 +380,7 @@ def saved(tmp_path: Path) -> Path:
 
 
 def version(number: int) -> dict[str, Any]:
-    """A tree all of whose leaves tell its number; the number of files goes with it."""
+    """A tree whose leaves all contain its number, on which the number of files depends too."""
     return {str(i): np.full(5, number, np.int32) for i in range(2 + number % 3)}
 
 
@@ -405,7 +403,7 @@ def test_other_files_stay_and_old_shards_go(saved: Path) -> None:
     assert names_in(saved.parent) == ["model"]
 
 
-def test_a_tree_goes_back_into_the_folder_that_it_looks_at(saved: Path) -> None:
+def test_a_tree_is_saved_to_the_folder_that_it_was_loaded_from(saved: Path) -> None:
     tree = safejax.load(saved)
 
     def double_of(array: Any) -> Any:
@@ -425,10 +423,10 @@ def test_a_link_to_a_folder_is_written_through(saved: Path) -> None:
     assert_trees_identical(safejax.load(saved), version(5))
 
 
-def test_where_folders_cannot_change_places_they_are_renamed(
+def test_folders_are_renamed_where_they_cannot_be_exchanged(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("safejax._src.storage.folders.ctypes.CDLL", lambda *_, **__: object())
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
     safejax.save(version(2), saved, max_shard_bytes=1)
     assert_trees_identical(safejax.load(saved), version(2))
     assert (saved / "config.json").exists()
@@ -436,7 +434,7 @@ def test_where_folders_cannot_change_places_they_are_renamed(
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_all_is_on_disk_before_the_folder_has_its_name(
+def test_everything_is_flushed_before_the_folder_gets_its_name(
     there: bool, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = saved if there else saved.parent / "new"
@@ -459,7 +457,7 @@ def test_all_is_on_disk_before_the_folder_has_its_name(
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EINVAL, errno.EACCES])
-def test_only_what_cannot_change_places_is_renamed(
+def test_folders_are_renamed_only_if_exchanging_is_not_supported(
     number: int, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Refusing:
@@ -468,7 +466,7 @@ def test_only_what_cannot_change_places_is_renamed(
             ctypes.set_errno(number)
             return -1
 
-    monkeypatch.setattr("safejax._src.storage.folders.ctypes.CDLL", lambda *_, **__: Refusing)
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: Refusing)
     if number == errno.EACCES:
         with pytest.raises(PermissionError):
             safejax.save(version(2), saved, max_shard_bytes=1)
@@ -478,7 +476,7 @@ def test_only_what_cannot_change_places_is_renamed(
     assert names_in(saved.parent) == ["model"]
 
 
-def test_a_folder_that_could_not_be_renamed_has_its_name_again(
+def test_a_folder_gets_its_name_back_if_the_other_cannot_be_renamed(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rename, calls = os.rename, []
@@ -489,7 +487,7 @@ def test_a_folder_that_could_not_be_renamed_has_its_name_again(
             raise OSError(errno.EIO, os.strerror(errno.EIO), target)
         rename(source, target)
 
-    monkeypatch.setattr("safejax._src.storage.folders.ctypes.CDLL", lambda *_, **__: object())
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
     monkeypatch.setattr(os, "rename", failing)
     with pytest.raises(OSError, match="Input/output error"):
         safejax.save(version(2), saved, max_shard_bytes=1)
@@ -498,28 +496,31 @@ def test_a_folder_that_could_not_be_renamed_has_its_name_again(
     assert names_in(saved.parent) == ["model"]
 
 
-def test_what_comes_into_the_folder_at_the_last_moment_stays(
+def test_a_file_that_is_added_at_the_last_moment_stays(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exchange = safejax._src.storage.folders._exchange
+    fsync, parent = os.fsync, saved.parent.stat().st_ino
 
-    def late(one: str, other: str) -> None:
-        (saved / "late.txt").write_text("late")
-        exchange(one, other)
+    def late(descriptor: int) -> None:
+        # The new folder is flushed when it has all that it takes from the old one.
+        found = os.fstat(descriptor)
+        if stat.S_ISDIR(found.st_mode) and found.st_ino != parent:
+            (saved / "late.txt").write_text("late")
+        fsync(descriptor)
 
-    monkeypatch.setattr("safejax._src.storage.folders._exchange", late)
+    monkeypatch.setattr(os, "fsync", late)
     safejax.save(version(2), saved, max_shard_bytes=1)
     assert (saved / "late.txt").read_text() == "late"
     assert_trees_identical(safejax.load(saved), version(2))
 
 
-def test_a_link_to_nothing_stays(saved: Path) -> None:
+def test_a_dangling_link_stays(saved: Path) -> None:
     (saved / "dangling").symlink_to("nowhere")
     safejax.save(version(2), saved, max_shard_bytes=1)
     assert os.readlink(saved / "dangling") == "nowhere"
 
 
-def test_a_save_is_no_litter_to_another_one(saved: Path) -> None:
+def test_a_save_does_not_remove_the_temporary_folder_of_another_one(saved: Path) -> None:
     inner: list[bool] = []
 
     def progress(done: int, total: int) -> None:
@@ -534,13 +535,13 @@ def test_a_save_is_no_litter_to_another_one(saved: Path) -> None:
     assert names_in(saved.parent) == ["model"]
 
 
-def test_where_files_cannot_be_linked_they_are_copied(
+def test_files_are_copied_where_they_cannot_be_linked(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError
 
-    monkeypatch.setattr("safejax._src.storage.folders.os.link", refuse)
+    monkeypatch.setattr(os, "link", refuse)
     safejax.save(version(2), saved, max_shard_bytes=1)
     assert_trees_identical(safejax.load(saved), version(2))
     assert (saved / "sub" / "vocab.txt").read_text() == "a"
@@ -583,7 +584,7 @@ def test_a_full_disk_leaves_the_old_set(saved: Path) -> None:
     assert_trees_identical(safejax.load(saved), version(1))
 
 
-def test_bad_arguments_are_told(saved: Path) -> None:
+def test_bad_arguments_are_errors(saved: Path) -> None:
     for nbytes in (0, -1, 1.5, True, "5GB"):
         with pytest.raises(ValueError, match=r"max_shard_bytes: expected a number of bytes"):
             safejax.save(version(1), saved, max_shard_bytes=nbytes)  # pyright: ignore
@@ -633,7 +634,7 @@ def test_a_killed_save_leaves_one_set(saved: Path) -> None:
         child = CHILDREN.Process(target=_save_versions, args=(saved, 10**6))
         child.start()
         before = saved.stat().st_ino
-        while saved.stat().st_ino == before:  # until it saves
+        while saved.stat().st_ino == before:  # until it has saved once
             time.sleep(0.001)
         time.sleep(chance.uniform(0, 0.01))
         assert child.pid is not None
@@ -647,14 +648,16 @@ def test_a_killed_save_leaves_one_set(saved: Path) -> None:
     assert interrupted > 3
 
 
-def test_a_folder_that_never_rests_is_told(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("safejax._src.storage.local.os.path.samestat", lambda *_: False)
+def test_a_folder_that_is_replaced_again_and_again_is_an_error(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os.path, "samestat", lambda *_: False)
     for path in (saved, saved / INDEX):
         with pytest.raises(ReadError, match="it was replaced 100 times"):
             safejax.load(path)
 
 
-def test_variables_of_several_files_are_shared_as_in_each(tmp_path: Path) -> None:
+def test_variables_of_several_files_are_shared_as_in_each_file(tmp_path: Path) -> None:
     paths: list[Path] = []
     for letter in "xy":
         shared, own = objax.TrainVar(jnp.ones(3)), objax.StateVar(jnp.zeros(2))

@@ -1,8 +1,8 @@
-"""Remote files: the bytes that are needed and no others, and no half files, whatever fails."""
+"""Remote files: only the needed bytes are requested, and no failure leaves an incomplete file."""
 
 import io
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ from safejax._src.reading.file import MappedSource
 from safejax._src.reading.remote import RemoteSource
 from safejax._src.storage.local import LocalStore
 from safejax._src.storage.location import locate
+from tests.support.files import data_begin
 
 W = np.arange(64 * 16, dtype=np.float32).reshape(64, 16)
 
 
 class Upload(io.BytesIO):
-    """A file that is written: there when it is committed, gone when it is discarded."""
+    """A file that is being written: it exists once it is committed, and is gone if discarded."""
 
     def __init__(self, store: "Store", path: str, autocommit: bool) -> None:
         super().__init__()
@@ -53,7 +54,7 @@ class Upload(io.BytesIO):
 
 
 class Store(fsspec.AbstractFileSystem):
-    """An object store that counts what it is asked, and fails when it is told to."""
+    """An object store that records its requests, and fails on demand."""
 
     protocol = "store"
     cachable = False
@@ -97,23 +98,15 @@ def saved(tree: Any) -> Store:
 
 
 def opened(tree: Any, **options: Any) -> tuple[Store, Any]:
-    """The store, that was asked for the header alone, and the tree."""
+    """The store, after only the header has been requested, and the tree."""
     store = saved(tree)
     loaded = safejax.load("w.safetensors", fs=store, **options)
-    header = int.from_bytes(store.files["w.safetensors"][:8], "little")
-    assert store.requests == [(0, 8), (8, 8 + header)]
+    assert store.requests == [(0, 8), (8, data_begin(store.files["w.safetensors"]))]
     store.requests.clear()
     return store, loaded
 
 
-@pytest.fixture
-def memory() -> Iterator[Any]:
-    fs = fsspec.filesystem("memory")
-    yield fs
-    fs.store.clear()
-
-
-# ---- the bytes that are needed
+# ---- the needed bytes
 
 
 def test_a_leaf_is_one_request() -> None:
@@ -146,7 +139,7 @@ def test_a_part_is_its_ranges(index: Any, requests: int, nbytes: int) -> None:
         assert np.asarray(part).tobytes() == W[index].tobytes()
     assert len(store.requests) == requests
     assert store.asked() == log.nbytes == nbytes
-    # Each in its place: the bytes of the tensor begin where the data does.
+    # The tensor begins where the data begins.
     begin = store.files["w.safetensors"].index(W.tobytes())
     asked = {byte for span in store.requests for byte in range(*span)}
     places = np.arange(W.nbytes).reshape(64, 16, 4)[index].reshape(-1)
@@ -175,7 +168,7 @@ def test_an_eighth_of_a_renamed_transposed_cast_leaf_is_an_eighth_of_the_bytes()
     assert store.asked() == W.nbytes // 8
 
 
-def test_leaves_without_elements_ask_for_nothing() -> None:
+def test_leaves_without_elements_request_nothing() -> None:
     store, tree = opened({"empty": np.zeros((3, 0), np.float32), "scalar": 3, "nothing": None})
     assert np.asarray(tree["empty"]).shape == (3, 0)
     assert (tree["scalar"], tree["nothing"]) == (3, None)
@@ -214,7 +207,7 @@ def test_copying_a_remote_file_streams_it() -> None:
     assert store.asked() == 2 * W.nbytes
 
 
-# ---- URLs and file systems of fsspec's own
+# ---- URLs and file systems of fsspec
 
 
 def test_urls_and_file_systems(memory: Any) -> None:
@@ -265,7 +258,7 @@ def test_zip_archives_are_written_and_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["memory", fsspec, fsspec.AbstractFileSystem, 3])
-def test_what_is_no_file_system(wrong: Any) -> None:
+def test_anything_but_a_file_system_is_refused(wrong: Any) -> None:
     for call in (lambda: safejax.load("w", fs=wrong), lambda: safejax.save({}, "w", fs=wrong)):
         with pytest.raises(TypeError, match="fs: expected a file system of fsspec"):
             call()
@@ -306,7 +299,7 @@ def test_a_range_that_fails(fault: Any, message: str, index: Any) -> None:
         with pytest.raises(safejax.ReadError, match=f"w.safetensors: .*{message}"):
             use(part)
         assert not part.is_placed
-    # Nothing is spoilt: the next attempt reads it.
+    # The leaf stays usable: the next attempt reads it.
     store.fault = None
     assert np.asarray(part + 0).tobytes() == W[index].tobytes()
 
@@ -316,7 +309,7 @@ def test_one_range_of_many_that_fails() -> None:
     remaining = iter(range(1000))
     store.fault = lambda data: raising(data) if next(remaining) == 40 else data
     with pytest.raises(safejax.ReadError) as said:
-        # From Python 3.12 on NumPy asks for a buffer first, and for this if that fails.
+        # From Python 3.12 on, NumPy requests a buffer first, and calls `__array__` if that fails.
         tree["w"][:, 0].__array__()
     begin = store.files["w.safetensors"].index(W.tobytes()) + 40 * 64
     assert f"reading bytes [{begin}, {begin + 4}) failed" in str(said.value)
@@ -339,14 +332,14 @@ def test_a_file_that_is_replaced_by_a_shorter_one() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"short", b"\xff" * 100])
-def test_what_is_no_safetensors_file(content: bytes) -> None:
+def test_anything_but_a_safetensors_file_is_refused(content: bytes) -> None:
     store = Store()
     store.files["w.safetensors"] = content
     with pytest.raises(safejax.InvalidFileError, match=r"w\.safetensors"):
         safejax.load("w.safetensors", fs=store)
 
 
-def test_a_file_system_that_tells_no_size() -> None:
+def test_a_file_system_that_reports_no_size() -> None:
     class Sizeless(Store):
         def info(self, path: str, **options: Any) -> dict[str, Any]:
             return {**super().info(path), "size": None}
@@ -368,7 +361,7 @@ def test_missing_files(memory: Any) -> None:
 
 
 def failing_tree() -> Any:
-    """A tree whose second leaf cannot be read any more."""
+    """A tree whose second leaf can no longer be read."""
     store, tree = opened({"w": W})
     store.fault = raising
     return {"a": W, "b": tree["w"]}
@@ -376,7 +369,7 @@ def failing_tree() -> Any:
 
 @pytest.mark.parametrize("before", [None, b"the old file"])
 @pytest.mark.parametrize("why", ["leaf", "store", "progress"])
-def test_no_half_file(why: str, before: bytes | None) -> None:
+def test_a_failed_write_leaves_no_incomplete_file(why: str, before: bytes | None) -> None:
     store = Store()
     if before is not None:
         store.files["w"] = before
@@ -398,13 +391,13 @@ def test_no_half_file(why: str, before: bytes | None) -> None:
         safejax.save(tree, "w", fs=store, progress=progress)
     assert store.files.get("w") == before
     assert store.discarded == ["w"]
-    # And the file system is as usable as before.
+    # The file system is as usable as before.
     store.room = None
     safejax.save({"w": W}, "w", fs=store)
     assert store.files["w"] == safejax.serialize({"w": W})
 
 
-def test_no_half_file_in_memory(memory: Any) -> None:
+def test_a_failed_write_leaves_no_incomplete_file_in_memory(memory: Any) -> None:
     with pytest.raises(safejax.ReadError):
         safejax.save(failing_tree(), "memory://w")
     assert not memory.exists("/w")
@@ -432,13 +425,13 @@ def test_progress_counts_every_byte() -> None:
 
 
 def test_saves_of_two_threads_on_one_file_system() -> None:
-    """A file system has one transaction at a time: one save must not end that of another."""
+    """A file system has one transaction at a time, and a save must not end that of another one."""
     store = Store()
     begun, ended = threading.Event(), threading.Event()
 
     def progress(done: int, total: int) -> None:
         begun.set()
-        # The other save comes while this one is in the middle, and waits for its end.
+        # The other save starts while this one is writing, and waits for its end.
         assert not ended.wait(0.1)
 
     def other() -> None:

@@ -1,4 +1,4 @@
-"""Cast, rename and transpose, each against NumPy or against a table."""
+"""`cast`, `rename` and `transpose`, each compared with NumPy or with a table."""
 
 import itertools
 from collections.abc import Callable
@@ -20,9 +20,7 @@ from safejax import (
     TransformError,
     cast,
     chain,
-    decode,
     deserialize,
-    encode,
     flatten,
     observe_reads,
     rename,
@@ -30,14 +28,11 @@ from safejax import (
     transpose,
 )
 from safejax.testing import ALL_DTYPES, assert_same_bits
+from tests.support.leaves import stored
 
 MATRIX = (np.arange(12, dtype=np.float32).reshape(3, 4) - 5) / 3
 CUBE = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
 KEY = jax.random.key(1)
-
-
-def lazily(entries: dict[str, Any]) -> Leaves:
-    return decode(encode(Leaves(entries)))
 
 
 def dtypes_of(leaves: Leaves) -> dict[str, str]:
@@ -54,8 +49,8 @@ FLOATING = {
 
 
 @pytest.mark.parametrize("target", ["bfloat16", "float32", "float16", "float8_e4m3fn", "float64"])
-def test_cast_speaks_of_floating_leaves_only(target: str) -> None:
-    # Scales of powers of two and the other float8s do not know each other.
+def test_cast_applies_to_floating_leaves_only(target: str) -> None:
+    # There are no casts between float8_e8m0fnu and the other float8 dtypes.
     chosen = [dtype for dtype in ALL_DTYPES if "float8" not in target or "e8m0" not in dtype.name]
     entries: dict[str, Any] = {dtype.name: np.ones((2, 2), dtype) for dtype in chosen}
     others = {"key": KEY, "int": 3, "float": 0.5, "str": "x", "none": None, "empty": EMPTY}
@@ -70,7 +65,7 @@ def test_cast_speaks_of_floating_leaves_only(target: str) -> None:
 
 
 @pytest.mark.parametrize("source", ALL_DTYPES, ids=str)
-def test_cast_with_a_source_speaks_of_that_dtype_only(source: np.dtype[Any]) -> None:
+def test_cast_with_a_source_applies_to_that_dtype_only(source: np.dtype[Any]) -> None:
     target = "int8" if source != np.int8 else "int16"
     entries = {dtype.name: np.ones(2, dtype) for dtype in ALL_DTYPES}
     leaves = cast(target, source=source)(Leaves({**entries, "key": KEY}))
@@ -90,7 +85,7 @@ WHERES: dict[str, tuple[Any, set[str]]] = {
 
 
 @pytest.mark.parametrize("where", WHERES)
-def test_where_narrows_it_further(where: str) -> None:
+def test_where_restricts_a_cast_further(where: str) -> None:
     chosen, expected = WHERES[where]
     leaves = Leaves(dict.fromkeys(["a.w", "a.b", "b.w"], MATRIX))
     given = cast("bfloat16", where=chosen)(leaves)
@@ -115,8 +110,8 @@ def test_a_pattern_that_matches_nothing_is_an_error(make: Any) -> None:
         make()(Leaves({}))
 
 
-def test_cast_leaves_what_has_the_dtype_as_it_is() -> None:
-    leaves = lazily({"w": MATRIX})
+def test_cast_does_not_change_leaves_that_have_the_dtype() -> None:
+    leaves = stored({"w": MATRIX})
     assert cast("float32")(leaves)["w"] is leaves["w"]
 
 
@@ -140,17 +135,17 @@ def test_values_are_converted_as_numpy_converts_them(source: str, target: str) -
     with np.errstate(all="ignore"):
         array = np.asarray(SPECIAL).astype(np.dtype(source))
         expected = array.astype(np.dtype(target))
-    leaf = cast(target, source=source)(lazily({"w": array}))["w"]
+    leaf = cast(target, source=source)(stored({"w": array}))["w"]
     assert_same_bits(np.asarray(leaf), expected)
-    # And a placed leaf has what was read on the host, not what a device would make of it.
+    # A placed leaf has the values that the host computed, not those that a device would compute.
     with jax.enable_x64(True):
-        placed = cast(target, source=source)(lazily({"w": array}))["w"].placed()
+        placed = cast(target, source=source)(stored({"w": array}))["w"].placed()
         assert_same_bits(placed, expected)
 
 
-def test_what_a_complex_number_loses_is_told_as_numpy_tells_it() -> None:
+def test_a_cast_from_complex_warns_as_numpy_does() -> None:
     there = cast("complex64", source="float32")
-    back = there.inverse(there(lazily({"w": MATRIX})))["w"]
+    back = there.inverse(there(stored({"w": MATRIX})))["w"]
     with pytest.warns(np.exceptions.ComplexWarning):
         assert_same_bits(np.asarray(back), MATRIX)
 
@@ -159,14 +154,14 @@ def test_two_casts_do_not_fuse_across_a_lossy_one() -> None:
     narrow = chain(cast("bfloat16"), cast("float32"))
     expected = MATRIX.astype(ml_dtypes.bfloat16).astype(np.float32)
     assert (expected != MATRIX).any()
-    assert_same_bits(np.asarray(narrow(lazily({"w": MATRIX}))["w"]), expected)
+    assert_same_bits(np.asarray(narrow(stored({"w": MATRIX}))["w"]), expected)
 
 
 @pytest.mark.parametrize(
     ("source", "target"), [("int4", "uint4"), ("float8_e4m3fn", "float8_e8m0fnu")]
 )
-def test_dtypes_that_do_not_know_each_other_are_told_of(source: str, target: str) -> None:
-    leaves = lazily({"w": np.ones(2, np.dtype(source))})
+def test_casts_between_dtypes_without_a_conversion_are_errors(source: str, target: str) -> None:
+    leaves = stored({"w": np.ones(2, np.dtype(source))})
     with pytest.raises(TransformError, match=rf"leaf 'w': .* converts to {target}, got {source}"):
         cast(target, source=source)(leaves)
     by_float = chain(cast("float32", source=source), cast(target, source="float32"))
@@ -204,7 +199,7 @@ def test_a_cast_is_checked_when_it_is_made(case: str) -> None:
     "dtype",
     ["bfloat16", jnp.bfloat16, ml_dtypes.bfloat16, np.dtype("bfloat16"), jnp.dtype("bfloat16")],
 )
-def test_a_dtype_is_spelled_as_jax_takes_it(dtype: Any) -> None:
+def test_a_dtype_is_anything_that_jax_accepts(dtype: Any) -> None:
     assert cast(dtype) == cast("bfloat16")
 
 
@@ -218,7 +213,7 @@ def test_a_cast_has_an_inverse_if_it_knows_its_source() -> None:
 # ---- rename
 
 RENAMED: dict[str, tuple[dict[str, str], dict[str, str]]] = {
-    # Templates; names, and what they become.
+    # The templates, and names with what they become.
     "one name": ({"a": "b"}, {"a": "b", "a.x": "a.x", "aa": "aa"}),
     "segments": ({"encoder.layer.{i}.{what}": "layers.{i}.{what}"},
                  {"encoder.layer.10.w": "layers.10.w", "encoder.layer.x.b": "layers.x.b",
@@ -255,7 +250,7 @@ def test_names_become_what_the_templates_say(case: str) -> None:
 
 
 CLASHES: dict[str, tuple[dict[str, str], list[str], list[str]]] = {
-    # Templates, names, and what the error tells.
+    # The templates, the names, and parts of the error.
     "two to one": ({"a.{i}": "c.{i}"}, ["a.0", "c.0"], ["'c.0'", "'a.0'"]),
     "two templates to one": ({"a.{i}": "c.{i}", "b.*": "c.*"}, ["a.0", "b.0"], ["'c.0'", "'b.0'"]),
     "onto a scalar": ({"w": "step"}, ["step", "w"], ["'step'", "'w'"]),
@@ -266,7 +261,7 @@ CLASHES: dict[str, tuple[dict[str, str], list[str], list[str]]] = {
 
 
 @pytest.mark.parametrize("case", CLASHES)
-def test_names_that_clash_or_would_not_return_are_told(case: str) -> None:
+def test_names_that_clash_or_cannot_be_renamed_back_are_errors(case: str) -> None:
     templates, names, told = CLASHES[case]
     leaves = Leaves({name: number for number, name in enumerate(names)})
     with pytest.raises(TransformError) as caught:
@@ -298,7 +293,7 @@ def test_a_rename_is_checked_when_it_is_made(case: str) -> None:
         rename(templates)
 
 
-def test_strict_wants_a_template_for_every_name() -> None:
+def test_strict_requires_a_template_for_every_name() -> None:
     step = rename({"a.{i}": "b.{i}"}, strict=True)
     assert list(step(Leaves({"a.0": 1}))) == ["b.0"]
     with pytest.raises(TransformError, match="template for every leaf, 'x' matches none"):
@@ -309,7 +304,7 @@ def test_strict_wants_a_template_for_every_name() -> None:
 def test_every_template_must_match() -> None:
     with pytest.raises(TransformError, match=r"expected 'z\.\{i\}' to match a leaf"):
         rename({"a": "b", "z.{i}": "y.{i}"})(Leaves({"a": 1}))
-    # One that an earlier one always takes the names of is as good as none.
+    # A template whose names an earlier one always takes matches nothing.
     with pytest.raises(TransformError, match="expected 'a' to match a leaf"):
         rename({"*": "x*", "a": "b"})(Leaves({"a": 1}))
 
@@ -328,7 +323,7 @@ def test_values_and_containers_stay() -> None:
 @pytest.mark.parametrize("place", [False, True])
 def test_axes_are_permuted_as_numpy_permutes_them(axes: Any, place: bool) -> None:
     step = transpose("w", axes=axes)
-    leaf = step(lazily({"w": CUBE}))["w"]
+    leaf = step(stored({"w": CUBE}))["w"]
     expected = CUBE.transpose((0, 2, 1) if axes is None else axes)
     assert leaf.shape == expected.shape
     assert_same_bits(leaf.placed() if place else np.asarray(leaf), expected)
@@ -336,15 +331,15 @@ def test_axes_are_permuted_as_numpy_permutes_them(axes: Any, place: bool) -> Non
     assert_same_bits(np.asarray(back), CUBE)
 
 
-def test_without_axes_the_last_two_are_swapped_and_back_again() -> None:
+def test_without_axes_the_last_two_are_swapped_and_the_inverse_swaps_them_back() -> None:
     step = transpose("*")
     assert step.inverse == step
     assert step(Leaves({"w": np.zeros((2, 3, 4, 5))}))["w"].shape == (2, 3, 5, 4)
 
 
-def test_keys_keep_their_own_axes() -> None:
+def test_the_axes_of_key_data_are_not_transposed() -> None:
     keys = jax.random.split(KEY, (2, 3))
-    leaf = transpose("k")(lazily({"k": keys}))["k"]
+    leaf = transpose("k")(stored({"k": keys}))["k"]
     assert leaf.shape == (3, 2)
     assert_same_bits(leaf.placed(), keys.T)
     leaf = transpose("k", axes=(1, 0))(Leaves({"k": keys}))["k"]
@@ -360,7 +355,9 @@ WRONG_AXES: list[tuple[Any, Any, str]] = [
 
 
 @pytest.mark.parametrize(("axes", "shape", "message"), WRONG_AXES)
-def test_a_leaf_of_other_axes_is_named(axes: Any, shape: Any, message: str) -> None:
+def test_a_leaf_with_another_number_of_axes_is_an_error_that_names_it(
+    axes: Any, shape: Any, message: str
+) -> None:
     with pytest.raises(TransformError) as caught:
         transpose("*", axes=axes)(Leaves({"n": 3, "m.w": np.zeros(shape)}))
     assert "leaf 'm.w': " in str(caught.value)
@@ -373,7 +370,7 @@ def test_axes_are_a_permutation(axes: Any) -> None:
         transpose("*", axes=axes)
 
 
-def test_transpose_wants_to_know_of_what() -> None:
+def test_transpose_requires_a_pattern() -> None:
     with pytest.raises(TransformError, match="expected a pattern or a function"):
         transpose(None)
     with pytest.raises(TransformError, match="expected a pattern or a function"):
@@ -386,7 +383,7 @@ def test_scalars_that_a_pattern_matches_stay() -> None:
     assert [given[name] for name in ("n", "s", "none")] == [3, "x", None]
 
 
-# ---- what all of them promise
+# ---- common to all of them
 
 ALL_STEPS = [
     cast("bfloat16"), cast("bfloat16", source="float32"), rename({"w": "v"}),
@@ -397,7 +394,7 @@ ALL_STEPS = [
 
 @pytest.mark.parametrize("step", ALL_STEPS, ids=repr)
 def test_nothing_is_read_and_no_argument_changes(step: Any) -> None:
-    leaves = lazily({"w": MATRIX})
+    leaves = stored({"w": MATRIX})
     plain = Leaves({"w": MATRIX.copy()}, metadata={"k": "v"})
     with observe_reads() as log:
         (there,) = step(leaves).values()
@@ -414,24 +411,24 @@ def test_nothing_is_read_and_no_argument_changes(step: Any) -> None:
 
 @pytest.mark.parametrize("step", ALL_STEPS, ids=repr)
 @pytest.mark.parametrize("make", [
-    lambda: MATRIX, lambda: jnp.asarray(MATRIX), lambda: lazily({"w": MATRIX})["w"],
+    lambda: MATRIX, lambda: jnp.asarray(MATRIX), lambda: stored({"w": MATRIX})["w"],
     lambda: np.asfortranarray(MATRIX), lambda: MATRIX.astype(">f4"),
     lambda: jax.device_put(MATRIX, jax.devices()[2]),
 ], ids=["numpy", "jax", "lazy", "Fortran", "big-endian", "committed"])  # fmt: skip
-def test_arrays_of_every_make_become_what_avals_become(step: Any, make: Any) -> None:
+def test_every_kind_of_array_gets_the_aval_that_an_abstract_leaf_gets(step: Any, make: Any) -> None:
     (aval,) = step(Leaves({"w": jax.ShapeDtypeStruct((3, 4), np.float32)})).values()
     (leaf,) = step(Leaves({"w": make()})).values()
     assert isinstance(aval, jax.ShapeDtypeStruct)
     assert (leaf.shape, leaf.dtype.newbyteorder("=")) == (aval.shape, aval.dtype)
-    (expected,) = step(lazily({"w": MATRIX})).values()
+    (expected,) = step(stored({"w": MATRIX})).values()
     assert_same_bits(np.asarray(leaf), np.asarray(expected))
 
 
-def test_a_part_of_a_chain_reads_only_its_bytes() -> None:
+def test_a_part_after_a_chain_reads_only_its_bytes() -> None:
     big = np.arange(64 * 32, dtype=np.float32).reshape(64, 32)
     step = chain(rename({"w": "v"}), transpose("v"), cast("bfloat16"), transpose("v", axes=(1, 0)),
                  transpose("v"))  # fmt: skip
-    leaf = step(lazily({"w": big}))["v"]
+    leaf = step(stored({"w": big}))["v"]
     expected = big.T.astype(ml_dtypes.bfloat16)
     for index in [(3,), (slice(None), 5), (slice(8, 16), slice(None, None, 4)), (-1, ..., 2)]:
         with observe_reads() as log:
@@ -443,7 +440,7 @@ def test_a_part_of_a_chain_reads_only_its_bytes() -> None:
 
 
 @pytest.mark.parametrize("spec", [PartitionSpec("x"), PartitionSpec(None, "x"), PartitionSpec()])
-def test_a_shard_of_a_chain_reads_only_its_bytes(spec: PartitionSpec) -> None:
+def test_a_shard_after_a_chain_reads_only_its_bytes(spec: PartitionSpec) -> None:
     mesh = jax.make_mesh((8,), ("x",))
     big = np.arange(64 * 32, dtype=np.float32).reshape(64, 32)
     step = chain(rename({"w": "v"}), transpose("v"), cast("bfloat16"))
@@ -459,7 +456,7 @@ def test_a_shard_of_a_chain_reads_only_its_bytes(spec: PartitionSpec) -> None:
         assert_same_bits(shard.data, big.T.astype(ml_dtypes.bfloat16)[shard.index])
 
 
-def test_tracers_are_named() -> None:
+def test_a_tracer_is_an_error_that_names_the_leaf() -> None:
     def function(x: Any) -> Any:
         with pytest.raises(LeafError, match=r"leaf 'w': .* tracer"):
             transpose("*")(Leaves({"w": x}))

@@ -1,4 +1,4 @@
-"""Stack, split, select, prefix, reshape and elementwise, each against NumPy or against a table."""
+"""Transforms of several leaves, each compared with NumPy or with a table."""
 
 import threading
 from collections.abc import Callable
@@ -20,7 +20,6 @@ from safejax import (
     cast,
     chain,
     concat,
-    decode,
     drop,
     elementwise,
     encode,
@@ -35,16 +34,13 @@ from safejax import (
     unstack,
 )
 from safejax.testing import assert_same_bits
+from tests.support.leaves import stored
 
 LAYERS = [
     {"w": np.arange(6, dtype=np.float32).reshape(2, 3) + 10 * i, "b": np.int8([i, -i])}
     for i in range(12)
 ]
-"""Twelve, so that 10 comes after 9, and not after 1."""
-
-
-def lazily(tree: Any) -> Leaves:
-    return decode(encode(tree if isinstance(tree, Leaves) else flatten(tree)))
+"""There are twelve, so that 10 must come after 9 and not after 1."""
 
 
 def same(actual: Leaves, expected: dict[str, Any]) -> None:
@@ -59,19 +55,19 @@ def same(actual: Leaves, expected: dict[str, Any]) -> None:
 @pytest.mark.parametrize("axis", [0, 1, 2, -1, -2, -3])
 def test_numbered_leaves_become_one(axis: int) -> None:
     step = stack("layers.{i}.w", axis=axis)
-    leaves = step(select("*.w")(lazily({"layers": LAYERS})))
+    leaves = step(select("*.w")(stored({"layers": LAYERS})))
     expected = np.stack([layer["w"] for layer in LAYERS], axis=axis)
     same(leaves, {"layers.w": expected})
     same(step.inverse(leaves), {f"layers.{i}.w": layer["w"] for i, layer in enumerate(LAYERS)})
 
 
-def test_all_that_a_star_means_is_stacked_by_name() -> None:
+def test_every_group_that_a_star_matches_is_stacked() -> None:
     tree = {"layers": LAYERS, "head": np.ones(2)}
-    leaves = stack("layers.{i}.*")(lazily(tree))
+    leaves = stack("layers.{i}.*")(stored(tree))
     parts = {f"layers.{part}": np.stack([layer[part] for layer in LAYERS]) for part in "wb"}
     same(leaves, {"head": tree["head"], **parts})
     assert safejax.unflatten(leaves)["layers"].keys() == {"w", "b"}
-    # The list comes back with the numbers.
+    # The list comes back with its numbers.
     restored = safejax.unflatten(stack("layers.{i}.*").inverse(leaves))
     assert isinstance(restored["layers"], list)
     assert len(restored["layers"]) == 12
@@ -203,10 +199,10 @@ UNSTACKABLE: dict[str, tuple[dict[str, Any], Any, str]] = {
 
 @pytest.mark.parametrize("lazy", [False, True])
 @pytest.mark.parametrize("case", UNSTACKABLE)
-def test_leaves_that_do_not_fit_are_named(case: str, lazy: bool) -> None:
+def test_leaves_that_cannot_be_stacked_are_named(case: str, lazy: bool) -> None:
     entries, step, message = UNSTACKABLE[case]
     leaves = Leaves(entries)
-    leaves = lazily(leaves) if lazy else leaves
+    leaves = stored(leaves) if lazy else leaves
     with pytest.raises(TransformError, match=message):
         step(leaves)
 
@@ -217,7 +213,7 @@ def test_leaves_that_do_not_fit_are_named(case: str, lazy: bool) -> None:
     lambda **more: select("x", **more), lambda **more: drop("x", **more),
     lambda **more: reshape("x", (2,), **more), lambda **more: elementwise(np.exp, "x", **more),
 ])  # fmt: skip
-def test_a_pattern_may_match_nothing_if_that_is_said(make: Callable[..., Any]) -> None:
+def test_a_pattern_may_match_nothing_if_that_is_allowed(make: Callable[..., Any]) -> None:
     leaves = Leaves({"a": 1})
     step = make(must_match=False)
     assert dict(step(leaves)) == ({} if repr(step).startswith("select") else {"a": 1})
@@ -233,7 +229,9 @@ def test_a_pattern_may_match_nothing_if_that_is_said(make: Callable[..., Any]) -
     lambda **more: rename({"x": "y"}, **more),
     lambda **more: cast("int8", source="int4", where="x", **more),
 ])  # fmt: skip
-def test_so_may_that_of_the_inverse(make: Callable[..., Any]) -> None:
+def test_the_pattern_of_the_inverse_may_match_nothing_if_that_is_allowed(
+    make: Callable[..., Any],
+) -> None:
     leaves = Leaves({"a": 1})
     assert dict(make(must_match=False).inverse(leaves)) == {"a": 1}
     with pytest.raises(TransformError, match="to match a leaf"):
@@ -245,10 +243,10 @@ def test_so_may_that_of_the_inverse(make: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("axis", [0, 1, -1, -2])
 @pytest.mark.parametrize("sizes", [None, (4, 1, 1), (1, 2, 3)])
-def test_parts_are_those_of_numpy(axis: int, sizes: tuple[int, ...] | None) -> None:
+def test_parts_equal_those_of_numpy(axis: int, sizes: tuple[int, ...] | None) -> None:
     fused = np.arange(36, dtype=np.int16).reshape(6, 6)
     step = split("{i}.qkv", ["{i}.q", "{i}.k", "{i}.v"], axis=axis, sizes=sizes)
-    leaves = step(lazily({"0": {"qkv": fused}, "1": {"qkv": fused.T.copy()}, "norm": ONES}))
+    leaves = step(stored({"0": {"qkv": fused}, "1": {"qkv": fused.T.copy()}, "norm": ONES}))
     ends = np.cumsum(sizes or (2, 2, 2))[:-1]
     expected = {
         f"{i}.{part}": array
@@ -260,9 +258,9 @@ def test_parts_are_those_of_numpy(axis: int, sizes: tuple[int, ...] | None) -> N
     assert step.inverse.inverse == step
 
 
-def test_keys_are_stacked_and_split_and_reshaped_by_their_own_axes() -> None:
+def test_keys_are_stacked_split_and_reshaped_without_the_axes_of_their_data() -> None:
     keys = {f"k.{i}": jax.random.split(jax.random.key(i), 4) for i in range(3)}
-    stacked = stack("k.{i}", "k", axis=-1)(lazily(keys))
+    stacked = stack("k.{i}", "k", axis=-1)(stored(keys))
     expected = jnp.stack(list(keys.values()), axis=-1)
     same(stacked, {"k": expected})
     same(split("k", ["a", "b"], axis=-1, sizes=(1, 2))(stacked),
@@ -282,18 +280,18 @@ RESHAPED: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
 
 
 @pytest.mark.parametrize("case", RESHAPED)
-def test_shapes_are_those_of_numpy(case: str) -> None:
+def test_shapes_equal_those_of_numpy(case: str) -> None:
     before, after = RESHAPED[case]
     array = np.arange(np.prod(before), dtype=np.float32).reshape(before)
-    leaves = reshape("a", after)(lazily(Leaves({"a": array, "s": 3})))
+    leaves = reshape("a", after)(stored(Leaves({"a": array, "s": 3})))
     same(leaves, {"a": array.reshape(after), "s": 3})
 
 
 def test_the_import_of_attention_reads_only_its_heads() -> None:
-    """`W.T.reshape(in, heads, dim)` is a window on the stored `W`, and so is a head of it."""
+    """`W.T.reshape(in, heads, dim)` is a window on the stored `W`, and so is each head."""
     w = np.arange(8 * 24, dtype=np.float32).reshape(24, 8)
     step = chain(transpose("w"), reshape("w", (-1, 4, 6), source=(-1, 24)))
-    leaf = step(lazily(Leaves({"w": w})))["w"]
+    leaf = step(stored(Leaves({"w": w})))["w"]
     with safejax.observe_reads() as log:
         assert np.array_equal(np.asarray(leaf[:, 1]), w.T.reshape(8, 4, 6)[:, 1])
     assert log.nbytes == w.nbytes // 4
@@ -302,7 +300,7 @@ def test_the_import_of_attention_reads_only_its_heads() -> None:
 
 def test_a_reshape_that_needs_a_copy_reads_the_whole() -> None:
     w = np.arange(24, dtype=np.float32).reshape(4, 6)
-    leaf = chain(transpose("w"), reshape("w", (-1,)))(lazily(Leaves({"w": w})))["w"]
+    leaf = chain(transpose("w"), reshape("w", (-1,)))(stored(Leaves({"w": w})))["w"]
     with safejax.observe_reads() as log:
         assert np.asarray(leaf[:2]).tolist() == w.T.reshape(-1)[:2].tolist()
     assert log.nbytes == w.nbytes
@@ -321,7 +319,7 @@ def half(array: Any) -> Any:
 
 def test_a_function_is_applied_where_the_pattern_says() -> None:
     step = elementwise(double, "*.w", inverse=half)
-    leaves = step(lazily({"layers": LAYERS[:2]}))
+    leaves = step(stored({"layers": LAYERS[:2]}))
     expected = {f"layers.{i}.w": layer["w"] * 2 for i, layer in enumerate(LAYERS[:2])}
     same(leaves, {**expected, "layers.0.b": LAYERS[0]["b"], "layers.1.b": LAYERS[1]["b"]})
     same(step.inverse(leaves), dict(flatten({"layers": LAYERS[:2]})))
@@ -336,9 +334,9 @@ def test_a_function_is_applied_where_the_pattern_says() -> None:
     [(jnp.tanh, "float32"), (np.isnan, "bool"), (lambda x: x.astype("bfloat16"), "bfloat16"),
      (lambda x: x.view(np.uint32), "uint32"), (lambda x: x + 1j, "complex64")],
 )  # fmt: skip
-def test_the_dtype_is_found_by_trying(function: Any, dtype: str) -> None:
+def test_the_dtype_is_found_by_calling_the_function(function: Any, dtype: str) -> None:
     array = np.linspace(-1, 1, 24, dtype=np.float32).reshape(2, 3, 4)
-    leaf = elementwise(function, "a")(lazily(Leaves({"a": array})))["a"]
+    leaf = elementwise(function, "a")(stored(Leaves({"a": array})))["a"]
     assert leaf.dtype.name == dtype
     with safejax.observe_reads() as log:
         part = np.asarray(leaf[1, ::2])
@@ -347,14 +345,14 @@ def test_the_dtype_is_found_by_trying(function: Any, dtype: str) -> None:
     assert_same_bits(leaf.placed(), np.asarray(function(array)))
 
 
-def test_what_it_is_tried_on_warns_of_nothing() -> None:
-    leaf = elementwise(lambda x: 1 / (x - 1), "a")(lazily(Leaves({"a": 3 * ONES})))["a"]
+def test_calling_the_function_to_find_the_dtype_gives_no_warning() -> None:
+    leaf = elementwise(lambda x: 1 / (x - 1), "a")(stored(Leaves({"a": 3 * ONES})))["a"]
     assert_same_bits(leaf, ONES / 2)
 
 
 @pytest.mark.parametrize("behind", [False, True])
 def test_a_function_may_use_other_leaves_of_the_tree(behind: bool) -> None:
-    scales = lazily({"scale": np.float32([2, 3, 4])})
+    scales = stored({"scale": np.float32([2, 3, 4])})
     tree: dict[str, Any] = dict(scales)
 
     def scaled(array: Any) -> Any:
@@ -364,8 +362,8 @@ def test_a_function_may_use_other_leaves_of_the_tree(behind: bool) -> None:
     if behind:
         steps += [transpose("*"), reshape("*", (-1,))]
     weights = {f"w{number}": ONES * number for number in range(5)}
-    tree |= chain(*steps)(lazily(weights))
-    tree["scale"].delete()  # It was placed when the function was tried.
+    tree |= chain(*steps)(stored(weights))
+    tree["scale"].delete()  # It was placed when the function was called to find the dtype.
     placed: list[Any] = []
     thread = threading.Thread(target=lambda: placed.append(safejax.materialize(tree)), daemon=True)
     thread.start()
@@ -374,14 +372,14 @@ def test_a_function_may_use_other_leaves_of_the_tree(behind: bool) -> None:
     assert placed[0]["w2"].sum() == 2 * 9 * ONES.size
 
 
-def test_what_a_function_gives_later_is_checked_too() -> None:
+def test_later_results_of_a_function_are_checked_too() -> None:
     def to_float64_if_there_are_many(array: Any) -> Any:
         return array if array.size < 5 else array.astype(np.float64)
 
-    leaf = elementwise(to_float64_if_there_are_many, "a")(lazily(Leaves({"a": ONES})))["a"]
+    leaf = elementwise(to_float64_if_there_are_many, "a")(stored(Leaves({"a": ONES})))["a"]
     with pytest.raises(TransformError, match=r"expected the function to return float32.*float64"):
         np.asarray(leaf)
-    leaf = elementwise(lambda x: x[:1], "a")(lazily(Leaves({"a": ONES})))["a"]
+    leaf = elementwise(lambda x: x[:1], "a")(stored(Leaves({"a": ONES})))["a"]
     with pytest.raises(TransformError, match=r"leaf 'a'.*float32\[2, 3\] for .*\[1, 3\]"):
         np.asarray(leaf)
 
@@ -389,9 +387,9 @@ def test_what_a_function_gives_later_is_checked_too() -> None:
 # ---- select, drop, prefix
 
 
-def test_some_leaves_are_kept_or_left_out() -> None:
+def test_leaves_are_selected_or_dropped() -> None:
     tree = {"params": {"w": ONES, "b": 1}, "opt": {"mu": {"w": ONES}}, "step": 3, "none": {}}
-    leaves = lazily(tree)
+    leaves = stored(tree)
     assert list(select("params.*", "step")(leaves)) == ["params.w", "params.b", "step"]
     assert list(drop("params.*", "step")(leaves)) == ["opt.mu.w", "none"]
     assert list(select(lambda name: name.endswith("w"))(leaves)) == ["opt.mu.w", "params.w"]
@@ -413,8 +411,8 @@ def test_only_what_is_selected_is_read_and_checked(tmp_path: Any) -> None:
     assert log.nbytes == ONES.nbytes
 
 
-def test_names_go_below_a_prefix_and_back() -> None:
-    leaves = lazily({"encoder": {"w": ONES}, "": 1})
+def test_names_get_a_prefix_and_lose_it_again() -> None:
+    leaves = stored({"encoder": {"w": ONES}, "": 1})
     below = prefix("model")(leaves)
     assert list(below) == ["model.encoder.w", "model"]
     same(prefix("model").inverse(below), dict(leaves))
@@ -443,8 +441,8 @@ STORED = {
 }
 
 
-def test_a_checkpoint_of_others_comes_in_and_goes_out_again() -> None:
-    leaves = CHAIN(lazily(Leaves(STORED)))
+def test_a_foreign_checkpoint_is_imported_and_exported_again() -> None:
+    leaves = CHAIN(stored(Leaves(STORED)))
     assert {name: leaf.shape for name, leaf in leaves.items()} == {
         "model.layers.q": (3, 16, 4, 2), "model.layers.k": (3, 16, 2),
         "model.layers.v": (3, 16, 2), "model.layers.mlp.kernel": (3, 16, 8),
@@ -452,13 +450,13 @@ def test_a_checkpoint_of_others_comes_in_and_goes_out_again() -> None:
     q = np.stack([STORED[f"encoder.layer.{i}.att.qkv"][:8].T.reshape(16, 4, 2) for i in range(3)])
     assert_same_bits(leaves["model.layers.q"], q)
     exact = chain(*(step for step in CHAIN.steps if "cast" not in repr(step)))
-    back = exact.inverse(exact(lazily(Leaves(STORED))))
+    back = exact.inverse(exact(stored(Leaves(STORED))))
     same(back, STORED)
     assert encode(back) == encode(Leaves(STORED))
 
 
 @pytest.mark.parametrize("spec", [P("x"), P(None, "x"), P(None, None, "x")])
-def test_a_shard_reads_exactly_its_part(spec: P) -> None:
+def test_a_shard_reads_exactly_its_bytes(spec: P) -> None:
     mesh = jax.make_mesh((2,), ("x",), devices=jax.devices()[:2])
     data = encode(Leaves(STORED))
 
@@ -485,7 +483,7 @@ def test_a_shard_reads_exactly_its_part(spec: P) -> None:
 def test_abstract_leaves_are_stacked_and_split_like_arrays() -> None:
     avals = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in STORED.items()}
     leaves = CHAIN(Leaves(avals))
-    for name, leaf in CHAIN(lazily(Leaves(STORED))).items():
+    for name, leaf in CHAIN(stored(Leaves(STORED))).items():
         assert isinstance(leaves[name], jax.ShapeDtypeStruct)
         assert (leaves[name].shape, leaves[name].dtype) == (leaf.shape, leaf.dtype)
     aval = jax.ShapeDtypeStruct((2, 3), "float32")
@@ -501,7 +499,7 @@ def test_abstract_leaves_are_stacked_and_split_like_arrays() -> None:
     unstack("k.0", "x.{i}"), reshape("k.0", (1, 4)), transpose("k.1", axes=(0,)),
 ], ids=repr)  # fmt: skip
 @pytest.mark.parametrize("implementation", ["threefry2x32", "rbg"])
-def test_abstract_keys_become_what_keys_become(step: Any, implementation: str) -> None:
+def test_abstract_keys_get_the_avals_that_keys_get(step: Any, implementation: str) -> None:
     keys = {f"k.{i}": jax.random.split(jax.random.key(i, impl=implementation), 4) for i in (0, 1)}
     avals = Leaves({name: jax.ShapeDtypeStruct(key.shape, key.dtype) for name, key in keys.items()})
     there = step(avals)
@@ -510,7 +508,7 @@ def test_abstract_keys_become_what_keys_become(step: Any, implementation: str) -
         assert (there[name].shape, there[name].dtype) == (leaf.shape, leaf.dtype)
 
 
-def test_scalars_and_empty_containers_are_left_alone() -> None:
+def test_scalars_and_empty_containers_do_not_change() -> None:
     leaves = Leaves({"a": 1, "b": None, "c": EMPTY, "w": ONES})
     for step in (reshape("*", (3, 2)), elementwise(np.negative, "*")):
         changed = step(leaves)

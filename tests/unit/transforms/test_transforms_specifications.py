@@ -1,4 +1,4 @@
-"""Specifications of transforms that are wrong are told when they are built, each with its fault."""
+"""Wrong specifications of transforms are errors when they are built, each with its reason."""
 
 from typing import Any
 
@@ -89,7 +89,7 @@ WRONG: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_wrong_specification_is_told_when_it_is_built(case: str) -> None:
+def test_a_wrong_specification_is_an_error_when_it_is_built(case: str) -> None:
     build, message = WRONG[case]
     with pytest.raises(TransformError, match=message):
         build()
