@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, final
 
 import jax
 
-from safejax._src.arrays.untraced import concretely
+from safejax._src.arrays.untraced import run_untraced
 from safejax._src.reading.view import View
 
 
@@ -29,7 +29,7 @@ def key_data_shape(key: str) -> tuple[int, ...]:
 @lru_cache(maxsize=1)
 def key_array_type() -> type[Any]:
     """The class of key arrays. JAX does not export it, so it is that of a key made here."""
-    return type(concretely(partial(jax.random.key, 0)))
+    return type(run_untraced(partial(jax.random.key, 0)))
 
 
 @final

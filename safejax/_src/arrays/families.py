@@ -12,7 +12,7 @@ from safejax._src.reading.view import Strided, View
 from safejax._src.reading.windows import Window
 
 
-class Alike(ABC):
+class Family(ABC):
     """A family of contents that differ in one number, each made when it is needed.
 
     A file may have 100,000 tensors, and a loop may read every row of one. None of the contents
@@ -31,7 +31,7 @@ class Alike(ABC):
 
 
 @final
-class Tensors(Alike):
+class Tensors(Family):
     """Tensors of the same dtype and window in one source; the number is that of the first byte."""
 
     __slots__ = ("_dtype", "_source", "_window")
@@ -41,7 +41,7 @@ class Tensors(Alike):
         self._dtype = dtype
         self._window = window
 
-    def of(self, source: Source) -> Self:
+    def in_source(self, source: Source) -> Self:
         """The same tensors of another source."""
         return self if source is self._source else type(self)(source, self._dtype, self._window)
 
@@ -50,7 +50,7 @@ class Tensors(Alike):
 
 
 @final
-class Rows(Alike):
+class Rows(Family):
     """The rows of a leaf; the number is the index of the row."""
 
     __slots__ = ("_shown", "_view", "size")

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from safejax._src.arrays import jax_private
 from safejax._src.arrays.content import Content, key_array_type, key_dtype
-from safejax._src.arrays.families import Alike, Rows
+from safejax._src.arrays.families import Family, Rows
 from safejax._src.arrays.forwarding import hand_on, with_placed
 from safejax._src.arrays.indexing import basic_index, placement_of_part
 from safejax._src.arrays.jax_private import abstract_value
@@ -32,7 +32,7 @@ from safejax._src.arrays.placing import (
     place,
 )
 from safejax._src.arrays.precision import NarrowingNotice
-from safejax._src.arrays.untraced import concretely
+from safejax._src.arrays.untraced import run_untraced
 from safejax._src.dtypes import Dtype
 from safejax._src.public import set_module
 from safejax._src.reading.windows import BasicIndex
@@ -71,7 +71,7 @@ class LazyArray(jax.Array):
         dtype: Any = None,
     ) -> None:
         placement = placement or default_placement()
-        self._content: Content | tuple[Alike, int] = content
+        self._content: Content | tuple[Family, int] = content
         self._name = name
         self._placement = placement
         # The rows, the first one as a leaf, and JAX's default device that it is bound for.
@@ -85,10 +85,10 @@ class LazyArray(jax.Array):
             dtype = jax.dtypes.canonicalize_dtype(content.view.dtype)
         self._aval = abstract_value(content.shape, dtype, placement.sharding)
 
-    def beside(self, alike: Alike, number: int, name: str) -> "LazyArray":
-        """A leaf of the same load, placement, shape and dtype, that holds `alike`'s `number`."""
+    def sibling(self, family: Family, number: int, name: str) -> "LazyArray":
+        """A leaf of the same load, placement, shape and dtype, that holds `number` of a family."""
         leaf = LazyArray.__new__(LazyArray)
-        leaf._content = (alike, number)
+        leaf._content = (family, number)
         leaf._name = name
         leaf._placement = self._placement
         leaf._rows = None
@@ -110,8 +110,8 @@ class LazyArray(jax.Array):
         """What the leaf holds on the host's side, unread."""
         content = self._content
         if not isinstance(content, Content):
-            alike, number = content
-            content = self._content = alike.content(number)
+            family, number = content
+            content = self._content = family.content(number)
         return content
 
     @property
@@ -249,12 +249,12 @@ class LazyArray(jax.Array):
         if _MISSING:
             raise self._unsupported()
         self.warn_if_narrowed()
-        concretely(self.place_here, self._placed_dtype())
+        run_untraced(self.place_in_this_thread, self._placed_dtype())
         placed = self._placed
         assert placed is not None
         return placed
 
-    def traced_as(self) -> Any:
+    def traced_aval(self) -> Any:
         """The abstract value that a trace sees: what JAX asks for first."""
         if _MISSING:
             raise self._unsupported()
@@ -269,8 +269,8 @@ class LazyArray(jax.Array):
         if stored != placed and placed.kind in "fc" and not self.is_placed:
             self._notice.give(self._name, stored, placed)
 
-    def place_here(self) -> list[NDArray[Any]]:
-        """Place the leaf if it is not; to be called where no trace is (`concretely`).
+    def place_in_this_thread(self) -> list[NDArray[Any]]:
+        """Place the leaf if it is not; to be called by `run_untraced`, where there is no trace.
 
         What comes back are the blocks of it that were not read: they are used in place.
         """
@@ -310,8 +310,8 @@ class LazyArray(jax.Array):
         del context
         content = self._content
         if not isinstance(content, Content):
-            alike, number = content
-            host = alike.read(number)
+            family, number = content
+            host = family.read(number)
         elif content.key is None:
             host = content.view.read()
         else:
@@ -382,7 +382,7 @@ class LazyArray(jax.Array):
         rows, first, _ = known
         if not -rows.size <= number < rows.size:
             return None
-        return first.beside(rows, number % rows.size, self._name)
+        return first.sibling(rows, number % rows.size, self._name)
 
     def __reduce__(self) -> Any:
         return self.__reduce_ex__(2)
@@ -407,4 +407,4 @@ class LazyArray(jax.Array):
 
 
 hand_on(LazyArray, _ARRAY_TYPE)
-_MISSING: Final = jax_private.register(LazyArray, LazyArray.traced_as, LazyArray.placed)
+_MISSING: Final = jax_private.register(LazyArray, LazyArray.traced_aval, LazyArray.placed)

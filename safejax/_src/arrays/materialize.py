@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from safejax._src.arrays.lazy import LazyArray
 from safejax._src.arrays.precision import needs_x64
-from safejax._src.arrays.untraced import concretely_all
+from safejax._src.arrays.untraced import run_all_untraced
 from safejax._src.public import set_module
 from safejax._src.reading.readahead import read_ahead
 
@@ -48,7 +48,7 @@ def materialize(tree: _Tree, *, progress: Progress | None = None) -> _Tree:
     def place(leaves: list[LazyArray]) -> None:
         nonlocal done
         for leaf in leaves:
-            in_place.extend(leaf.place_here())
+            in_place.extend(leaf.place_in_this_thread())
             if progress is not None:
                 with one_at_a_time:
                     done += leaf.nbytes
@@ -62,7 +62,7 @@ def materialize(tree: _Tree, *, progress: Progress | None = None) -> _Tree:
         else:
             groups[needs_x64(leaf.content.view.dtype)].append(leaf)
     tasks = [(partial(place, group), group[0].content.view.dtype) for group in groups if group]
-    concretely_all(tasks, workers=min(8, os.cpu_count() or 1))
+    run_all_untraced(tasks, workers=min(8, os.cpu_count() or 1))
     placed = jax.tree.map(lambda leaf: leaf.placed() if isinstance(leaf, LazyArray) else leaf, tree)
     read_ahead(in_place)
     return placed

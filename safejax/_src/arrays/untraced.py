@@ -14,7 +14,7 @@ from safejax._src.dtypes import Dtype
 _T = TypeVar("_T")
 
 
-def concretely(task: Callable[[], _T], dtype: Dtype | None = None) -> _T:
+def run_untraced(task: Callable[[], _T], dtype: Dtype | None = None) -> _T:
     """The result of `task`, run outside of any trace and without JAX's debug modes.
 
     The task runs in a thread of its own: JAX's traces, guards and modes belong to a thread, and
@@ -26,7 +26,7 @@ def concretely(task: Callable[[], _T], dtype: Dtype | None = None) -> _T:
 
     def run() -> None:
         try:
-            with _plain_settings(wide=dtype is not None and needs_x64(dtype)):
+            with _neutral_settings(wide=dtype is not None and needs_x64(dtype)):
                 outcome.append(task())
         except BaseException as error:  # noqa: BLE001 - raised again by the caller
             failure.append(error)
@@ -39,8 +39,8 @@ def concretely(task: Callable[[], _T], dtype: Dtype | None = None) -> _T:
     return outcome[0]
 
 
-def concretely_all(tasks: Sequence[tuple[Callable[[], object], Dtype]], workers: int) -> None:
-    """Run each task as `concretely` does, `workers` at a time; raise the first failure.
+def run_all_untraced(tasks: Sequence[tuple[Callable[[], object], Dtype]], workers: int) -> None:
+    """Run each task as `run_untraced` does, `workers` at a time; raise the first failure.
 
     Tasks start in order, except that those that need x64 come last: changing the mode takes
     longer than a task.
@@ -62,7 +62,7 @@ def concretely_all(tasks: Sequence[tuple[Callable[[], object], Dtype]], workers:
         try:
             for wide, left in pending.items():
                 if left:
-                    with _plain_settings(wide=wide):
+                    with _neutral_settings(wide=wide):
                         work(left)
         except BaseException as error:  # noqa: BLE001 - raised again by the caller
             failures.append(error)
@@ -80,7 +80,7 @@ def concretely_all(tasks: Sequence[tuple[Callable[[], object], Dtype]], workers:
 
 
 @contextlib.contextmanager
-def _plain_settings(*, wide: bool) -> Generator[None]:
+def _neutral_settings(*, wide: bool) -> Generator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.transfer_guard("allow"))
         stack.enter_context(jax.debug_nans(False))

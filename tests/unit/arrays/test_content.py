@@ -101,8 +101,8 @@ def test_tensors_of_one_family_are_identified_by_their_offsets() -> None:
         assert content == Content(Strided(source, number * 120, HOST.dtype, Window.whole((6, 5))))
         assert tensors.read(number * 120).tobytes() == HOST[number].tobytes()
     other = BufferSource(HOST[::-1].tobytes(), "other")
-    assert tensors.of(source) is tensors
-    assert tensors.of(other).read(0).tobytes() == HOST[3].tobytes()
+    assert tensors.in_source(source) is tensors
+    assert tensors.in_source(other).read(0).tobytes() == HOST[3].tobytes()
 
 
 SHAPES = [(6, 4), (3, 5, 2), (7,), (1, 3), (4, 0), (0, 4)]

@@ -22,7 +22,7 @@ from safejax._src.arrays.content import Content
 from safejax._src.arrays.lazy import LazyArray
 from safejax._src.arrays.placing import Placement, default_placement, is_worth_a_thread, place
 from safejax._src.arrays.precision import NarrowingNotice
-from safejax._src.arrays.untraced import concretely, concretely_all
+from safejax._src.arrays.untraced import run_all_untraced, run_untraced
 from safejax._src.leaves.leaf import content_of
 from safejax._src.reading.array import ArraySource
 from safejax._src.reading.concatenation import Concatenation, stack
@@ -626,7 +626,7 @@ def test_the_abstract_value_has_the_requested_dtype(wide: bool) -> None:
             assert jax_private.abstract_value((2,), np.dtype(name), sharding).dtype == name
 
 
-# ---- outside of traces and modes
+# ---- run_untraced
 
 
 def test_untraced_runs_outside_the_callers_trace_and_modes() -> None:
@@ -639,12 +639,12 @@ def test_untraced_runs_outside_the_callers_trace_and_modes() -> None:
 
     @jax.jit
     def traced(x: Any) -> Any:
-        value = concretely(task)
+        value = run_untraced(task)
         assert not isinstance(value, jax.core.Tracer)
         return x + value
 
     with jax.debug_nans(True), jax.disable_jit(), jax.transfer_guard("disallow"):
-        assert np.isnan(concretely(task))
+        assert np.isnan(run_untraced(task))
     assert np.isnan(traced(1.0))
     for thread, *modes in seen:
         assert thread is not threading.current_thread()
@@ -654,7 +654,7 @@ def test_untraced_runs_outside_the_callers_trace_and_modes() -> None:
 @pytest.mark.parametrize("name", ["int32", *WIDE])
 def test_untraced_enables_x64_for_64_bit_dtypes_only(name: str) -> None:
     value = np.ones(3, name)
-    placed = concretely(lambda: jax.device_put(value), np.dtype(name))
+    placed = run_untraced(lambda: jax.device_put(value), np.dtype(name))
     assert placed.dtype == name
     assert not jax.config.jax_enable_x64
 
@@ -666,7 +666,7 @@ def test_untraced_raises_the_error_of_the_task() -> None:
             raise error
 
         with pytest.raises(type(error)) as caught:
-            concretely(task)
+            run_untraced(task)
         assert caught.value is error
 
 
@@ -677,9 +677,9 @@ def test_untraced_all_runs_every_task_once(workers: int) -> None:
         (lambda n=n: done.append((n, jax.config.jax_enable_x64)), np.dtype(["i4", "i8"][n % 2]))
         for n in range(20)
     ]
-    concretely_all(tasks, workers)
+    run_all_untraced(tasks, workers)
     assert sorted(done) == [(n, n % 2 == 1) for n in range(20)]
-    concretely_all([], workers)
+    run_all_untraced([], workers)
 
 
 @pytest.mark.parametrize("workers", [1, 4])
@@ -694,7 +694,7 @@ def test_untraced_all_stops_at_the_first_failure(workers: int) -> None:
 
     tasks = [(lambda n=n: task(n), np.dtype(np.int32)) for n in range(1000)]
     with pytest.raises(ReadError) as caught:
-        concretely_all(tasks, workers)
+        run_all_untraced(tasks, workers)
     assert caught.value is error
     assert set(range(10)) <= set(done)
     assert len(done) < 900
