@@ -60,3 +60,8 @@ def bits(tree: Any) -> list[tuple[str, bytes]]:
 def float_of_bits(bits: int) -> float:
     """The float with these 64 bits."""
     return struct.unpack(">d", struct.pack(">Q", bits))[0]
+
+
+def through_file(tree: Any, transform: Any) -> Any:
+    """What a file of `tree` gives when it is loaded with `transform`."""
+    return safejax.deserialize(safejax.serialize(tree), transform=transform)

@@ -9,12 +9,9 @@ import pytest
 import safejax
 from safejax import Leaves, chain, flatten, prefix, rename, unflatten
 from safejax.testing import assert_trees_identical
+from tests.support.leaves import through_file
 
 A, B, C = (jnp.full((2,), value) for value in (1.0, 2.0, 3.0))
-
-
-def through_file(tree: Any, transform: Any) -> Any:
-    return safejax.deserialize(safejax.serialize(tree), transform=transform)
 
 
 TREES = {

@@ -26,12 +26,9 @@ from safejax import (
     tie,
 )
 from safejax.testing import assert_trees_identical
+from tests.support.leaves import through_file
 
 EMBED = jnp.arange(20, dtype=jnp.bfloat16).reshape(5, 4)
-
-
-def through_file(tree: Any, transform: Any) -> Any:
-    return safejax.deserialize(safejax.serialize(tree), transform=transform)
 
 
 # ---- keys
