@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+import safejax
 from safejax._src.arrays.lazy import LazyArray
 from safejax._src.arrays.placing import Placement
 from safejax._src.checkpoint.codec import decode, encode
