@@ -5,6 +5,8 @@ others a bad call. Each message says where (file, leaf), what was expected, what
 what to do about it.
 """
 
+from collections.abc import Iterable
+
 from safetensors import SafetensorError
 
 
@@ -29,7 +31,25 @@ class ReadError(SafejaxError, OSError):
 
 
 class MismatchError(SafejaxError, ValueError):
-    """What is stored does not match `like`; the message reports all such leaves at once."""
+    """What is stored does not match `like`; the message reports all such leaves at once.
+
+    `missing` has the names of leaves that `like` has and the file has not, `unexpected` those of
+    the reverse, and `mismatched` those of leaves with another shape, dtype or type. The message
+    shows about twenty of them; these attributes have all.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        missing: Iterable[str] = (),
+        unexpected: Iterable[str] = (),
+        mismatched: Iterable[str] = (),
+    ) -> None:
+        super().__init__(message)
+        self.missing = tuple(missing)
+        self.unexpected = tuple(unexpected)
+        self.mismatched = tuple(mismatched)
 
 
 class ShardingError(SafejaxError, ValueError):

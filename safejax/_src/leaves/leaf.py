@@ -94,7 +94,7 @@ def content_of(leaf: object) -> Content | None:
         dtype: Any = leaf.dtype
         key = None
         if is_key(dtype):
-            key = _key_of_dtype(dtype)
+            key = key_of_dtype(dtype)
             shape, dtype = (*shape, *key_data_shape(key)), np.dtype(np.uint32)
         window = Window.whole(shape)
         return Content(Strided(AbstractSource(), 0, np.dtype(dtype), window), key)
@@ -116,7 +116,8 @@ def _view_of_array(array: jax.Array | NDArray[Any]) -> View:
     return Strided(ArraySource(array), 0, dtype, Window.whole(array.shape))
 
 
-def _key_of_dtype(dtype: Any) -> str:
+def key_of_dtype(dtype: Any) -> str:
+    """The name of the implementation whose keys have this dtype."""
     for key in ("threefry2x32", "rbg", "unsafe_rbg"):
         if key_dtype(key) == dtype:
             return key

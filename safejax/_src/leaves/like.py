@@ -1,6 +1,7 @@
 """Leaves matched by name against the tree `like`: shapes, dtypes, and one report of all faults."""
 
-from typing import Any, Final, final
+from collections.abc import Mapping
+from typing import Any, Final
 
 import jax
 import numpy as np
@@ -10,13 +11,14 @@ from jax.sharding import Sharding
 from safejax._src.arrays.content import is_key
 from safejax._src.arrays.lazy import LazyArray
 from safejax._src.collector import collector_paused
-from safejax._src.dtypes import is_floating
-from safejax._src.leaves.leaf import aval_of, check_leaf, content_at, describe, is_array, is_scalar
+from safejax._src.leaves.classes import Classes
+from safejax._src.leaves.leaf import aval_of, check_leaf, content_at, is_array, is_scalar
 from safejax._src.leaves.leaves import Leaves
+from safejax._src.leaves.report import SHOWN, Report
 from safejax._src.pytrees.structure import EMPTY
 from safejax._src.pytrees.walk import walk
 from safejax._src.warn import warn_caller
-from safejax.errors import MismatchError, PartialLoadWarning
+from safejax.errors import PartialLoadWarning
 
 
 def matched(
@@ -24,36 +26,55 @@ def matched(
 ) -> tuple[Leaves, dict[str, Sharding]]:
     """The leaves that `like` has, with its structure, and the shardings of its leaves by name."""
     wanted = walk(like)
-    report = _Report(file)
+    classes = Classes.of(leaves.structure, wanted.structure)
+    report = Report(file, leaves, wanted.entries, _is_accepted, classes.renamings())
+    # Where the classes differ, a name and a shape that agree may be chance, as in the states of
+    # two optimizers. If every leaf has to match, they do not.
+    apart = set[str]() if strict else classes.apart([*leaves, *wanted.entries], file)
     entries: dict[str, Any] = {}
     shardings: dict[str, Sharding] = {}
     kept: list[str] = []
     with collector_paused():
         for name, expected in wanted.entries.items():
             check_leaf(name, expected)
-            if name not in leaves:
+            if name not in leaves or name in apart:
                 entries[name] = expected
                 if expected is None or expected is EMPTY:
                     continue
                 if strict or isinstance(expected, jax.ShapeDtypeStruct):
-                    report.missing(name, expected, strict)
+                    report.missing.append(name)
                 kept.append(name)
                 continue
             found = leaves[name]
             entries[name] = _accepted(name, found, expected)
             if entries[name] is _REFUSED:
-                report.mismatched(name, expected, found)
+                report.mismatched.append(name)
             sharding = committed_sharding(expected)
             if sharding is not None:
                 shardings[name] = sharding
-    unexpected = [name for name in leaves if name not in wanted.entries]
+    # An empty container, or None, is nothing that could be lost.
+    unexpected = [
+        name
+        for name, leaf in leaves.items()
+        if (name not in wanted.entries or name in apart) and leaf is not None and leaf is not EMPTY
+    ]
     if strict:
-        for name in unexpected:
-            report.unexpected(name, leaves[name])
-    report.raise_if_any(len(wanted.entries))
+        report.unexpected += unexpected
+    elif unexpected and kept and not _have_something(entries, kept):
+        report.missing, report.unexpected = kept, unexpected
+    report.raise_if_any(strict)
     if kept or unexpected:
-        _warn_of_partial_load(file, kept, unexpected)
+        _warn_of_partial_load(file, kept, unexpected, report)
     return Leaves(entries, wanted.structure, leaves.metadata), shardings
+
+
+def _have_something(entries: Mapping[str, Any], kept: list[str]) -> bool:
+    """Whether a leaf was loaded: if none was, `strict=False` would hide that nothing fits."""
+    absent = set(kept)
+    return any(
+        name not in absent and leaf is not None and leaf is not EMPTY
+        for name, leaf in entries.items()
+    )
 
 
 _REFUSED: Final = object()
@@ -70,6 +91,10 @@ def _accepted(name: str, found: Any, expected: Any) -> Any:
         return found if is_number and found.shape == () and not is_key(found.dtype) else _REFUSED
     same = found is expected if expected is EMPTY else type(found) is type(expected)
     return found if same else _REFUSED
+
+
+def _is_accepted(name: str, found: Any, expected: Any) -> bool:
+    return _accepted(name, found, expected) is not _REFUSED
 
 
 def _same_aval(found: jax.ShapeDtypeStruct, expected: jax.ShapeDtypeStruct) -> bool:
@@ -115,58 +140,20 @@ def committed_sharding(leaf: Any) -> Sharding | None:
     return None
 
 
-@final
-class _Report:
-    """Every leaf that does not match, for one error."""
-
-    def __init__(self, file: str) -> None:
-        self._file = file
-        self._lines: list[str] = []
-
-    def missing(self, name: str, expected: Any, strict: bool) -> None:
-        remedy = "pass strict=False to keep that of like" if strict else "give an array in like"
-        self._add("missing", name, expected, f"there is none; {remedy}")
-
-    def unexpected(self, name: str, found: Any) -> None:
-        self._lines.append(
-            f"unexpected {name!r}: expected none from like, got {describe(found)}; pass "
-            "strict=False to ignore it"
-        )
-
-    def mismatched(self, name: str, expected: Any, found: Any) -> None:
-        remedy = "pass a transform that makes it so, or correct like"
-        if is_array(found) and is_array(expected) and found.shape == expected.shape:
-            remedy = _cast_that_helps(name, expected, found) or remedy
-        self._add("mismatched", name, expected, f"got {describe(found)}; {remedy}")
-
-    def raise_if_any(self, count: int) -> None:
-        if self._lines:
-            raise MismatchError(
-                f"{self._file}: {len(self._lines)} leaves do not match like, which has {count}:\n  "
-                + "\n  ".join(self._lines)
-            )
-
-    def _add(self, what: str, name: str, expected: Any, got: str) -> None:
-        self._lines.append(f"{what} {name!r}: expected {describe(expected)} from like, {got}")
-
-
-def _cast_that_helps(name: str, expected: Any, found: Any) -> str | None:
-    if is_key(expected.dtype) or is_key(found.dtype):
-        return None
-    target, stored = np.dtype(expected.dtype), content_at(name, found).view.dtype
-    both_floating = is_floating(target) and is_floating(stored)
-    source = "" if both_floating else f", source={stored.name!r}"
-    where = name.replace("{", "{{").replace("}", "}}")
-    return f"pass transform=cast({target.name!r}{source}, where={where!r})"
-
-
-def _warn_of_partial_load(file: str, kept: list[str], unexpected: list[str]) -> None:
+def _warn_of_partial_load(
+    file: str, kept: list[str], unexpected: list[str], report: Report
+) -> None:
     parts = [
-        f"{len(names)} {what}: {', '.join(map(repr, names))}"
+        f"{len(names)} {what}: {', '.join(map(repr, names[:SHOWN]))}"
+        + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
         for names, what in (
             (kept, "missing, taken from like"),
             (unexpected, "unexpected, not loaded"),
         )
         if names
     ]
+    report.missing, report.unexpected = kept, unexpected
+    common = report.in_common() if kept and unexpected else None
+    if common is not None:
+        parts.append(f"to load them, {common}")
     warn_caller(f"{file}: {'; '.join(parts)}", PartialLoadWarning)
