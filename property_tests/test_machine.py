@@ -444,5 +444,5 @@ class Machine(RuleBasedStateMachine):
 
 def test_every_tree_keeps_every_bit_under_any_sequence_of_actions() -> None:
     HAPPENED.update({what: -count for what, count in HAPPENED.items()})
-    run_state_machine_as_test(Machine, settings=settings(stateful_step_count=20))
+    run_state_machine_as_test(Machine, settings=settings(stateful_step_count=30))
     assert [what for what, count in HAPPENED.items() if count == 0] == []
