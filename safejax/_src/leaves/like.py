@@ -18,7 +18,7 @@ from safejax._src.leaves.report import SHOWN, Report
 from safejax._src.pytrees.structure import EMPTY
 from safejax._src.pytrees.walk import walk
 from safejax._src.warn import warn_caller
-from safejax.errors import PartialLoadWarning
+from safejax.errors import PartialLoadWarning, ShardingError
 
 
 def matched(
@@ -52,6 +52,7 @@ def matched(
             sharding = committed_sharding(expected)
             if sharding is not None:
                 shardings[name] = sharding
+                _check_layout(name, expected, file)
     # An empty container, or None, is nothing that could be lost.
     unexpected = [
         name
@@ -129,6 +130,18 @@ def _as_array(name: str, value: Any, expected: jax.ShapeDtypeStruct) -> Any:
     if exact or (rounded and expected.dtype == jax.dtypes.canonicalize_dtype(type(value))):
         return LazyArray(content_at(name, array), name)
     return _REFUSED
+
+
+def _check_layout(name: str, expected: Any, file: str) -> None:
+    given = (
+        getattr(expected, "format", None) if isinstance(expected, jax.ShapeDtypeStruct) else None
+    )
+    if given is not None and given.layout is not None:
+        raise ShardingError(
+            f"{file}: leaf {name!r}: expected a sharding in like, got the layout {given.layout}, "
+            "which safejax does not choose: give the sharding alone, and call "
+            "jax.device_put(leaf, format) on what is loaded"
+        )
 
 
 def committed_sharding(leaf: Any) -> Sharding | None:

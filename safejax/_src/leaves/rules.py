@@ -27,10 +27,12 @@ class ShardingRules:
     def __call__(self, name: str, aval: jax.ShapeDtypeStruct) -> Sharding:
         """The sharding of the first rule that matches `name`; replicated if none does."""
         del aval
-        for where, spec in self.rules:
-            if _predicate(where)(name):
-                return NamedSharding(self.mesh, spec)
-        return NamedSharding(self.mesh, PartitionSpec())
+        found = self.rule(name)
+        return NamedSharding(self.mesh, PartitionSpec() if found is None else found[1])
+
+    def rule(self, name: str) -> tuple[Where, PartitionSpec] | None:
+        """The first rule that matches `name`."""
+        return next((rule for rule in self.rules if _predicate(rule[0])(name)), None)
 
 
 @set_module("safejax")

@@ -14,12 +14,13 @@ from jax.sharding import (
 )
 
 from safejax._src.arrays.jax_private import current_mesh
-from safejax._src.leaves.leaf import aval_of, describe, is_array
+from safejax._src.leaves.leaf import aval_of, is_array
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.rules import ShardingRules
+from safejax._src.leaves.sharding_faults import by_reason, capped, fault_of, got, over_no_devices
 from safejax._src.pytrees.names import join
 from safejax._src.pytrees.patterns import predicate
-from safejax._src.pytrees.structure import EMPTY, Segments, paths_of
+from safejax._src.pytrees.structure import EMPTY, Kind, Segments, paths_of
 from safejax._src.pytrees.walk import walk
 from safejax.errors import ShardingError
 
@@ -41,20 +42,33 @@ class DataclassNode(Protocol):
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
-ShardingFunction: TypeAlias = Callable[[str, jax.ShapeDtypeStruct], Sharding | Device | None]
+ShardingFunction: TypeAlias = Callable[
+    [str, jax.ShapeDtypeStruct], Sharding | Device | PartitionSpec | None
+]
 """Gives the sharding of a leaf by its name, and its shape and dtype; None is the default."""
 
 ShardingTree: TypeAlias = (
-    Sharding | Device | Mapping[Any, Any] | Sequence[Any] | DataclassNode | None
+    Sharding
+    | Device
+    | PartitionSpec
+    | Mesh
+    | Mapping[Any, Any]
+    | Sequence[Any]
+    | DataclassNode
+    | None
 )
 """A prefix tree of shardings, devices and None. What the nodes hold is `Any`: type checkers
 infer no narrower type for a dict that mixes shardings and dicts. Pytree nodes of other classes
 are accepted as well, but cannot be described."""
 
 ShardingArgument: TypeAlias = ShardingTree | ShardingFunction
-"""One `Sharding` or `Device`, a prefix tree of them and None, or a sharding function."""
+"""One `Sharding` or `Device`, a prefix tree of them and None, or a sharding function.
 
-_ATOMS: Final[tuple[type[Any], ...]] = (Sharding, jax.Device)
+Within `jax.set_mesh(mesh)`, a `PartitionSpec` is a sharding over that mesh. A mesh alone is for
+`like` with shardings over an abstract one.
+"""
+
+_ATOMS: Final[tuple[type[Any], ...]] = (Sharding, jax.Device, PartitionSpec)
 
 
 def resolve(
@@ -67,52 +81,85 @@ def resolve(
     which a prefix tree has no sharding.
     """
     arrays = {name: leaf for name, leaf in leaves.items() if is_array(leaf)}
+    mesh = current_mesh()
+    if isinstance(argument, Mesh) and defaults.keys() >= arrays.keys():
+        # The specs are those of like, whose mesh may be abstract.
+        mesh, argument = argument, None
     given = _choose(argument, leaves, arrays, file)
     chosen = {name: sharding for name in arrays if (sharding := defaults.get(name)) is not None}
     chosen |= {name: sharding for name, sharding in given.items() if sharding is not None}
     placeable: dict[str, Sharding] = {}
-    faults: list[str] = []
+    faults: dict[str, str] = {}
     for name, sharding in chosen.items():
-        placed, fault = _checked(sharding, arrays[name])
-        if placed is None:
-            faults.append(f"leaf {name!r}: {fault}")
+        placed = on_devices(sharding, mesh)
+        fault = (
+            over_no_devices(sharding) if placed is None else fault_of(name, placed, arrays[name])
+        )
+        if placed is None or fault is not None:
+            faults[name] = f"{_rule(argument, name)}{fault}"
         else:
             placeable[name] = placed
     if faults:
         raise ShardingError(
             f"{file}: the sharding does not fit {len(faults)} of {len(arrays)} leaves:\n  "
-            + "\n  ".join(faults)
+            + "\n  ".join(capped(by_reason(faults)))
         )
     return placeable
+
+
+def _rule(argument: object, name: str) -> str:
+    """The sharding rule that chose for the leaf, for messages."""
+    if not isinstance(argument, ShardingRules):
+        return ""
+    found = argument.rule(name)
+    return "" if found is None else f"by the rule {found[0]!r}: "
 
 
 def _choose(
     argument: ShardingArgument, leaves: Leaves, arrays: Mapping[str, Any], file: str
 ) -> dict[str, Sharding | None]:
     if argument is None or isinstance(argument, _ATOMS):
-        return dict.fromkeys(arrays, _atom(argument))
+        atom = _atom(argument)
+        if argument is not None and atom is None:
+            raise ShardingError(f"{file}: sharding: expected a Sharding{got(argument)}")
+        return dict.fromkeys(arrays, atom)
+    if isinstance(argument, list | tuple) and len(argument) > 1:
+        items = cast("list[Any]", argument)
+        of_devices = all(isinstance(item, jax.Device) for item in items)
+        if of_devices and not isinstance(leaves.structure.kinds.get(""), Kind):
+            raise ShardingError(
+                f"{file}: sharding: expected a Sharding, got {len(items)} devices: make a mesh of "
+                f"them, jax.make_mesh(({len(items)},), ('x',)), and pass NamedSharding(mesh, "
+                "PartitionSpec('x')), or PartitionSpec() to replicate"
+            )
     if isinstance(argument, ShardingRules):
         _check_rules(argument, arrays, file)
     # A mesh can be called, as a decorator, but is no sharding function. Trees of Equinox or NNX
     # modules can be called as well.
     is_leaf = jax.tree_util.all_leaves([argument])
-    if callable(argument) and is_leaf and not isinstance(cast("Any", argument), Mesh):
+    if callable(argument) and is_leaf and not isinstance(argument, Mesh):
         return {name: _given(argument, name, leaf, file) for name, leaf in arrays.items()}
     return _by_prefix(argument, leaves, file)
 
 
 def _atom(item: Any) -> Sharding | None:
+    """The sharding that `item` says; None for a spec without a mesh in the context."""
+    if isinstance(item, PartitionSpec):
+        mesh = current_mesh()
+        return None if mesh is None else NamedSharding(mesh, item)
     return SingleDeviceSharding(item) if isinstance(item, jax.Device) else item
 
 
 def _given(function: ShardingFunction, name: str, leaf: Any, file: str) -> Sharding | None:
     given = function(name, aval_of(leaf))
-    if given is not None and not isinstance(given, _ATOMS):  # pyright: ignore[reportUnnecessaryIsInstance]
+    known = given is None or isinstance(given, _ATOMS)  # pyright: ignore[reportUnnecessaryIsInstance]
+    atom = _atom(given) if known else None
+    if not known or (given is not None and atom is None):
         raise ShardingError(
             f"{file}: leaf {name!r}: expected the sharding function to return a Sharding, a "
-            f"Device or None, got {given!r}{_hint(given)}"
+            f"Device or None{got(given)}"
         )
-    return _atom(given)
+    return atom
 
 
 def _check_rules(rules: ShardingRules, names: Iterable[str], file: str) -> None:
@@ -137,7 +184,7 @@ def _by_prefix(prefix: Any, leaves: Leaves, file: str) -> dict[str, Sharding | N
     }
     chosen: dict[str, Sharding | None] = {}
     used: set[Segments] = set()
-    faults: list[str] = []
+    missing: dict[str, str] = {}
     for name, path in paths_of(leaves, leaves.structure, file).items():
         above = _nearest(path, given)
         if above is None and name in of_path:
@@ -148,25 +195,29 @@ def _by_prefix(prefix: Any, leaves: Leaves, file: str) -> dict[str, Sharding | N
             continue
         item = EMPTY if above is None else given.get(above, EMPTY)
         if item is EMPTY:
-            faults.append(
-                f"leaf {name!r}: expected the sharding tree to be a prefix of the loaded tree, "
-                "got no sharding for it: add one, or None for JAX's default device"
+            missing[name] = (
+                "expected the sharding tree to be a prefix of the loaded tree, got no sharding "
+                "for it: add one, or None for JAX's default device"
             )
-        elif item is not None and not isinstance(item, _ATOMS):
-            faults.append(
-                f"leaf {name!r}: expected a Sharding, a Device, None, a tree of them, or a "
-                f"function (name, aval), got {item!r:.200}{_hint(item)}"
+            continue
+        atom = _atom(item) if isinstance(item, _ATOMS) else None
+        if item is not None and atom is None:
+            missing[name] = (
+                "expected a Sharding, a Device, None, a tree of them, or a function (name, aval)"
+                f"{got(item)}"
             )
         else:
-            chosen[name] = _atom(item)
-    faults += [
+            chosen[name] = atom
+    faults = by_reason(missing) + [
         f"sharding {join(path)!r}: expected a leaf of that name or below it, got none among "
         f"{_some(leaves)}: remove it"
         for path, item in given.items()
         if path not in used and item is not None
     ]
     if faults:
-        raise ShardingError(f"{file}: the sharding tree does not fit:\n  " + "\n  ".join(faults))
+        raise ShardingError(
+            f"{file}: the sharding tree does not fit:\n  " + "\n  ".join(capped(faults))
+        )
     return chosen
 
 
@@ -184,44 +235,13 @@ def _some(names: Iterable[str]) -> str:
     return f"{len(shown)} ({', '.join(map(repr, shown[:5]))}{more})"
 
 
-def on_devices(sharding: Sharding) -> Sharding | None:
-    """The sharding; if its mesh is abstract, the same one over the mesh of the context.
+def on_devices(sharding: Sharding, mesh: Mesh | None) -> Sharding | None:
+    """The sharding; if its mesh is abstract, the same one over `mesh`.
 
-    Tracing and `jax.eval_shape` give abstract meshes. None if the context has no mesh with the
-    same axes.
+    Tracing and `jax.eval_shape` give abstract meshes. None if `mesh` has not the same axes.
     """
     if not isinstance(sharding, NamedSharding) or not isinstance(sharding.mesh, AbstractMesh):
         return sharding
-    mesh = current_mesh()
     if mesh is None or mesh.shape != sharding.mesh.shape:
         return None
     return NamedSharding(mesh, sharding.spec, memory_kind=sharding.memory_kind)
-
-
-def _checked(sharding: Sharding, leaf: Any) -> tuple[Sharding | None, str]:
-    """The sharding on its devices; or None, and the reason why the leaf cannot have it."""
-    placed = on_devices(sharding)
-    if placed is None:
-        return None, (
-            f"expected a sharding over devices, got {sharding}, whose mesh is abstract: call this "
-            "within jax.set_mesh(mesh), or pass sharding="
-        )
-    reason = None
-    if isinstance(placed, NamedSharding) and len(placed.spec) > len(leaf.shape):
-        reason = f"its spec is for {len(placed.spec)} axes"
-    else:
-        try:
-            placed.shard_shape(leaf.shape)
-        except ValueError as error:
-            reason = str(error).splitlines()[0]
-    if reason is not None:
-        return None, f"expected a sharding that divides {describe(leaf)}, got {sharding}: {reason}"
-    return placed, ""
-
-
-def _hint(item: Any) -> str:
-    if isinstance(item, PartitionSpec):
-        return ": a PartitionSpec needs its mesh, NamedSharding(mesh, spec)"
-    if isinstance(item, Mesh):
-        return ": a mesh needs a spec, NamedSharding(mesh, PartitionSpec(...))"
-    return ""

@@ -3,6 +3,7 @@
 Each remedy is taken from the message and applied: what it says must load.
 """
 
+import collections
 import re
 from typing import Any, NamedTuple
 
@@ -198,7 +199,7 @@ def test_states_of_other_optimizers_are_not_mixed() -> None:
 
 
 def test_a_class_that_moved_to_another_module_is_the_same() -> None:
-    moved = NamedTuple("Count", [("count", Any)])
+    moved = collections.namedtuple("Count", ["count"])
     moved.__module__ = "elsewhere"
     data = safejax.serialize({"a": Count(B), "b": W})
     with pytest.warns(PartialLoadWarning, match="1 missing"):

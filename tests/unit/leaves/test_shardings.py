@@ -1,5 +1,6 @@
 """Every form of `sharding=` gives one sharding for each leaf."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.layout import Format, Layout
 from jax.sharding import (
     AbstractMesh,
     AxisType,
@@ -19,6 +21,7 @@ from jax.sharding import (
     PartitionSpec as P,
 )
 
+import safejax
 from safejax._src.leaves.flatten import flatten
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.rules import sharding_rules
@@ -148,7 +151,8 @@ def test_a_tree_of_shardings_is_matched_by_keypaths(case: str) -> None:
 
 WRONG: dict[str, tuple[Any, Any, list[str]]] = {
     # The argument, the tree, and parts of the message.
-    "a spec": (P("x"), {"w": MATRIX}, ["leaf 'w'", "a PartitionSpec needs its mesh, NamedShard"]),
+    "a spec": (P("x"), {"w": MATRIX}, ["expected a Sharding, got",
+                                       "a PartitionSpec needs its mesh, NamedShard"]),
     "a mesh": (MESH, {"w": MATRIX}, ["leaf 'w'", "a mesh needs a spec, NamedSharding(mesh"]),
     "an abstract mesh": (AbstractMesh((2,), ("x",)), {"w": MATRIX}, ["'w'", "got AbstractMesh"]),
     "specs in a tree": ({"w": P("x"), "v": A}, {"w": MATRIX, "v": MATRIX},
@@ -162,7 +166,7 @@ WRONG: dict[str, tuple[Any, Any, list[str]]] = {
     "an empty tree": ({}, {"w": MATRIX}, ["leaf 'w': expected the sharding tree to be a prefix"]),
     "an empty container": ({"a": {}}, {"a": {"w": MATRIX}}, ["leaf 'a.w': expected the sharding"]),
     "all that is left out": ({"v": A}, {"w": MATRIX, "v": MATRIX, "u": [MATRIX]},
-                             ["leaf 'w'", "leaf 'u.0'", "None for JAX's default device"]),
+                             ["2 leaves ('u.0', 'w'):", "None for JAX's default device"]),
     "a flat tree for a deep one": ({"w": A}, {"m": {"w": MATRIX}}, ["leaf 'm.w'", "sharding 'w'"]),
     "deeper than the tree": ({"w": {"x": A}}, {"w": MATRIX}, ["leaf 'w'", "sharding 'w.x'"]),
     "one too many": ({"w": A, "v": A, "u": D3}, {"w": MATRIX},
@@ -224,6 +228,103 @@ def test_memory_kinds_are_kept() -> None:
     kind = DEVICES[0].default_memory().kind
     sharding = NamedSharding(MESH, P("x"), memory_kind=kind)
     assert resolved(sharding, {"w": MATRIX})["w"].memory_kind == kind
+
+
+REMEDIES: dict[str, tuple[Any, Any]] = {
+    # What is loaded, and a sharding that does not fit it.
+    "rows that do not divide": ({"w": np.zeros((7, 8), "f4")}, A),
+    "columns that do not divide": ({"w": {"k": np.zeros((8, 5), "f4")}},
+                                   NamedSharding(MESH, P(None, "y"))),
+    "by a rule": ({"w": np.zeros((7, 8), "f4")}, sharding_rules(MESH, [("w", P("x"))])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REMEDIES)
+def test_padding_as_the_error_says_makes_a_sharding_divide(case: str) -> None:
+    tree, sharding = REMEDIES[case]
+    data = safejax.serialize(tree)
+    with pytest.raises(ShardingError, match="does not divide") as caught:
+        safejax.deserialize(data, sharding=sharding)
+    told = re.search(r"pass transform=(pad\(.*?\)), or", str(caught.value))
+    assert told is not None
+    step = eval(told[1], {"pad": safejax.pad})
+    (leaf,) = jax.tree.leaves(safejax.deserialize(data, transform=step, sharding=sharding))
+    assert leaf.committed
+    if case == "by a rule":
+        assert "leaf 'w': by the rule 'w': expected a sharding" in str(caught.value)
+
+
+def test_a_spec_for_more_axes_than_there_are_names_the_rule() -> None:
+    rules = sharding_rules(MESH, [("*.bias", P("x", "y")), ("*", P())])
+    tree = {f"layer{number}": {"bias": np.zeros(8, "f4")} for number in range(50)}
+    with pytest.raises(ShardingError) as caught:
+        resolved(rules, tree)
+    message = str(caught.value)
+    assert "50 leaves ('layer0.bias', 'layer1.bias'" in message
+    assert "by the rule '*.bias': expected a sharding that divides float32[8]" in message
+    assert message.endswith("give a PartitionSpec of at most 1 entries")
+    assert len(message.splitlines()) == 2
+
+
+def test_a_list_of_devices_is_one_line() -> None:
+    with pytest.raises(ShardingError, match=r"got 8 devices: make a mesh of them, ") as caught:
+        resolved(jax.devices(), {f"w{number}": MATRIX for number in range(30)})
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_spec_is_over_the_mesh_of_the_context() -> None:
+    """(R11)"""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    rows, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
+    tree = {"w": MATRIX, "v": MATRIX}
+    with jax.set_mesh(mesh):
+        assert resolved(P("data"), tree) == {"w": rows, "v": rows}
+        assert resolved({"w": P("data"), "v": P()}, tree) == {"w": rows, "v": whole}
+        by_name = resolved(lambda name, aval: P("data") if name == "w" else None, tree)
+        assert by_name == {"w": rows}
+    data = safejax.serialize({"w": np.arange(16.0, dtype="f4")})
+    with jax.set_mesh(mesh):
+        leaf = safejax.deserialize(data, sharding=P("data"))["w"]
+    assert leaf.sharding == rows
+    assert leaf.addressable_shards[3].data.tolist() == [6.0, 7.0]
+
+
+def test_a_mesh_makes_devices_of_the_abstract_meshes_in_like() -> None:
+    """(R8)"""
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Explicit,) * 2)
+    abstract = mesh.abstract_mesh
+    like = {
+        "w": jax.ShapeDtypeStruct((8, 8), "float32", sharding=NamedSharding(abstract, P("x"))),
+        "b": jax.ShapeDtypeStruct((8,), "float32", sharding=NamedSharding(abstract, P())),
+    }
+    data = safejax.serialize({"w": np.ones((8, 8), "f4"), "b": np.ones(8, "f4")})
+    loaded = safejax.deserialize(data, like=like, sharding=mesh)
+    assert loaded["w"].sharding == NamedSharding(mesh, P("x"))
+    assert loaded["b"].sharding.mesh == mesh
+    with jax.set_mesh(mesh):
+        again = safejax.deserialize(data, like=like)
+    assert again["w"].sharding == loaded["w"].sharding
+    with pytest.raises(ShardingError, match=r"2 of 2 leaves:\n.*or pass sharding=mesh, a mesh of"):
+        safejax.deserialize(data, like=like)
+    other = jax.make_mesh((2,), ("x",), devices=jax.devices()[:2], axis_types=(AxisType.Auto,))
+    with pytest.raises(ShardingError, match="whose mesh is abstract"):
+        safejax.deserialize(data, like=like, sharding=other)
+
+
+def test_a_layout_is_refused_with_what_to_do() -> None:
+    """(R15)"""
+    sharding = SingleDeviceSharding(jax.devices()[1])
+    given = Format(Layout((1, 0)), sharding)
+    data = safejax.serialize({"w": np.ones((2, 3), "f4")})
+    for argument in (given, {"w": given}, lambda name, aval: given):
+        with pytest.raises(ShardingError, match=r"give its sharding, and call jax.device_put"):
+            safejax.deserialize(data, sharding=argument)
+    like = {"w": jax.ShapeDtypeStruct((2, 3), "float32", sharding=given)}
+    with pytest.raises(ShardingError, match=r"leaf 'w': expected a sharding in like, got the lay"):
+        safejax.deserialize(data, like=like)
+    loaded = safejax.deserialize(data, sharding=given.sharding)["w"]
+    layout: Any = jax.device_put(loaded, given).format.layout
+    assert layout.major_to_minor == (1, 0)
 
 
 # ---- rules
