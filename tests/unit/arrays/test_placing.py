@@ -753,6 +753,16 @@ for values, sharding, mine in [
 rows = LazyArray(content_of(host), "w", Placement(NamedSharding(whole, P("x")), True))
 other = jax.device_put(rows, NamedSharding(whole, P(None, "x")))
 assert float(jax.jit(lambda x: x.sum())(rows)) == float(jax.jit(lambda x: x.sum())(other)) == 496
+
+# From JAX's default device onto devices of both processes (R9), as plain arrays go.
+for sharding in (NamedSharding(whole, P("x")), NamedSharding(whole, P(None, "x"))):
+    leaf = LazyArray(content_of(host), "w")
+    for moved in (jax.device_put(leaf, sharding), jax.device_put({"a": leaf}, sharding)["a"]):
+        plain = jax.device_put(jax.numpy.asarray(host), sharding)
+        assert moved.sharding == plain.sharding and moved.committed == plain.committed
+        for one, other in zip(moved.addressable_shards, plain.addressable_shards, strict=True):
+            assert one.device == other.device
+            assert np.asarray(one.data).tobytes() == np.asarray(other.data).tobytes()
 """
 
 
