@@ -18,6 +18,7 @@ os.environ["NPROC"] = "32"
 
 import doctest
 import inspect
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -66,6 +67,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if any(path == item.path or path in item.path.parents for path in quick):
             item.add_marker(pytest.mark.quick)
+
+
+LONGEST = 4000
+"""Characters of a message that a person reads; whatever has more of it is an error's attribute."""
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_message_is_longer_than_anyone_reads() -> Iterator[None]:
+    from safejax.errors import SafejaxError  # It imports JAX.
+
+    def checked(self: SafejaxError, *args: object, **attributes: object) -> None:
+        super(SafejaxError, self).__init__(*args, **attributes)
+        assert len(str(self)) <= LONGEST, f"a message of {len(str(self))} characters: {self!s:.400}"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SafejaxError, "__init__", checked)
+        yield
 
 
 @pytest.hookimpl(optionalhook=True)

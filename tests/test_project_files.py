@@ -61,3 +61,9 @@ def test_ci_runs_with_every_lower_bound() -> None:
 def test_links_lead_to_existing_files(page: Path) -> None:
     for link in re.findall(r"\]\((?!https?://)([^)#]+)[^)]*\)", page.read_text()):
         assert (page.parent / link).exists(), link
+
+
+def test_a_message_that_nobody_reads_fails_the_test_that_causes_it() -> None:
+    assert str(safejax.SafejaxError("x" * 4000))
+    with pytest.raises(AssertionError, match="a message of 4001 characters"):
+        safejax.SafejaxError("x" * 4001)
