@@ -52,7 +52,7 @@ import safejax.objax
 from safejax._src.format.record import VERSION
 from safejax.testing import assert_trees_identical
 from tests.support.files import data_begin
-from tests.support.leaves import float_of_bits
+from tests.support.leaves import float_of_bits, weakly_typed
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 GENERATION = "v2"
@@ -174,9 +174,7 @@ def rare_dtypes() -> Any:
 
 
 def weak(dtype: str, *shape: int) -> jax.Array:
-    """A weakly typed array, which JAX makes of numbers and of nothing else."""
-    aval = jax.ShapeDtypeStruct(shape, dtype, weak_type=True)
-    return jnp.zeros_like(aval).at[...].set(jnp.asarray(pattern("i1", *shape), dtype))
+    return weakly_typed(jnp.asarray(pattern("i1", *shape), dtype))
 
 
 def weak_types() -> Any:
