@@ -12,7 +12,7 @@ from safejax._src.adapter import Source, explain_missing, fetch
 from safejax._src.arrays.jax_private import current_mesh
 from safejax._src.checkpoint.options import LoadOptions, Options, parse_options, shows_options
 from safejax._src.leaves.flatten import flatten
-from safejax._src.leaves.leaf import is_array
+from safejax._src.leaves.leaf import is_array, is_weakly_typed
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import apply
 from safejax._src.pytrees.structure import EMPTY
@@ -159,4 +159,5 @@ def _expected(variable: Any) -> Any:
     if mesh is None or not named or getattr(value, "committed", False):
         return value
     (sharding,) = jax.tree_util.tree_leaves(nnx.get_named_sharding(variable, mesh))
-    return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)
+    weak_type = is_weakly_typed(value)
+    return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding, weak_type=weak_type)

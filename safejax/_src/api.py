@@ -200,7 +200,12 @@ def abstract(tree: Any) -> Any:
             return leaf
         # JAX may move an uncommitted array to others; a sharding in like would commit it.
         aval = aval_of(leaf)
-        return jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=committed_sharding(leaf))
+        return jax.ShapeDtypeStruct(
+            aval.shape,
+            aval.dtype,
+            sharding=committed_sharding(leaf),
+            weak_type=aval.weak_type,
+        )
 
     return jax.tree.map(of_leaf, tree)
 

@@ -9,18 +9,19 @@ import numpy as np
 from safejax._src.arrays.materialize import materialize
 from safejax._src.checkpoint.codec import encode
 from safejax._src.leaves.flatten import flatten
-from safejax._src.leaves.leaf import content_of, is_array
+from safejax._src.leaves.leaf import content_of, describe, is_array, is_weakly_typed
 from safejax._src.leaves.steps import Chain, Step, chain
 from safejax._src.pytrees.walk import walk
 from safejax._src.reading.log import observe_reads
 
 
 def assert_trees_identical(actual: Any, expected: Any) -> None:
-    """Fail unless two pytrees agree in structure, dtypes, shapes, shardings and every bit.
+    """Fail unless two pytrees agree in structure, types, shapes, shardings and every bit.
 
     The structure is the treedef: container types, keys and their order. Bits are compared as they
     are stored, so NaN payloads and -0.0 matter, and a lazy leaf is compared with all 64 bits in
-    its file. Shardings are compared where the expected leaf is committed.
+    its file. The type is the dtype, and whether JAX takes the leaf for weakly typed. Shardings are
+    compared where the expected leaf is committed.
 
     Raises `AssertionError`, which names the first leaf that differs and says how.
 
@@ -36,6 +37,7 @@ def assert_trees_identical(actual: Any, expected: Any) -> None:
     entries = walk(actual).entries
     for name, leaf in walk(expected).entries.items():
         assert_same_bits(entries[name], leaf, name)
+        _assert_same_weak_type(entries[name], leaf, name)
         _assert_same_sharding(entries[name], leaf, name)
 
 
@@ -123,6 +125,16 @@ def _scalar_bits(value: Any) -> Any:
     if isinstance(value, complex):
         return struct.pack("<dd", value.real, value.imag)
     return value
+
+
+def _assert_same_weak_type(actual: Any, expected: Any, name: str) -> None:
+    found, wanted = is_weakly_typed(actual), is_weakly_typed(expected)
+    if found != wanted:
+        kinds = {True: "a weakly typed array", False: "a strongly typed array"}
+        raise AssertionError(
+            f"leaf {name!r}: expected {kinds[wanted]}, {describe(expected)}, got {kinds[found]}, "
+            f"{describe(actual)}"
+        )
 
 
 def _assert_same_sharding(actual: Any, expected: Any, name: str) -> None:

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from numpy.typing import NDArray
 
+from safejax._src.arrays.lazy import LazyArray
 from safejax._src.dtypes import is_floating
-from safejax._src.leaves.leaf import aval_of, is_array
+from safejax._src.leaves.leaf import aval_of, content_of, is_array
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import chain
 from safejax._src.transforms.cast import cast
@@ -69,13 +70,14 @@ def arrays(
 
     Elements are drawn as raw bits, so that NaN payloads, infinities, subnormals and -0.0 occur.
     While JAX's x64 mode is off, 64-bit arrays are NumPy arrays. NumPy arrays may be
-    Fortran-ordered or read-only.
+    Fortran-ordered or read-only. JAX arrays of the dtypes of Python's numbers may be weakly typed.
     """
     chosen = draw(st.sampled_from(ALL_DTYPES)) if dtype is None else np.dtype(dtype)
     sides = draw(shapes()) if shape is None else shape
     array = _from_bits(draw, chosen, sides)
     if _is_placeable(chosen) and draw(st.booleans()):
-        return jax.device_put(array)
+        weak = chosen in _weak_dtypes() and draw(st.booleans())
+        return _weakly_typed(array) if weak else jax.device_put(array)
     if draw(st.booleans()):
         array = np.asfortranarray(array)
     array.flags.writeable = draw(st.booleans())
@@ -86,6 +88,18 @@ def _is_placeable(dtype: np.dtype[Any]) -> bool:
     """Whether JAX can make arrays of the dtype on the CPU without changing it."""
     unfinished = dtype.name.startswith("float6") or dtype.name in ("int1", "uint1")
     return jax.dtypes.canonicalize_dtype(dtype) == dtype and not unfinished
+
+
+def _weak_dtypes() -> set[Any]:
+    """The dtypes of the arrays that JAX makes of Python's numbers."""
+    return {jax.dtypes.canonicalize_dtype(number) for number in (int, float, complex)}
+
+
+def _weakly_typed(array: NDArray[Any]) -> jax.Array:
+    """The array on JAX's default device, weakly typed, with the same bits."""
+    content = content_of(array)
+    assert content is not None
+    return LazyArray(content._replace(weak_type=True), "weak").placed()
 
 
 def _from_bits(draw: st.DrawFn, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:

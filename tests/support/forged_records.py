@@ -50,7 +50,8 @@ FORGED: Final[dict[str, Any]] = {
     # Its version.
     "no version": "{}",
     "version 0": {"version": 0},
-    "version 2": {"version": 2},
+    "version 3": {"version": 3},
+    "version 2.0": '{"version": 2.0}',
     "version true": {"version": True},
     "version 1.0": '{"version": 1.0}',
     "version '1'": {"version": "1"},
@@ -151,6 +152,16 @@ FORGED: Final[dict[str, Any]] = {
     "key that is no uint32": {"keys": {"w": "threefry2x32"}},
     "key with a recorded dtype": {"keys": {"l.0": "threefry2x32"}, "dtypes": {"l.0": "uint4"}},
     "key a number": {"keys": {"k": 1}},
+    # Weak types.
+    "weak in version 1": {"weak": ["w"]},
+    "weak null": {"version": 2, "weak": None},
+    "weak an object": {"version": 2, "weak": {"w": True}},
+    "weak a string": {"version": 2, "weak": "w"},
+    "weak of numbers": {"version": 2, "weak": [1]},
+    "weak of a name twice": {"version": 2, "weak": ["w", "w"]},
+    "weak of a name that is not there": {"version": 2, "weak": ["gone"]},
+    "weak of a value": {"version": 2, "values": {"x": 1}, "weak": ["x"]},
+    "weak of keys": {"version": 2, "keys": {"k": "threefry2x32"}, "weak": ["k"]},
 }  # fmt: skip
 """Records of which each is refused."""
 

@@ -4,6 +4,7 @@ import struct
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import safejax
@@ -66,3 +67,11 @@ def float_of_bits(bits: int) -> float:
 def through_file(tree: Any, transform: Any) -> Any:
     """What a file of `tree` gives when it is loaded with `transform`."""
     return safejax.deserialize(safejax.serialize(tree), transform=transform)
+
+
+def weakly_typed(array: jax.Array) -> jax.Array:
+    """The array, weakly typed: the result of a program that was compiled for such an array."""
+    aval = jax.ShapeDtypeStruct(array.shape, array.dtype, weak_type=True)
+    result = jax.jit(jnp.copy).lower(aval).compile()(array)
+    assert result.weak_type
+    return result

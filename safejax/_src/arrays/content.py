@@ -1,4 +1,4 @@
-"""Contents: what a leaf holds on the host: a view, and the implementation of typed keys."""
+"""Contents: what a leaf holds on the host: a view, and what a view cannot tell of its type."""
 
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, final
@@ -37,11 +37,14 @@ class Content(NamedTuple):
     """The content of a leaf.
 
     For a typed key array, `view` is its key data, uint32 with the axes of a single key last, and
-    `key` is the name of the implementation. For any other leaf, `key` is None.
+    `key` is the name of the implementation. For any other leaf, `key` is None. `weak_type` is
+    that of JAX's arrays: a weakly typed leaf takes the dtype of what it is combined with. Arrays
+    of NumPy and keys are never weakly typed.
     """
 
     view: View
     key: str | None = None
+    weak_type: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -52,3 +55,7 @@ class Content(NamedTuple):
     def key_axes(self) -> int:
         """The number of trailing axes of `view` that belong to a single key."""
         return 0 if self.key is None else len(key_data_shape(self.key))
+
+    def of(self, view: View) -> "Content":
+        """The content of the same type that has the values of `view`, whose dtype is the same."""
+        return Content(view, self.key, self.weak_type)

@@ -32,31 +32,38 @@ class Family(ABC):
 
 @final
 class Tensors(Family):
-    """Tensors of the same dtype and window in one source; the number is that of the first byte."""
+    """Tensors of the same type and window in one source; the number is that of the first byte."""
 
-    __slots__ = ("_dtype", "_source", "_window")
+    __slots__ = ("_dtype", "_source", "_weak_type", "_window")
 
-    def __init__(self, source: Source, dtype: Dtype, window: Window) -> None:
+    def __init__(
+        self, source: Source, dtype: Dtype, window: Window, *, weak_type: bool = False
+    ) -> None:
         self._source = source
         self._dtype = dtype
         self._window = window
+        self._weak_type = weak_type
 
     def in_source(self, source: Source) -> Self:
         """The same tensors of another source."""
-        return self if source is self._source else type(self)(source, self._dtype, self._window)
+        if source is self._source:
+            return self
+        return type(self)(source, self._dtype, self._window, weak_type=self._weak_type)
 
     def content(self, number: int) -> Content:
-        return Content(Strided(self._source, number, self._dtype, self._window))
+        view = Strided(self._source, number, self._dtype, self._window)
+        return Content(view, None, self._weak_type)
 
 
 @final
 class Rows(Family):
     """The rows of a leaf; the number is the index of the row."""
 
-    __slots__ = ("_shown", "_view", "size")
+    __slots__ = ("_shown", "_view", "_weak_type", "size")
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: View, *, weak_type: bool = False) -> None:
         self._view = view
+        self._weak_type = weak_type
         self.size = view.shape[0]
         # In memory or in a mapped file, a row is an index into one array. The last entry is the
         # number of bytes in a row.
@@ -74,10 +81,12 @@ class Rows(Family):
         view = content.view
         if content.key is not None or not view.is_window:
             return None
-        return cls(view) if view.shape and view.size else None
+        if not view.shape or not view.size:
+            return None
+        return cls(view, weak_type=content.weak_type)
 
     def content(self, number: int) -> Content:
-        return Content(self._view.row(number))
+        return Content(self._view.row(number), None, self._weak_type)
 
     def read(self, number: int) -> NDArray[Any]:
         if self._shown is None:

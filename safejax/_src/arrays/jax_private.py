@@ -84,6 +84,7 @@ def array_of_blocks(
     blocks: Mapping[Any, NDArray[Any]],
     *,
     committed: bool,
+    weak_type: bool = False,
 ) -> jax.Array:
     """The array whose part on each device of this process is the block that it is given.
 
@@ -91,9 +92,10 @@ def array_of_blocks(
     `jax.device_put` asks first: it takes a third of its time for one device, an eighth for eight.
     """
     if _batched_device_put is None or not blocks:
-        return _array_of_arrays(shape, dtype, sharding, blocks, committed=committed)
+        array = _array_of_arrays(shape, dtype, sharding, blocks, committed=committed)
+        return _weakly_typed(array) if weak_type else array
     return _batched_device_put(
-        aval=abstract_value(shape, dtype, sharding),
+        aval=abstract_value(shape, dtype, sharding, weak_type),
         sharding=sharding,
         xs=list(blocks.values()),
         devices=list(blocks),
@@ -124,15 +126,29 @@ def _array_of_arrays(
     return jax.make_array_from_single_device_arrays(shape, sharding, arrays, dtype=dtype)
 
 
+def _weakly_typed(array: jax.Array) -> jax.Array:
+    """The same buffers as a weakly typed array, which is public only as a jitted function's result.
+
+    A process that holds none of the array could not run that function.
+    """
+    aval = abstract_value(array.shape, array.dtype, array.sharding, True)
+    parts = [shard.data for shard in array.addressable_shards]
+    array_of: Callable[..., jax.Array] = concrete_array_type()
+    return array_of(aval, array.sharding, parts, committed=array.committed)
+
+
 @functools.lru_cache(maxsize=8192)
-def abstract_value(shape: tuple[int, ...], dtype: Any, sharding: Sharding) -> Any:
+def abstract_value(
+    shape: tuple[int, ...], dtype: Any, sharding: Sharding, weak_type: bool = False
+) -> Any:
     """What a trace sees of an array: its aval, with the sharding where meshes are explicit.
 
     Of this dtype whatever the x64 mode is, and equal to that of an array that `jax.device_put`
     has put there.
     """
     with jax.enable_x64(True):
-        aval: Any = jax.typeof(jax.ShapeDtypeStruct(shape, dtype, sharding=sharding))
+        abstract = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding, weak_type=weak_type)
+        aval: Any = jax.typeof(abstract)
     # `jax.typeof` asks shardings of a mesh alone for the memory; JAX has keys on the device.
     if sharding.memory_kind == "pinned_host" and not isinstance(sharding, NamedSharding):
         return aval if is_key(dtype) else aval.update(memory_space=jax.memory.Space.Host)

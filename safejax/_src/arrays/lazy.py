@@ -83,10 +83,10 @@ class LazyArray(jax.Array):
             dtype = key_dtype(content.key)
         elif dtype is None:
             dtype = jax.dtypes.canonicalize_dtype(content.view.dtype)
-        self._aval = abstract_value(content.shape, dtype, placement.sharding)
+        self._aval = abstract_value(content.shape, dtype, placement.sharding, content.weak_type)
 
     def sibling(self, family: Family, number: int, name: str) -> "LazyArray":
-        """A leaf of the same load, placement, shape and dtype, that holds `number` of a family."""
+        """A leaf of the same load, placement and type, that holds `number` of a family."""
         leaf = LazyArray.__new__(LazyArray)
         leaf._content = (family, number)
         leaf._name = name
@@ -150,7 +150,7 @@ class LazyArray(jax.Array):
     @property
     def weak_type(self) -> bool:
         self._refuse_for_keys("weak_type")
-        return False
+        return self._aval.weak_type
 
     @property
     def sharding(self) -> Sharding:
@@ -183,7 +183,8 @@ class LazyArray(jax.Array):
         return cast("Any", self.placed()).format
 
     def _refuse_for_keys(self, attribute: str) -> None:
-        if self.content.key is not None:
+        content = self._content  # No family has keys.
+        if isinstance(content, Content) and content.key is not None:
             raise AttributeError(f"'LazyArray' object has no attribute {attribute!r}")
 
     @property
@@ -233,6 +234,12 @@ class LazyArray(jax.Array):
     def at_placement(self, placement: Placement) -> "LazyArray":
         """The same leaf, unread, bound for other devices."""
         return self._with(self.content, placement)
+
+    def with_weak_type(self, weak_type: bool) -> "LazyArray":
+        """The same leaf, unread, weakly typed or not; itself if it is so already."""
+        if self._aval.weak_type == weak_type:
+            return self
+        return self._with(self.content._replace(weak_type=weak_type), self._placement)
 
     def _with(self, content: Content, placement: Placement | None) -> "LazyArray":
         # The dtype too: the x64 mode may have changed since this leaf was made.
@@ -288,8 +295,7 @@ class LazyArray(jax.Array):
 
     def _place(self) -> Placed:
         content, placement, dtype = self.content, self._placement, self._placed_dtype()
-        view = content.view
-        placed = place(view, dtype, content.key, placement, self._name)
+        placed = place(content, dtype, placement, self._name)
         assert content.key is not None or placed.array.aval == self._aval
         return placed
 
@@ -348,7 +354,7 @@ class LazyArray(jax.Array):
             placement = None if basic is None else self._placement_of_part(basic)
             if basic is not None and placement is not None:
                 content = self.content
-                return self._with(Content(content.view.index(basic), content.key), placement)
+                return self._with(content.of(content.view.index(basic)), placement)
         return self.placed()[with_placed(index, LazyArray)]
 
     def __array_module__(self, types: Any) -> Any:

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSha
 from numpy.typing import NDArray
 
 from safejax._src.arrays import jax_private
-from safejax._src.arrays.content import key_data_shape
+from safejax._src.arrays.content import Content, key_data_shape
 from safejax._src.arrays.precision import narrowed
 from safejax._src.dtypes import Dtype
 from safejax._src.reading.memory import ALIGNMENT, Allocator, Arena, aligned_empty
@@ -71,16 +71,17 @@ def is_in_default_memory(sharding: Sharding) -> bool:
     return kind is None or kind == device.default_memory().kind
 
 
-def place(view: View, dtype: Dtype, key: str | None, placement: Placement, name: str) -> Placed:
-    """The array of a view, as `dtype`, where `placement` says.
+def place(content: Content, dtype: Dtype, placement: Placement, name: str) -> Placed:
+    """The array of a content, as `dtype`, where `placement` says.
 
-    With `key` the view is a key's data, uint32 with the key's own axes last, and a typed key
-    array comes back. `name` is what errors call the leaf.
+    For keys, `dtype` is that of the key data, and a typed key array comes back. `name` is what
+    errors call the leaf.
 
     Raises `PrecisionError` where a narrower integer `dtype` cannot hold a value; whatever is
     raised says for which leaf.
     """
-    task = _Task(view, dtype, name)
+    key = content.key
+    task = _Task(content.view, dtype, content.weak_type, name)
     try:
         if key is None:
             return _placed(task, placement)
@@ -122,6 +123,7 @@ class _Task(NamedTuple):
 
     view: View
     dtype: Dtype
+    weak_type: bool
     name: str
 
 
@@ -145,6 +147,7 @@ def _placed(task: _Task, placement: Placement) -> Placed:
         sharding,
         {device: block.values for device, block in blocks.items()},
         committed=placement.committed,
+        weak_type=task.weak_type,
     )
     # Replicas share a block.
     mapped = {id(block): block.values for block in blocks.values() if block.is_mapped}

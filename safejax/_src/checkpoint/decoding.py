@@ -46,35 +46,47 @@ def open_leaves(source: File, *, verify: bool = False) -> Leaves:
     notice, placement = NarrowingNotice(), default_placement()
     special = record.dtypes.keys() | record.keys.keys()
     entries: dict[str, Any] = {}
-    # Most tensors of a file have the same dtype and shape as another one.
-    models: dict[tuple[str, tuple[int, ...]], tuple[LazyArray, Tensors]] = {}
+    # Most tensors of a file have the same type and shape as another one.
+    models: dict[tuple[str, tuple[int, ...], bool], tuple[LazyArray, Tensors]] = {}
     for name, tensor in header.tensors.items():
         data: Source = source
         if digests is not None and tensor.end > tensor.begin:
             data = VerifiedSource(source, name, (tensor.begin, tensor.end), digests)
-        alike = models.get((tensor.code, tensor.shape))
+        weak_type = name in record.weak
+        alike = models.get((tensor.code, tensor.shape, weak_type))
         if alike is not None and name not in special:
             model, tensors = alike
             entries[name] = model.sibling(tensors.in_source(data), tensor.begin, name)
             continue
         view = _view(data, name, tensor, record)
-        content = Content(view, record.keys.get(name))
+        content = Content(view, record.keys.get(name), weak_type)
         _check_key(name, content, file)
         leaf = entries[name] = LazyArray(content, name, placement, notice)
         if name not in special and view.source is data:
-            models[tensor.code, tensor.shape] = leaf, Tensors(data, view.dtype, view.window)
+            tensors = Tensors(data, view.dtype, view.window, weak_type=weak_type)
+            models[tensor.code, tensor.shape, weak_type] = leaf, tensors
     return Leaves({**entries, **record.values}, record.structure, metadata)
 
 
 def _check_of_tensors(header: Header, record: Record, file: str) -> None:
-    """Raise `InvalidFileError` if a recorded dtype or key is that of a tensor not in the file."""
+    """Raise `InvalidFileError` unless what is recorded of tensors is of those in the file."""
     tensors = header.tensors.keys()
-    for what, names in (("dtypes", record.dtypes), ("keys", record.keys)):
-        for name in names.keys() - tensors:
+    of_tensors: tuple[tuple[str, Set[str]], ...] = (
+        ("dtypes", record.dtypes.keys()),
+        ("keys", record.keys.keys()),
+        ("weak types", record.weak),
+    )
+    for what, names in of_tensors:
+        for name in names - tensors:
             raise InvalidFileError(
                 f"{file}: invalid record: expected {what} of tensors in the file, got one for "
                 f"{name!r}, which is not there"
             )
+    for name in record.weak & record.keys.keys():
+        raise InvalidFileError(
+            f"{file}: invalid record: expected weak types of tensors that are no keys, got one for "
+            f"{name!r}, which has keys"
+        )
 
 
 def check_structure(record: Record, tensors: Set[str], file: str) -> None:

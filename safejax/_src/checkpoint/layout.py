@@ -124,6 +124,7 @@ def layout(leaves: Leaves, file: str, *, checksum: bool = False) -> Layout:
     values: dict[str, Any] = {}
     recorded: dict[str, str] = {}
     keys: dict[str, str] = {}
+    weak: set[str] = set()
     for name, leaf in leaves.items():
         check_leaf(name, leaf)
         if not is_array(leaf):
@@ -140,10 +141,12 @@ def layout(leaves: Leaves, file: str, *, checksum: bool = False) -> Layout:
             recorded[name] = stored.recorded
         if content.key is not None:
             keys[name] = content.key
+        if content.weak_type:
+            weak.add(name)
         views[name] = (content.view, stored)
     entries = data_order([_entry(name, stored) for name, (_, stored) in views.items()])
     digests = _no_digests_yet(entries) if checksum else None
-    record = Record(_of_these(leaves), values, recorded, keys, digests)
+    record = Record(_of_these(leaves), values, recorded, keys, weak, digests)
     head = _head(entries, leaves.metadata, record, file)
     begin = len(head)
     extents: list[Extent] = []

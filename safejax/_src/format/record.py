@@ -1,12 +1,13 @@
 """The record: what a header cannot express, as one JSON string in the file's metadata.
 
 It describes the tree (`kinds`, `paths`), leaves that are not arrays (`values`), and properties
-of single tensors (`dtypes`, `keys`, `digests`). Nothing in it names code to run or import: a
-class's name is looked up among the containers that an adapter has registered, and a container
+of single tensors (`dtypes`, `keys`, `weak`, `digests`). Nothing in it names code to run or import:
+a class's name is looked up among the containers that an adapter has registered, and a container
 whose class is not among them becomes a dict.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeVar, final
 
 from safejax._src.format import strict_json
@@ -26,7 +27,8 @@ from safejax._src.pytrees.structure import MAX_DEPTH, Empty, Scalar, Structure, 
 from safejax._src.reading.digests import ALGORITHM, DIGEST_BYTES, Digests
 from safejax.errors import InvalidFileError, TransformError
 
-VERSION: Final = 1
+VERSION: Final = 2
+"""The newest version. A record is written in the first version that has all of its fields."""
 
 RECORD_KEY: Final = "safejax"
 """The key in a file's metadata under which safejax stores its record."""
@@ -34,9 +36,12 @@ RECORD_KEY: Final = "safejax"
 DEFAULT_FORMAT: Final = "pt"
 """The default `format` in the metadata: transformers and huggingface_hub refuse files without."""
 
-_FIELDS: Final = frozenset(
+_FIRST: Final = frozenset(
     {"version", "format", "kinds", "paths", "values", "dtypes", "keys", "digests"}
 )
+_FIELDS: Final[Mapping[int, frozenset[str]]] = MappingProxyType({1: _FIRST, 2: _FIRST | {"weak"}})
+"""The fields of each version."""
+
 _DIGEST_FIELDS: Final = frozenset({"algorithm", "block_bytes", "tensors"})
 
 _T = TypeVar("_T")
@@ -47,7 +52,8 @@ class Record(NamedTuple):
     """A file's record. `values` maps names to scalars, strings, None and `EMPTY`.
 
     `dtypes` gives the true dtype of tensors that are stored under another code, `keys` the
-    implementation of typed key arrays; the bytes of tensors are checked against `digests`.
+    implementation of typed key arrays, `weak` the names of weakly typed arrays; the bytes of
+    tensors are checked against `digests`.
     `adds_format` is true if the user's metadata has no `format`, and the file's is ours.
     """
 
@@ -55,6 +61,7 @@ class Record(NamedTuple):
     values: Mapping[str, Scalar | Empty | None] = {}
     dtypes: Mapping[str, str] = {}
     keys: Mapping[str, str] = {}
+    weak: Set[str] = frozenset()
     digests: Digests | None = None
     adds_format: bool = False
 
@@ -83,7 +90,7 @@ def _written(table: Mapping[str, Any]) -> str:
 
 
 def _table(record: Record) -> dict[str, Any]:
-    table: dict[str, Any] = {"version": VERSION}
+    table: dict[str, Any] = {"version": 2 if record.weak else 1}
     if record.structure.kinds:
         table["kinds"] = _sorted(record.structure.kinds, kind_to_json)
     if record.structure.paths:
@@ -94,6 +101,8 @@ def _table(record: Record) -> dict[str, Any]:
         table["dtypes"] = _sorted(record.dtypes, str)
     if record.keys:
         table["keys"] = _sorted(record.keys, str)
+    if record.weak:
+        table["weak"] = sorted(record.weak)
     if record.digests is not None:
         table["digests"] = {
             "algorithm": ALGORITHM,
@@ -132,11 +141,14 @@ def _sorted(table: Mapping[str, _T], to_json: Callable[[_T], Any]) -> dict[str, 
 def _record(table: Any) -> Record:
     table = json_object(table, "the record")
     version = table.get("version")
-    if type(version) is not int or version != VERSION:
-        raise ValueError(f"expected version {VERSION}, got {version!r}: a newer safejax wrote it")
-    unknown = table.keys() - _FIELDS
+    if type(version) is not int or version not in _FIELDS:
+        raise ValueError(
+            f"expected a version of 1 to {VERSION}, got {version!r}: a newer safejax wrote it"
+        )
+    fields = _FIELDS[version]
+    unknown = table.keys() - fields
     if unknown:
-        raise ValueError(f"expected the fields {sorted(_FIELDS)}, got {sorted(unknown)}")
+        raise ValueError(f"expected the fields {sorted(fields)}, got {sorted(unknown)}")
     if table.get("format", "default") != "default":
         raise ValueError(f"expected format 'default', got {table['format']!r}")
     kinds = {
@@ -169,9 +181,18 @@ def _record(table: Any) -> Record:
             name: json_string(item)
             for name, item in json_object(table.get("keys", {}), "keys").items()
         },
+        _names(table.get("weak", [])),
         _digests(table["digests"]) if "digests" in table else None,
         "format" in table,
     )
+
+
+def _names(item: Any) -> frozenset[str]:
+    listed = json_strings(item)
+    names = frozenset(listed)
+    if len(names) != len(listed):
+        raise ValueError("expected each name in weak once, got one twice")
+    return names
 
 
 def _digests(item: Any) -> Digests:

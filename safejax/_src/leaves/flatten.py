@@ -135,7 +135,9 @@ def assemble(
 
 def _bound(name: str, leaf: Any, sharding: Sharding) -> Any:
     if isinstance(leaf, jax.ShapeDtypeStruct):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        return jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=sharding, weak_type=leaf.weak_type
+        )
     placement = Placement(sharding, committed=True)
     if isinstance(leaf, LazyArray):
         return leaf.at_placement(placement)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from safejax._src.arrays.content import Content, is_key, key_data_shape, key_dtype
 from safejax._src.arrays.lazy import LazyArray
+from safejax._src.arrays.placing import Placement
 from safejax._src.dtypes import stored_as
 from safejax._src.pytrees.structure import EMPTY
 from safejax._src.reading.array import AbstractSource, ArraySource
@@ -86,7 +87,7 @@ def content_of(leaf: object) -> Content | None:
                 f"{leaf.sharding}, a part of which is on other processes: gather it first, with "
                 "jax.experimental.multihost_utils.process_allgather"
             )
-        return Content(_view_of_array(leaf), key)
+        return Content(_view_of_array(leaf), key, key is None and leaf.weak_type)
     if isinstance(leaf, np.ndarray | np.generic):
         return Content(_view_of_array(np.asarray(leaf)))
     if isinstance(leaf, jax.ShapeDtypeStruct):
@@ -97,7 +98,8 @@ def content_of(leaf: object) -> Content | None:
             key = key_of_dtype(dtype)
             shape, dtype = (*shape, *key_data_shape(key)), np.dtype(np.uint32)
         window = Window.whole(shape)
-        return Content(Strided(AbstractSource(), 0, np.dtype(dtype), window), key)
+        view = Strided(AbstractSource(), 0, np.dtype(dtype), window)
+        return Content(view, key, key is None and leaf.weak_type)
     return None
 
 
@@ -105,10 +107,22 @@ def like_leaf(leaf: Any, content: Content, name: str) -> Any:
     """A leaf that holds `content`, as abstract, or as bound for its devices, as `leaf` is."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
         dtype = content.view.dtype if content.key is None else key_dtype(content.key)
-        return jax.ShapeDtypeStruct(content.shape, dtype)
+        return jax.ShapeDtypeStruct(content.shape, dtype, weak_type=content.weak_type)
     if isinstance(leaf, LazyArray):
         return leaf if content is leaf.content else LazyArray(content, name)
     return LazyArray(content, name)
+
+
+def with_weak_type(leaf: Any, weak_type: bool, name: str) -> Any:
+    """The array leaf, unread, weakly typed or not; itself if it is so already."""
+    if isinstance(leaf, LazyArray):
+        return leaf.with_weak_type(weak_type)
+    if is_weakly_typed(leaf) == weak_type:
+        return leaf
+    content = content_at(name, leaf)._replace(weak_type=weak_type)
+    if isinstance(leaf, jax.Array):
+        return LazyArray(content, name, Placement(leaf.sharding, leaf.committed))
+    return like_leaf(leaf, content, name)
 
 
 def _view_of_array(array: jax.Array | NDArray[Any]) -> View:
@@ -135,23 +149,28 @@ def content_at(name: str, leaf: Any) -> Content:
 
 
 def aval_of(leaf: Any) -> jax.ShapeDtypeStruct:
-    """The shape and dtype that an array leaf will have once it is placed; reads nothing."""
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-    if isinstance(leaf, jax.Array):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    """The shape and type that an array leaf will have once it is placed; reads nothing."""
+    if isinstance(leaf, jax.ShapeDtypeStruct | jax.Array):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=is_weakly_typed(leaf))
     content = content_of(leaf)
     assert content is not None
-    if content.key is not None:
-        return jax.ShapeDtypeStruct(content.shape, key_dtype(content.key))
     return jax.ShapeDtypeStruct(content.shape, jax.dtypes.canonicalize_dtype(content.view.dtype))
 
 
+def is_weakly_typed(leaf: Any) -> bool:
+    """Whether an array leaf is weakly typed; those of NumPy and keys never are."""
+    return getattr(leaf, "weak_type", False)
+
+
 def describe(leaf: Any) -> str:
-    """A short description of a leaf for messages: `float32[4,3]`, `int 3`, `None`."""
+    """A short description of a leaf for messages: `float32[4,3]`, `int 3`, `None`.
+
+    A weakly typed array has a tilde before its dtype, as in JAX.
+    """
     if is_array(leaf):
         name = getattr(leaf.dtype, "name", str(leaf.dtype))
-        return f"{name}[{','.join(map(str, leaf.shape))}]"
+        weak = "~" if is_weakly_typed(leaf) else ""
+        return f"{weak}{name}[{','.join(map(str, leaf.shape))}]"
     if is_scalar(leaf):
         # Python refuses to write very long ints in decimal.
         long = isinstance(leaf, int) and leaf.bit_length() > 128

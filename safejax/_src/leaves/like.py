@@ -12,7 +12,15 @@ from safejax._src.arrays.content import is_key
 from safejax._src.arrays.lazy import LazyArray
 from safejax._src.collector import collector_paused
 from safejax._src.leaves.classes import Classes
-from safejax._src.leaves.leaf import aval_of, check_leaf, content_at, is_array, is_scalar
+from safejax._src.leaves.leaf import (
+    aval_of,
+    check_leaf,
+    content_at,
+    is_array,
+    is_scalar,
+    is_weakly_typed,
+    with_weak_type,
+)
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.report import SHOWN, Report
 from safejax._src.pytrees.structure import EMPTY
@@ -84,12 +92,20 @@ _REFUSED: Final = object()
 def _accepted(name: str, found: Any, expected: Any) -> Any:
     """The leaf that takes the place of `expected`, or `_REFUSED` if `found` does not match it."""
     if is_array(expected):
+        weak_type = is_weakly_typed(expected)
         if is_array(found):
-            return found if _same_aval(aval_of(found), aval_of(expected)) else _REFUSED
-        return _as_array(name, found, aval_of(expected)) if is_scalar(found) else _REFUSED
+            same = _same_aval(aval_of(found), aval_of(expected))
+            return with_weak_type(found, weak_type, name) if same else _REFUSED
+        accepted = _as_array(name, found, aval_of(expected)) if is_scalar(found) else _REFUSED
+        return accepted if accepted is _REFUSED else with_weak_type(accepted, weak_type, name)
     if is_array(found):
         is_number = is_scalar(expected) and not isinstance(expected, str)
-        return found if is_number and found.shape == () and not is_key(found.dtype) else _REFUSED
+        if not is_number or found.shape != () or is_key(found.dtype):
+            return _REFUSED
+        # JAX takes a Python number for a weakly typed scalar, but a bool for a strong one.
+        own = jax.dtypes.canonicalize_dtype(type(expected))
+        is_own = type(expected) is not bool and _canonical(aval_of(found)) == own
+        return with_weak_type(found, True, name) if is_own else found
     same = found is expected if expected is EMPTY else type(found) is type(expected)
     return found if same else _REFUSED
 

@@ -10,6 +10,7 @@ from safejax._src.arrays.placing import alignment_for
 from safejax._src.checkpoint.opening import Path, open_path, shown_path
 from safejax._src.checkpoint.options import LoadOptions, Options, parse_options, shows_options
 from safejax._src.leaves.flatten import flatten
+from safejax._src.leaves.leaf import is_weakly_typed
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import apply
 from safejax._src.planning.plan import BlockPlan, Cost, LeafPlan, Plan
@@ -106,7 +107,8 @@ def _leaf_plan(name: str, leaf: LazyArray) -> LeafPlan:
                     block.has_barrier,
                 )
             )
-    return LeafPlan(name, leaf.shape, dtype, leaf.sharding, tuple(blocks))
+    weak_type = is_weakly_typed(leaf)
+    return LeafPlan(name, leaf.shape, dtype, leaf.sharding, tuple(blocks), weak_type)
 
 
 def _is_in_place(view: View, devices: list[Any]) -> bool:

@@ -40,13 +40,14 @@ class BlockPlan:
 @final
 @dataclass(frozen=True, slots=True)
 class LeafPlan:
-    """A leaf: its shape and dtype once it is placed, its sharding, and its distinct blocks."""
+    """A leaf: its shape and type once it is placed, its sharding, and its distinct blocks."""
 
     name: str
     shape: tuple[int, ...]
     dtype: Any
     sharding: Any
     blocks: tuple[BlockPlan, ...]
+    weak_type: bool = False
 
     @property
     def in_place(self) -> bool:

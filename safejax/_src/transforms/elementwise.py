@@ -60,7 +60,8 @@ class Elementwise(Transform):
                 "are read by themselves; apply it to loaded arrays instead"
             )
         on_blocks = _OnBlocks(self.function, result.dtype, repr(self), name)
-        return Content(Pointwise(content.view, on_blocks, result.dtype))
+        weak_type = content.weak_type and result.dtype == probe.dtype
+        return Content(Pointwise(content.view, on_blocks, result.dtype), None, weak_type)
 
     @property
     def inverse(self) -> "Elementwise":

@@ -58,14 +58,14 @@ class Resize(Transform):
             return content
         if not self.grows:
             index = (*(slice(None),) * axis, slice(0, self.to))
-            return Content(content.view.index(index), content.key)
+            return content.of(content.view.index(index))
         if content.key is not None:
             raise TransformError(
                 f"{self!r}: leaf {name!r}: expected numbers, got typed keys: narrow the pattern"
             )
         added = (*shape[:axis], self.to - size, *shape[axis + 1 :])
         padding = constant(self._fill(name, content.view.dtype), added)
-        return Content(concatenation((content.view, padding), axis))
+        return content.of(concatenation((content.view, padding), axis))
 
     def _fill(self, name: str, dtype: Dtype) -> np.ndarray[Any, Any]:
         with np.errstate(all="ignore"):

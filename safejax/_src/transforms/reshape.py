@@ -43,7 +43,7 @@ class Reshape(Transform):
                 "correct the shape"
             )
         own = content.view.shape[len(found) :]
-        return Content(content.view.reshape((*shape, *own)), content.key)
+        return content.of(content.view.reshape((*shape, *own)))
 
     @property
     def inverse(self) -> "Reshape":

@@ -65,7 +65,7 @@ class Split(Transform):
         lead = (slice(None),) * axis
         ends = [sum(sizes[:number]) for number in range(count + 1)]
         return [
-            Content(content.view.index((*lead, slice(begin, end))), content.key)
+            content.of(content.view.index((*lead, slice(begin, end))))
             for begin, end in pairwise(ends)
         ]
 
@@ -155,7 +155,7 @@ class Concat(Transform):
                 f"{list(found)}: the inverse needs them; give sizes={found}"
             )
         view = concatenation(tuple(content.view for content in contents), axis)
-        return Content(view, contents[0].key)
+        return Content(view, contents[0].key, all(content.weak_type for content in contents))
 
     @property
     def inverse(self) -> Split:

@@ -82,7 +82,7 @@ class Stack(Transform):
             raise TransformError(f"{self!r}: {target!r}: expected one stored dtype, got several")
         axis = checked_axis(self, self.axis, len(first.shape) + 1, names[0])
         view = stack_views(tuple(content.view for content in contents), axis)
-        return Content(view, contents[0].key)
+        return Content(view, contents[0].key, all(content.weak_type for content in contents))
 
     @property
     def inverse(self) -> "Unstack":
@@ -131,8 +131,7 @@ class Unstack(Transform):
         content = content_at(name, leaf)
         lead = (slice(None),) * axis
         return [
-            Content(content.view.index((*lead, number)), content.key)
-            for number in range(leaf.shape[axis])
+            content.of(content.view.index((*lead, number))) for number in range(leaf.shape[axis])
         ]
 
     @property

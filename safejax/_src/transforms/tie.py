@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from safejax._src.arrays.lazy import LazyArray
-from safejax._src.leaves.leaf import content_at, describe, is_array
+from safejax._src.leaves.leaf import aval_of, content_at, describe, is_array
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import Transform
 from safejax._src.public import set_module
@@ -91,11 +91,12 @@ def _same(name: str, leaf: Any, original: str, first: Any) -> bool:
     if not is_array(leaf) or not is_array(first):
         return type(leaf) is type(first) and repr(leaf) == repr(first)
     if isinstance(leaf, jax.ShapeDtypeStruct) or isinstance(first, jax.ShapeDtypeStruct):
-        return leaf.shape == first.shape and leaf.dtype == first.dtype
+        return aval_of(leaf) == aval_of(first)
     one, other = content_at(name, leaf), content_at(original, first)
     if one == other:
         return True
-    if (one.key, one.view.dtype, one.view.shape) != (other.key, other.view.dtype, other.view.shape):
+    kinds = {(each.key, each.view.dtype, each.weak_type, each.view.shape) for each in (one, other)}
+    if len(kinds) > 1:
         return False
     blocks = zip(one.view.blocks(_BLOCK_BYTES), other.view.blocks(_BLOCK_BYTES), strict=True)
     return all(_bytes(left.read()) == _bytes(right.read()) for left, right in blocks)

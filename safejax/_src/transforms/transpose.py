@@ -38,7 +38,7 @@ class Transpose(Transform):
                 f"{list(content.shape)}: narrow the pattern, or give axes"
             )
         own = range(count, count + content.key_axes)
-        return Content(content.view.transpose((*axes, *own)), content.key)
+        return content.of(content.view.transpose((*axes, *own)))
 
     @property
     def inverse(self) -> "Transpose":

@@ -707,7 +707,7 @@ def test_placing_reads_only_what_a_device_of_the_sharding_holds() -> None:
     view = view_of(HOST).index((slice(0, 4),))
     with observe_reads() as log:
         rows = Placement(NamedSharding(mesh, P("x")), True)
-        placed = place(view, view.dtype, None, rows, "w").array
+        placed = place(Content(view), view.dtype, rows, "w").array
         assert log.nbytes == HOST.nbytes // 2
     assert host_bytes(placed) == HOST[:4].tobytes()
 

@@ -47,7 +47,7 @@ def compact(value: Any, *, ascii_only: bool = False) -> str:
 
 def test_the_page_has_an_example_of_every_field() -> None:
     shown = " ".join(text for _, text in examples())
-    for field in ("kinds", "paths", "values", "dtypes", "keys", "digests", "weight_map"):
+    for field in ("kinds", "paths", "values", "dtypes", "keys", "weak", "digests", "weight_map"):
         assert f'"{field}":' in shown
     assert len(examples()) == PAGE.count("```json")
 
