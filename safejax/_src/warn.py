@@ -4,6 +4,8 @@ import contextlib
 import os
 import sys
 import warnings
+from collections.abc import Generator
+from contextvars import ContextVar
 from functools import cache
 from importlib.util import find_spec
 from types import FrameType
@@ -15,6 +17,22 @@ _PACKAGES: Final = (__name__.partition(".")[0], "jax")
 # The frame of a context manager that is used as a decorator.
 _FILES: Final = frozenset({contextlib.__file__})
 
+_collected: ContextVar[list[str] | None] = ContextVar("collected", default=None)
+
+
+@contextlib.contextmanager
+def warnings_collected() -> Generator[list[str]]:
+    """A list that gets the messages of `warn_caller` in the block, which are not issued then.
+
+    Those of other threads are issued. (`warnings.catch_warnings` would take theirs, too.)
+    """
+    messages: list[str] = []
+    token = _collected.set(messages)
+    try:
+        yield messages
+    finally:
+        _collected.reset(token)
+
 
 def warn_caller(message: str, category: type[Warning]) -> None:
     """Issue a warning at the innermost line that is neither safejax's nor JAX's.
@@ -23,6 +41,10 @@ def warn_caller(message: str, category: type[Warning]) -> None:
     `jax.jit`. The warning filters that apply there, the "once per location" one included, apply
     to the warning. It must be called in the user's thread: a thread of ours has no caller.
     """
+    collected = _collected.get()
+    if collected is not None:
+        collected.append(message)
+        return
     # From Python 3.12, warnings.warn has skip_file_prefixes for this; 3.11 has not.
     level = 1
     frame: FrameType | None = sys._getframe()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]

@@ -20,7 +20,7 @@ import safejax.flax
 import safejax.haiku
 import safejax.objax
 import safejax.testing
-from safejax._src.warn import warn_caller
+from safejax._src.warn import warn_caller, warnings_collected
 
 
 def warned(action: Callable[[], object], category: type[Warning]) -> warnings.WarningMessage:
@@ -161,3 +161,16 @@ def test_a_users_thread_is_a_caller() -> None:
         thread.start()
         thread.join()
     assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_what_is_collected_is_not_issued_and_only_in_its_own_thread() -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with warnings_collected() as messages:
+            warn_caller("here", UserWarning)
+            thread = threading.Thread(target=lambda: warn_caller("in a thread", UserWarning))
+            thread.start()
+            thread.join()
+        warn_caller("after", UserWarning)
+    assert messages == ["here"]
+    assert [str(warning.message) for warning in caught] == ["in a thread", "after"]

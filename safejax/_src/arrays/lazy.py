@@ -9,6 +9,7 @@ the placed array.
 import math
 import sys
 import threading
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, cast, final
 
@@ -31,7 +32,7 @@ from safejax._src.arrays.placing import (
     is_worth_a_thread,
     place,
 )
-from safejax._src.arrays.precision import NarrowingNotice
+from safejax._src.arrays.precision import NarrowingNotice, narrowed
 from safejax._src.arrays.untraced import run_untraced
 from safejax._src.dtypes import Dtype
 from safejax._src.public import set_module
@@ -51,7 +52,8 @@ class LazyArray(jax.Array):
     `sharding`, `repr` and everything that JAX asks before it runs (`jax.tree`,
     `jax.eval_shape`, `jax.jit(f).lower`) read nothing. `leaf[i]`, with ints, slices and `...`,
     of a leaf that is not placed is a lazy leaf too and reads no more than its own bytes.
-    `numpy.asarray(leaf)` reads the source exactly as it is stored.
+    `numpy.asarray(leaf)` reads the source exactly as it is stored. `str` and `format` show the
+    values of a leaf that is placed, and of a scalar, which they read.
     """
 
     __slots__ = (
@@ -215,15 +217,54 @@ class LazyArray(jax.Array):
             state += "; call safejax.materialize(tree) first"
         return f"LazyArray({self._aval.str_short()}, name={self._name!r}, {state})"
 
-    __str__ = __repr__
+    def __str__(self) -> str:
+        """The values of a placed leaf and of a scalar, which is read; else how to see them."""
+        shown = self._shown()
+        if shown is not None:
+            return str(shown)
+        return f"{self!r}; numpy.asarray(leaf) or safejax.materialize(leaf) reads its values"
+
+    def __format__(self, spec: str) -> str:
+        shown = self._shown()
+        if shown is not None:
+            return format(shown, spec)
+        if spec:
+            # What plain arrays raise, without a read.
+            raise TypeError(
+                f"leaf {self._name!r}: expected a scalar for the format {spec!r}, got "
+                f"{self._aval.str_short()}: format an element, or what numpy.array2string gives"
+            )
+        return str(self)
+
+    def _shown(self) -> Any:
+        """What `str` and `format` show in the leaf's place; None if that would read an array.
+
+        A scalar that is not placed is read, and not placed. It has the dtype that placing would
+        give it; an integer that placing would refuse is shown as it is stored.
+        """
+        if self.is_placed:
+            return self._placed if self.is_fully_addressable else None
+        if self._aval.shape or self.content.key is not None or not self.content.view.has_values:
+            return None
+        value, dtype = np.asarray(self), self._aval.dtype
+        if value.dtype == dtype or dtype.kind in "iu":
+            return value[()]
+        return narrowed(value, dtype, self._name, np.empty)[()]
+
+    def __treescope_repr__(self, path: str | None, render: Callable[..., Any]) -> Any:
+        """Treescope shows a placed leaf as its array, and any other as `repr` does."""
+        if self.is_placed:
+            return render(self._placed, path=path)
+        parts: Any = sys.modules["treescope.rendering_parts"]  # It is treescope that asks.
+        return parts.build_one_line_tree_node(repr(self), path)
+
+    def __treescope_ndarray_adapter__(self) -> None:
+        """None: for treescope the leaf is no array, of which it would read the values."""
 
     def __dir__(self) -> list[str]:
         """What the placed array has, and the leaf's `name` and `is_placed`; reads nothing."""
         names = dir(_ARRAY_TYPE if self.content.key is None else key_array_type())
         return [*filter(partial(hasattr, LazyArray), names), "is_placed", "name"]
-
-    def __format__(self, spec: str) -> str:
-        return format(self.placed(), spec) if spec else repr(self)
 
     def __copy__(self) -> "LazyArray":
         return self.at_placement(self._placement)

@@ -4,11 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
-import jax
-
 from safejax._src import dtypes
 from safejax._src.arrays.content import Content
-from safejax._src.arrays.lazy import LazyArray
 from safejax._src.collector import collector_paused
 from safejax._src.dtypes import Stored
 from safejax._src.format.header import Entry, data_order, write_header
@@ -183,11 +180,6 @@ def _of_these(leaves: Leaves) -> Structure:
 
 
 def _content(name: str, leaf: Any) -> Content:
-    if not isinstance(leaf, LazyArray) and isinstance(leaf, jax.Array) and leaf.is_deleted():
-        raise LeafError(
-            f"leaf {name!r}: expected an array with values, got one that was deleted, or donated "
-            "to a jitted function: save what that function returned"
-        )
     content = content_at(name, leaf)
     if not content.view.has_values:
         raise LeafError(

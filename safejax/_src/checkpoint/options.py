@@ -11,10 +11,11 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any, Final, ForwardRef, TypeAlias, TypedDict, TypeVar, cast, final, get_args
 
-from safejax._src.leaves.flatten import assemble
+from safejax._src.leaves.flatten import bound_leaves
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.shardings import ShardingArgument, ShardingFunction, ShardingTree
 from safejax._src.leaves.steps import TransformArgument, apply
+from safejax._src.pytrees.building import build
 from safejax._src.storage.files import PathLike
 from safejax._src.storage.store import Access
 
@@ -58,8 +59,18 @@ class Options:
 
         Nothing is read.
         """
-        leaves = apply(self.transform, leaves)
-        return assemble(leaves, like=like, sharding=self.sharding, strict=self.strict, file=file)
+        bound = self.bound(leaves, file, like)
+        return build(bound, bound.structure, file)
+
+    def bound(self, leaves: Leaves, file: str, like: Any = None) -> Leaves:
+        """The leaves of that tree, by name."""
+        return bound_leaves(
+            apply(self.transform, leaves),
+            like=like,
+            sharding=self.sharding,
+            strict=self.strict,
+            file=file,
+        )
 
 
 _DEFAULTS: Final[dict[str, Any]] = {field.name: field.default for field in fields(Options)}

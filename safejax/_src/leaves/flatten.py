@@ -9,7 +9,7 @@ from jax.sharding import Sharding
 from safejax._src.arrays.lazy import LazyArray
 from safejax._src.arrays.placing import Placement
 from safejax._src.collector import collector_paused
-from safejax._src.leaves.leaf import check_leaf, content_at
+from safejax._src.leaves.leaf import Unsupported, check_leaf, content_at
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.like import matched
 from safejax._src.leaves.shardings import ShardingArgument, resolve
@@ -115,6 +115,22 @@ def assemble(
 ) -> Any:
     """The tree of `leaves`, in which each array has its sharding; reads nothing.
 
+    `bound_leaves` takes the same arguments.
+    """
+    bound = bound_leaves(leaves, like=like, sharding=sharding, strict=strict, file=file)
+    return build(bound, bound.structure, file)
+
+
+def bound_leaves(
+    leaves: Leaves,
+    *,
+    like: Any = None,
+    sharding: ShardingArgument = None,
+    strict: bool = True,
+    file: str,
+) -> Leaves:
+    """The leaves of the tree to be built, in which each array has its sharding; reads nothing.
+
     Leaves are matched with `like` first. Each array then gets the sharding that `sharding` gives
     it, otherwise that of its leaf in `like` if that is committed or abstract, and otherwise
     JAX's default device.
@@ -122,15 +138,18 @@ def assemble(
     defaults: dict[str, Sharding] = {}
     if like is not None:
         leaves, defaults = matched(leaves, like, strict, file)
+    for leaf in leaves.values():
+        if isinstance(leaf, Unsupported):
+            raise leaf.error()
     if sharding is None and not defaults:
-        return build(leaves, leaves.structure, file)
+        return leaves
     chosen = resolve(sharding, defaults, leaves, file)
     with collector_paused():
         entries = {
             name: _bound(name, leaf, chosen[name]) if name in chosen else leaf
             for name, leaf in leaves.items()
         }
-    return build(entries, leaves.structure, file)
+    return leaves.replace(entries)
 
 
 def _bound(name: str, leaf: Any, sharding: Sharding) -> Any:

@@ -3,12 +3,17 @@
 import os
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Unpack, cast
+from functools import lru_cache
+from typing import Any, NamedTuple, Unpack, cast, final
+
+import jax
+from jax.sharding import Sharding
 
 from safejax._src.arrays.lazy import LazyArray
 from safejax._src.arrays.placing import alignment_for
 from safejax._src.checkpoint.opening import Path, open_path, shown_path
 from safejax._src.checkpoint.options import LoadOptions, Options, parse_options, shows_options
+from safejax._src.collector import collector_paused
 from safejax._src.leaves.flatten import flatten
 from safejax._src.leaves.leaf import is_weakly_typed
 from safejax._src.leaves.leaves import Leaves
@@ -16,9 +21,10 @@ from safejax._src.leaves.steps import apply
 from safejax._src.planning.plan import BlockPlan, Cost, LeafPlan, Plan
 from safejax._src.planning.table import listed
 from safejax._src.public import set_module
-from safejax._src.pytrees.walk import walk
+from safejax._src.pytrees.building import build
 from safejax._src.reading.remote import FileSystem
-from safejax._src.reading.view import View
+from safejax._src.reading.view import Strided, View
+from safejax._src.warn import warnings_collected
 from safejax.errors import MismatchError, ShardingError, TransformError
 
 
@@ -32,7 +38,7 @@ def plan(
     `tree_or_path` is a path, as `load` takes it, or a tree of lazy leaves that `materialize`
     would place. Errors that a load would raise after opening the file, for example a mismatch
     with `like` or a sharding that does not divide a leaf, are reported in `problems`; the plan
-    then leaves out what they concern.
+    then leaves out what they concern. What it would only warn of is in `warnings`.
 
     >>> import jax.numpy as jnp, safejax, tempfile, os
     >>> path = os.path.join(tempfile.mkdtemp(), "params.safetensors")
@@ -51,69 +57,116 @@ def plan(
     else:
         source, leaves = "tree", flatten(tree_or_path)
     problems: list[str] = []
-    tree = _planned_tree(leaves, like, parsed, source, problems)
-    lazy = {name: leaf for name, leaf in walk(tree).entries.items() if isinstance(leaf, LazyArray)}
-    problems.extend(_precision(list(lazy.values())))
-    planned = tuple(_leaf_plan(name, leaf) for name, leaf in lazy.items())
-    return Plan(source, planned, tuple(problems))
+    with warnings_collected() as warned:
+        lazy = _planned(leaves, like, parsed, source, problems)
+    warned.extend(_precision(list(lazy.values())))
+    with collector_paused():
+        planner = _Planner()
+        planned = tuple(planner.leaf(name, leaf) for name, leaf in lazy.items())
+    return Plan(source, planned, tuple(problems), tuple(warned))
 
 
-def _planned_tree(
+def _planned(
     leaves: Leaves, like: Any, options: Options, source: str, problems: list[str]
-) -> Any:
-    """The tree, without what cannot be made of it, which is added to `problems`."""
+) -> dict[str, LazyArray]:
+    """The lazy leaves of the tree by name, in the tree's order.
+
+    Those that a problem concerns are left out, and the problem is added to `problems`.
+    """
     try:
         leaves = apply(options.transform, leaves)
     except TransformError as error:
         problems.append(str(error))
         return {}
-    options = replace(options, transform=None)
+    bound = _without_problems(leaves, like, replace(options, transform=None), source, problems)
+    try:
+        tree = build(bound, bound.structure, source)
+    except TransformError as error:  # The names do not form a tree.
+        problems.append(str(error))
+        return {}
+    names: dict[int, str] = {}
+    for name, leaf in bound.items():
+        if isinstance(leaf, LazyArray):
+            names.setdefault(id(leaf), name)
+    # A container may hold a leaf twice; it is planned once, as it is placed once.
+    inside = {id(leaf): leaf for leaf in jax.tree_util.tree_leaves(tree)}
+    return {names[key]: leaf for key, leaf in inside.items() if key in names}
+
+
+def _without_problems(
+    leaves: Leaves, like: Any, options: Options, source: str, problems: list[str]
+) -> Leaves:
+    """The leaves as a load would match and place them, without the options that are problems."""
     while True:
         try:
-            return options.tree(leaves, source, like)
+            return options.bound(leaves, source, like)
         except MismatchError as error:
             problems.append(str(error))
             like = None
         except ShardingError as error:
             problems.append(str(error))
             if options.sharding is None:
-                return {}
+                return Leaves({})
             options = replace(options, sharding=None)
-        except TransformError as error:  # The names do not form a tree.
-            problems.append(str(error))
-            return {}
 
 
-def _leaf_plan(name: str, leaf: LazyArray) -> LeafPlan:
-    view, dtype = leaf.content.view, leaf.dtype
-    stored = view.dtype if leaf.content.key is not None else dtype
-    own = leaf.content.key_axes
-    blocks: list[BlockPlan] = []
-    if not leaf.is_placed:
-        held: dict[tuple[Any, ...], list[Any]] = {}
-        indices = cast("dict[Any, Any]", leaf.sharding.devices_indices_map(leaf.shape))
-        for device, index in indices.items():
-            bounds = tuple((part.start, part.stop, part.step) for part in index)
-            held.setdefault(bounds, []).append(device)
-        for bounds, devices in held.items():
-            index = (*(slice(*part) for part in bounds), *[slice(None)] * own)
-            block = view.index(index)
-            blocks.append(
-                BlockPlan(
-                    tuple(devices),
-                    Cost(*block.cost()),
-                    block.size * stored.itemsize,
-                    block.dtype == stored and _is_in_place(block, devices),
-                    block.has_barrier,
-                )
-            )
-    weak_type = is_weakly_typed(leaf)
-    return LeafPlan(name, leaf.shape, dtype, leaf.sharding, tuple(blocks), weak_type)
+@final
+class _Part(NamedTuple):
+    """A part of an array that some devices hold; `slices` is None if it is all of the array."""
+
+    devices: tuple[Any, ...]
+    slices: tuple[slice, ...] | None
 
 
-def _is_in_place(view: View, devices: list[Any]) -> bool:
-    if view.size == 0:
-        return True
+# Most leaves of a file have the sharding and the shape of another one.
+@lru_cache(maxsize=256)
+def _parts(sharding: Sharding, shape: tuple[int, ...]) -> tuple[_Part, ...]:
+    held: dict[tuple[Any, ...], list[Any]] = {}
+    indices = cast("dict[Any, Any]", sharding.devices_indices_map(shape))
+    for device, index in indices.items():
+        bounds = tuple(part.indices(size) for part, size in zip(index, shape, strict=True))
+        held.setdefault(bounds, []).append(device)
+    whole = tuple((0, size, 1) for size in shape)
+    return tuple(
+        _Part(tuple(devices), None if bounds == whole else tuple(slice(*each) for each in bounds))
+        for bounds, devices in held.items()
+    )
+
+
+@final
+class _Planner:
+    """Makes the plans of leaves; what is the same for the tensors of a file is computed once."""
+
+    def __init__(self) -> None:
+        # By source, dtype and window: what a read costs does not depend on where a tensor begins.
+        self._costs: dict[tuple[Any, ...], tuple[Cost, int, bool]] = {}
+
+    def leaf(self, name: str, leaf: LazyArray) -> LeafPlan:
+        content, shape, dtype, sharding = leaf.content, leaf.shape, leaf.dtype, leaf.sharding
+        view = content.view
+        stored = view.dtype if content.key is not None else dtype
+        own = (slice(None),) * content.key_axes
+        blocks: list[BlockPlan] = []
+        for devices, slices in () if leaf.is_placed else _parts(sharding, shape):
+            block = view if slices is None else view.index((*slices, *own))
+            reads, size, whole = self._cost(block)
+            in_place = block.dtype == stored and (size == 0 or _is_in_place(block, devices))
+            blocks.append(BlockPlan(devices, reads, size * stored.itemsize, in_place, whole))
+        weak_type = is_weakly_typed(leaf)
+        return LeafPlan(name, shape, dtype, sharding, tuple(blocks), weak_type)
+
+    def _cost(self, block: View) -> tuple[Cost, int, bool]:
+        """What reading a block costs, the number of its elements, and whether it is a barrier's."""
+        if not isinstance(block, Strided):
+            return Cost(*block.cost()), block.size, block.has_barrier
+        key = block.source, block.dtype, block.window
+        cost = self._costs.get(key)
+        if cost is None:
+            cost = self._costs[key] = Cost(*block.cost()), block.size, block.has_barrier
+        return cost
+
+
+def _is_in_place(view: View, devices: tuple[Any, ...]) -> bool:
     # Of the devices that share the block, the one that needs the most.
     alignment = max(alignment_for(device, view.dtype) for device in devices)
     return view.is_in_place(alignment)
@@ -123,8 +176,9 @@ def _precision(leaves: list[LazyArray]) -> Iterator[str]:
     """What a load would warn of, and what it might refuse once it reads the values."""
     kinds: dict[str, list[str]] = {"floats": [], "integers": []}
     for leaf in leaves:
-        stored = leaf.content.view.dtype
-        if leaf.content.key is None and stored != leaf.dtype:
+        content = leaf.content
+        stored = content.view.dtype
+        if content.key is None and stored != leaf.dtype:
             kinds["integers" if stored.kind in "iu" else "floats"].append(leaf.name)
     if kinds["floats"]:
         yield f"placed with half the bits, since JAX's x64 mode is off: {listed(kinds['floats'])}"

@@ -3,9 +3,10 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from html import escape
 from typing import Any, Final, final
 
-from safejax._src.planning.table import listed, table, with_commas
+from safejax._src.planning.table import html_table, listed, table, with_commas
 from safejax._src.public import set_module
 
 
@@ -79,16 +80,18 @@ class ProcessPlan:
 
 @set_module("safejax")
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Plan:
     """What a load would read, place and copy, and the errors it would raise; printed as a table.
 
-    `problems` has the messages of the errors that it would raise, and of its warnings.
+    `problems` has the messages of the errors that it would raise, and `warnings` those of what it
+    would warn of, or might refuse once it reads the values.
     """
 
     source: str
     leaves: tuple[LeafPlan, ...]
     problems: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -134,7 +137,27 @@ class Plan:
             for block in leaf.blocks:
                 yield leaf, block
 
+    def __repr__(self) -> str:
+        """A line; `print(plan)` shows the table."""
+        counts = [
+            f"{with_commas(len(self.leaves))} leaves",
+            f"{with_commas(self.nbytes)} bytes",
+            *_counted(len(self.problems), "problem"),
+            *_counted(len(self.warnings), "warning"),
+        ]
+        return f"Plan({self.source!r}: {', '.join(counts)})"
+
     def __str__(self) -> str:
+        title, *lines = self._lines()
+        return "\n".join([title, *table(_COLUMNS, self._rows()), *lines])
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: the table that `print` shows."""
+        title, *lines = map(escape, self._lines())
+        return f"<p>{title}</p>{html_table(_COLUMNS, self._rows())}<p>{'<br>'.join(lines)}</p>"
+
+    def _rows(self) -> list[tuple[str, tuple[int, ...]]]:
+        """A row for each device and each process: its title, and its counts."""
         devices, processes = self.devices, self.processes
         rows: list[tuple[str, tuple[int, ...]]] = []
         for device, each in devices.items():
@@ -147,20 +170,28 @@ class Plan:
             )
             counts = (each.reads.nbytes, each.reads.spans, placed)
             rows.append((f"process {index}", (*counts, each.copies, each.peak_host_bytes)))
+        return rows
+
+    def _lines(self) -> list[str]:
+        """The title, and what is said below the table."""
         in_place = sum(leaf.in_place for leaf in self.leaves)
         whole = [leaf.name for leaf in self.leaves if any(block.whole for block in leaf.blocks)]
         lines = [
             f"{self.source}: {len(self.leaves)} leaves, {with_commas(self.nbytes)} bytes",
-            *table(_COLUMNS, rows),
             f"{in_place} used in place, {len(self.leaves) - in_place} copied",
         ]
         if whole:
             lines.append(f"read whole for any part of them: {listed(whole)}")
         lines.extend(f"problem: {problem}" for problem in self.problems)
-        return "\n".join(lines)
+        lines.extend(f"warning: {warning}" for warning in self.warnings)
+        return lines
 
 
 _COLUMNS: Final = ("bytes read", "spans", "bytes placed", "bytes copied", "peak on host")
+
+
+def _counted(count: int, what: str) -> list[str]:
+    return [f"{with_commas(count)} {what}{'' if count == 1 else 's'}"] if count else []
 
 
 def _size(leaf: LeafPlan) -> int:

@@ -107,14 +107,13 @@ def test_facts_equal_those_of_the_placed_array_and_read_nothing(name: str, kind:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("call", [repr, str, lambda x: format(x, ""), lambda x: f"{x}"])
-def test_repr_shows_the_state_and_reads_nothing(call: Callable[[Any], str], kind: str) -> None:
+def test_repr_shows_the_state_and_reads_nothing(kind: str) -> None:
     leaf = lazy(KINDS[kind](), "layers.0.w")
     with observe_reads() as log:
-        assert call(leaf) == f"LazyArray({leaf.aval.str_short()}, name='layers.0.w', unread)"
+        assert repr(leaf) == f"LazyArray({leaf.aval.str_short()}, name='layers.0.w', unread)"
         assert not log.reads
     leaf.placed()
-    assert call(leaf) == f"LazyArray({leaf.aval.str_short()}, name='layers.0.w', placed)"
+    assert repr(leaf) == f"LazyArray({leaf.aval.str_short()}, name='layers.0.w', placed)"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import jax
 import jax.numpy as jnp
@@ -212,12 +213,26 @@ def test_a_plan_reports_every_problem(path: Path) -> None:
 def test_a_plan_reports_lost_bits(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     safejax.save({"i": np.arange(3), "f": np.ones(2), "c": np.ones(2, complex), "w": BIG}, path)
-    problems = plan(path).problems
-    assert len(problems) == 2
-    assert "'c', 'f'" in problems[0] or "'f', 'c'" in problems[0]
-    assert "'i'" in problems[1]
+    planned = plan(path)
+    assert planned.problems == ()
+    assert len(planned.warnings) == 2
+    assert "'c', 'f'" in planned.warnings[0] or "'f', 'c'" in planned.warnings[0]
+    assert "'i'" in planned.warnings[1]
+    assert [line for line in str(planned).splitlines() if line.startswith("warning: ")] == [
+        f"warning: {warning}" for warning in planned.warnings
+    ]
     with jax.enable_x64(True):
-        assert plan(path).problems == ()
+        assert plan(path).warnings == ()
+
+
+def test_a_plan_has_the_warning_of_a_partial_load_and_does_not_give_it(path: Path) -> None:
+    like = {"w": jnp.asarray(BIG)}
+    planned = plan(path, like=like, strict=False)
+    assert planned.problems == ()
+    assert [leaf.name for leaf in planned.leaves] == ["w"]
+    with pytest.warns(safejax.PartialLoadWarning) as caught:
+        safejax.load(path, like=like, strict=False)
+    assert planned.warnings == tuple(str(warning.message) for warning in caught)
 
 
 def test_the_table_is_readable(path: Path) -> None:
@@ -231,6 +246,33 @@ def test_the_table_is_readable(path: Path) -> None:
     many = {f"leaf {number}": np.zeros(1) for number in range(20)}
     narrowed = plan(safejax.deserialize(safejax.serialize(many)))
     assert "… 15 more" in str(narrowed)
+
+
+def test_the_repr_of_a_plan_is_a_line() -> None:
+    many = {f"leaf.{number}": np.zeros(2, np.float32) for number in range(5_000)}
+    planned = plan(safejax.deserialize(safejax.serialize(many)))
+    assert repr(planned) == "Plan('tree': 5,000 leaves, 40,000 bytes)"
+    wide = plan(safejax.deserialize(safejax.serialize({"w": np.zeros(2)})))
+    assert repr(wide) == "Plan('tree': 1 leaves, 8 bytes, 1 warning)"
+
+
+def test_a_notebook_shows_the_table_with_nothing_of_the_names_taken_for_html() -> None:
+    stored = {"<b>&": np.zeros(2), "w": BIG}
+    planned = plan(safejax.deserialize(safejax.serialize(stored)))
+    page = planned._repr_html_()  # pyright: ignore[reportPrivateUsage]
+    root = ElementTree.fromstring(f"<div>{page.replace('<br>', '<br/>')}</div>")
+    shown = [[cell.text or "" for cell in row] for row in root.iter("tr")]
+    text = str(planned).splitlines()
+    assert [" ".join(row).split() for row in shown] == [line.split() for line in text[1:4]]
+    around = [line for part in root.iter("p") for line in part.itertext()]
+    assert around == [text[0], *text[4:]]
+    assert "<b>" in str(planned)
+    assert "<b>" not in page
+
+
+def test_a_leaf_that_stands_twice_in_the_tree_is_planned_once() -> None:
+    leaf = safejax.deserialize(safejax.serialize({"w": BIG}))["w"]
+    assert plan({"a": leaf, "b": [leaf]}).reads.nbytes == BIG.nbytes
 
 
 def test_plan_accepts_the_options_of_load(path: Path, tmp_path: Path) -> None:
