@@ -45,10 +45,12 @@ def check_leaf(name: str, leaf: object) -> None:
                 "first, for example with astype"
             )
     elif not (is_scalar(leaf) or leaf is None or leaf is EMPTY):
+        remedy = "convert it with numpy.asarray, or leave it out of the tree"
+        if type(leaf).__module__.partition(".")[0] == "objax":
+            remedy = "store a VarCollection with safejax.objax.serialize"
         raise LeafError(
             f"leaf {name!r}: expected an array, a Python scalar, a string or None, got "
-            f"{type(leaf).__module__}.{type(leaf).__qualname__}: convert it with numpy.asarray, "
-            "or leave it out of the tree"
+            f"{type(leaf).__module__}.{type(leaf).__qualname__}: {remedy}"
         )
 
 
