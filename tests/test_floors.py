@@ -42,7 +42,7 @@ NAME_NO_JAX = {"reading", "storage", "format"}
 EXTRAS = {"flax", "haiku", "objax", "equinox", "chex", "optax", "hypothesis", "fsspec", "xxhash"}
 MAY_IMPORT = {
     "flax": {"flax"}, "nnx": {"flax"}, "haiku": {"haiku"}, "objax": {"objax"},
-    "equinox": {"equinox"}, "testing": {"hypothesis"},
+    "equinox": {"equinox"}, "testing": {"chex", "hypothesis"},
 }  # fmt: skip
 
 # A module with more lines has two ideas in it, unless there is a reason here.
