@@ -5,7 +5,7 @@ read and placed on their devices when they are first needed.
 """
 
 import importlib
-import typing
+import typing as _typing  # `safejax.typing` is gone, and not that of Python
 
 from safejax._src.api import abstract, deserialize, load, metadata, save, serialize
 from safejax._src.arrays.lazy import LazyArray
@@ -15,6 +15,7 @@ from safejax._src.leaves.flatten import flatten, unflatten
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.rules import sharding_rules
 from safejax._src.leaves.steps import Step, Transform, chain, step
+from safejax._src.moved import attribute_error as _attribute_error
 from safejax._src.pytrees.structure import EMPTY
 from safejax._src.reading.log import ReadLog, observe_reads
 from safejax.errors import (
@@ -34,7 +35,7 @@ from safejax.errors import (
     UnsupportedJaxError,
 )
 
-if typing.TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
     from safejax._src.planning.dry_run import plan
     from safejax._src.planning.plan import Plan
     from safejax._src.transforms.cast import cast
@@ -133,7 +134,7 @@ _LATER = {
 
 def __getattr__(name: str) -> object:
     if name not in _LATER:
-        raise AttributeError(f"module 'safejax' has no attribute {name!r}")
+        raise _attribute_error(name)
     value = globals()[name] = getattr(importlib.import_module(_LATER[name]), name)
     return value
 

@@ -22,6 +22,7 @@ from safejax._src.adapter import (
 )
 from safejax._src.checkpoint.options import LoadOptions, parse_options, shows_options
 from safejax._src.leaves.flatten import flatten
+from safejax._src.moved import names_new_way
 from safejax._src.pytrees.building import register_container
 from safejax._src.pytrees.structure import Kind
 from safejax._src.reading.remote import FileSystem
@@ -58,6 +59,7 @@ def serialize(
     metadata: Mapping[str, str] | None = None,
     fs: FileSystem = None,
 ) -> _Path: ...
+@names_new_way
 def serialize(
     params: Any,
     filename: PathLike | None = None,
@@ -98,6 +100,7 @@ def deserialize(
 def deserialize(
     path_or_bytes: Source, fs: FileSystem = None, *, like: _Tree, **options: Unpack[LoadOptions]
 ) -> _Tree: ...
+@names_new_way
 @shows_options
 def deserialize(
     path_or_bytes: Source,

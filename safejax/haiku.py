@@ -16,6 +16,7 @@ from safejax._src.adapter import Source, Stored, explain_missing, fetch, refuse_
 from safejax._src.checkpoint.options import LoadOptions, parse_options, shows_options
 from safejax._src.leaves.flatten import flatten
 from safejax._src.leaves.leaves import Leaves
+from safejax._src.moved import names_new_way
 from safejax._src.pytrees.building import register_container
 from safejax._src.pytrees.names import split
 from safejax._src.pytrees.structure import Kind, container_key
@@ -54,6 +55,7 @@ def serialize(
     metadata: Mapping[str, str] | None = None,
     fs: FileSystem = None,
 ) -> _Path: ...
+@names_new_way
 def serialize(
     params: Any,
     filename: PathLike | None = None,
@@ -89,6 +91,7 @@ def deserialize(
 def deserialize(
     path_or_bytes: Source, fs: FileSystem = None, *, like: _Tree, **options: Unpack[LoadOptions]
 ) -> _Tree: ...
+@names_new_way
 @shows_options
 def deserialize(
     path_or_bytes: Source,

@@ -6,6 +6,10 @@
 
 A variable is stored under its name and kind, `(Linear).w::TrainVar`, as safejax 0.5 did. A
 variable with several names is stored under the first; the others are recorded as its aliases.
+
+From JAX 0.10 on, objax 1.8 itself fails where a variable is assigned with its own check, with
+`AttributeError: module 'jax.sharding' has no attribute 'PmapSharding'`. Nothing here does that;
+in a program of yours write `variable.assign(value, check=False)`.
 """
 
 from collections.abc import Hashable, Mapping
@@ -20,6 +24,7 @@ from safejax._src.checkpoint.options import LoadOptions, Options, parse_options,
 from safejax._src.leaves.leaf import is_array
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import apply
+from safejax._src.moved import names_new_way
 from safejax._src.pytrees.building import register_container
 from safejax._src.pytrees.structure import Kind, Structure
 from safejax._src.reading.remote import FileSystem
@@ -57,6 +62,7 @@ def serialize(
     metadata: Mapping[str, str] | None = None,
     fs: FileSystem = None,
 ) -> _Path: ...
+@names_new_way
 def serialize(
     params: VarCollection,
     filename: PathLike | None = None,
@@ -83,6 +89,7 @@ def serialize(
     return store(Leaves(entries, Structure({"": kind})), filename, metadata, fs)
 
 
+@names_new_way
 @shows_options
 def deserialize(
     path_or_bytes: Source,

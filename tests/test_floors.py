@@ -18,7 +18,7 @@ PACKAGE = Path(safejax.__file__).parent
 # A room is a folder, or a module next to the folders. It imports from lower floors only, so rooms
 # of one floor do not import each other.
 FLOORS: list[set[str]] = [
-    {"arguments", "dtypes", "collector", "system", "errors", "public", "warn"},
+    {"arguments", "dtypes", "collector", "system", "errors", "moved", "public", "warn"},
     {"reading", "pytrees"},
     {"storage", "format", "arrays"},
     {"leaves"},
@@ -29,9 +29,12 @@ FLOORS: list[set[str]] = [
 FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 
 # Modules that form a room together without having a folder.
-ROOM_OF_MODULE = {"": "face", "adapter": "api"} | dict.fromkeys(
-    ("flax", "nnx", "haiku", "objax", "equinox"), "adapters"
-)
+ROOM_OF_MODULE = {
+    "adapter": "api",
+    **dict.fromkeys(("flax", "nnx", "haiku", "objax", "equinox"), "adapters"),
+    # The last three are modules of safejax 0.5, whose import fails and says where to go.
+    **dict.fromkeys(("", "core", "utils", "typing"), "face"),
+}
 
 NAME_NO_JAX = {"reading", "storage", "format"}
 
@@ -39,7 +42,7 @@ NAME_NO_JAX = {"reading", "storage", "format"}
 EXTRAS = {"flax", "haiku", "objax", "equinox", "chex", "optax", "hypothesis", "fsspec", "xxhash"}
 MAY_IMPORT = {
     "flax": {"flax"}, "nnx": {"flax"}, "haiku": {"haiku"}, "objax": {"objax"},
-    "equinox": {"equinox"}, "testing": {"hypothesis"},
+    "equinox": {"equinox"}, "testing": {"chex", "hypothesis"},
 }  # fmt: skip
 
 # A module with more lines has two ideas in it, unless there is a reason here.

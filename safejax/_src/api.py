@@ -25,6 +25,7 @@ from safejax._src.leaves.leaf import aval_of, is_array
 from safejax._src.leaves.leaves import Leaves, checked_metadata
 from safejax._src.leaves.like import committed_sharding
 from safejax._src.leaves.steps import TransformArgument, apply
+from safejax._src.moved import names_new_way
 from safejax._src.public import set_module
 from safejax._src.reading.remote import FileSystem
 from safejax._src.storage.files import PathLike, checked_path
@@ -84,6 +85,7 @@ def save(
 
 
 @set_module("safejax")
+@names_new_way
 def serialize(
     tree: Any,
     *,
@@ -112,6 +114,7 @@ def load(
     path: Paths, *, like: _Tree, fs: FileSystem = None, **options: Unpack[LoadOptions]
 ) -> _Tree: ...
 @set_module("safejax")
+@names_new_way
 @shows_options
 def load(
     path: Paths, *, like: Any = None, fs: FileSystem = None, **options: Unpack[LoadOptions]
@@ -176,6 +179,7 @@ def deserialize(data: Buffer, *, like: None = None, **options: Unpack[TreeOption
 @overload
 def deserialize(data: Buffer, *, like: _Tree, **options: Unpack[TreeOptions]) -> _Tree: ...
 @set_module("safejax")
+@names_new_way
 @shows_options
 def deserialize(data: Buffer, *, like: Any = None, **options: Unpack[TreeOptions]) -> Any:
     """The pytree in the bytes of a safetensors file, with lazy leaves that read `data` later.

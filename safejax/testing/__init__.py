@@ -4,11 +4,14 @@ It needs `pip install 'safejax[testing]'`. A test of your own transform takes te
 
     from hypothesis import given
     from safejax import chain, encode, flatten
-    from safejax.testing import assert_round_trip, pytrees
+    from safejax.testing import assert_round_trip, pytrees_matching
 
-    @given(tree=pytrees())
+    @given(tree=pytrees_matching("*.kernel"))
     def test_my_transform(tree):
         assert_round_trip(tree, pipeline=chain(flatten, my_transform, encode))
+
+`pytrees_matching` draws trees in which the patterns of a transform match; one that applies to
+whatever there is can be tested with `pytrees()`, which draws trees of every kind.
 """
 
 from safejax.testing.assertions import (
@@ -25,6 +28,7 @@ from safejax.testing.frameworks import (
     objax_variables,
     optax_states,
 )
+from safejax.testing.matching import pytrees_matching
 from safejax.testing.strategies import (
     ALL_DTYPES,
     arrays,
@@ -54,6 +58,7 @@ __all__ = [
     "objax_variables",
     "optax_states",
     "pytrees",
+    "pytrees_matching",
     "scalars",
     "shardings",
     "transforms",

@@ -3,6 +3,7 @@
 import struct
 from typing import Any
 
+import chex
 import jax
 import numpy as np
 
@@ -31,9 +32,7 @@ def assert_trees_identical(actual: Any, expected: Any) -> None:
     ...
     AssertionError: leaf 'w': expected the bits 0000000000000000, got 0000803f0000803f
     """
-    found, wanted = jax.tree.structure(actual), jax.tree.structure(expected)
-    if found != wanted:
-        raise AssertionError(f"expected the structure {wanted}, got {found}")
+    _assert_same_structure(actual, expected)
     entries = walk(actual).entries
     for name, leaf in walk(expected).entries.items():
         assert_same_bits(entries[name], leaf, name)
@@ -101,6 +100,23 @@ def assert_reads(tree: Any, nbytes: int) -> None:
         materialize(tree)
     if log.nbytes != nbytes:
         raise AssertionError(f"expected {nbytes} bytes to be read, got {log.nbytes}")
+
+
+def _assert_same_structure(actual: Any, expected: Any) -> None:
+    try:
+        chex.assert_trees_all_equal_structs(actual, expected)
+    except AssertionError:
+        found, wanted = walk(actual).entries, walk(expected).entries
+        differing = [
+            *(f"missing {name!r}" for name in wanted if name not in found),
+            *(f"unexpected {name!r}" for name in found if name not in wanted),
+        ]
+        some = ", ".join(differing[:5]) or "the same names in other containers"
+        more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+        raise AssertionError(
+            f"{some}{more}: expected the structure {jax.tree.structure(expected)}, got "
+            f"{jax.tree.structure(actual)}"
+        ) from None
 
 
 def _like(inverse: Step[Any, Any], tree: Any) -> Step[Any, Any]:

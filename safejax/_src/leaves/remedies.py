@@ -57,6 +57,7 @@ _OF_MODULES: Final[Mapping[str, str]] = {
     "pandas": "store x.to_numpy()",
     "polars": "store x.to_numpy()",
     "scipy": "store x.toarray()",
+    "objax": "store a VarCollection with safejax.objax.serialize",
 }
 
 

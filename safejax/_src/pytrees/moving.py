@@ -57,8 +57,8 @@ def _move(old_name: str, old: Segments, name: str, is_whole: bool) -> _Move:
     if name.endswith(SEPARATOR + old_name):
         above = split(name[: -len(SEPARATOR + old_name)])
         return _Move(old, (*above, *old), len(old))
-    if not old_name:
-        return _Move(old, (*split(name), *old), len(old))
+    if not old_name:  # A tree that is one leaf, or the key "", which no longer name ends in.
+        return _Move(old, split(name), 0) if name else _Move(old, old, len(old))
     if old_name.endswith(SEPARATOR + name):
         count = len(split(old_name[: -len(SEPARATOR + name)]))
         if join(old[:count]) + SEPARATOR + name == old_name:

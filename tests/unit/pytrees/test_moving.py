@@ -9,7 +9,7 @@ import pytest
 import safejax
 from safejax import Leaves, chain, flatten, prefix, rename, unflatten
 from safejax.testing import assert_trees_identical
-from tests.support.leaves import through_file
+from tests.support.leaves import stored, through_file
 
 A, B, C = (jnp.full((2,), value) for value in (1.0, 2.0, 3.0))
 
@@ -97,3 +97,19 @@ def test_what_is_saved_after_a_rename_has_the_kinds() -> None:
 def test_leaves_of_another_writer_have_no_kinds() -> None:
     leaves = Leaves({"s.0": 1, "s.1": 2})
     assert unflatten(prefix("net")(leaves)) == {"net": {"s": {"0": 1, "1": 2}}}
+
+
+@pytest.mark.parametrize(
+    ("tree", "transform", "expected"),
+    [
+        ({"": A, "a": B}, prefix("m"), {"m": A, "m.a": B}),
+        ({"": A, ".a": B}, prefix("m"), {"m": A, "m..a": B}),
+        ({"": A, ".bias": B}, rename({"*.bias": "b.*"}), {"": A, "b.": B}),
+    ],
+)
+def test_the_empty_key(tree: Any, transform: Any, expected: dict[str, Any]) -> None:
+    """Files of these could not be read: the path of the leaf was not that of its name."""
+    leaves = transform(flatten(tree))
+    assert_trees_identical(dict(stored(leaves)), expected)
+    inverse = chain(transform, transform.inverse)
+    assert_trees_identical(safejax.deserialize(safejax.serialize(tree, transform=inverse)), tree)
