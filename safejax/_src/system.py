@@ -1,4 +1,4 @@
-"""What not every operating system has: locks, reads at a position, advice about memory."""
+"""What not every operating system has: locks, limits, reads at a position, advice about memory."""
 
 import ctypes
 import os
@@ -11,9 +11,22 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+try:
+    import resource as _resource
+except ImportError:  # Windows
+    _resource = None
+
 
 CAN_READ: Final = hasattr(os, "preadv")
 """Whether the system can read at an offset into existing memory; Windows cannot."""
+
+
+def open_files_limit() -> int:
+    """How many files this process may have open; Windows allows 512 and does not tell."""
+    if _resource is None:
+        return 512
+    limit, _ = _resource.getrlimit(_resource.RLIMIT_NOFILE)
+    return sys.maxsize if limit == _resource.RLIM_INFINITY else limit
 
 
 def madvise() -> Callable[[int, int, int | None], int]:

@@ -1,7 +1,9 @@
 """Remote files as sources: byte ranges of a file on any fsspec file system."""
 
-from collections.abc import Sequence
-from typing import Any, TypeAlias, final
+import contextlib
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +18,26 @@ FileSystem: TypeAlias = Any
 """An `fsspec.AbstractFileSystem`. `Any`, since fsspec is an extra and has no types."""
 
 
+_VERSIONS: Final = (
+    "generation", "versionid", "etag", "md5hash", "contentmd5", "md5", "blobid", "oid", "xethash",
+    "sha256", "sha", "hex", "checksum", "digest", "crc32c", "crc",
+)  # fmt: skip
+"""What file systems call something in `info` that says which content a file has."""
+
+_TIMES: Final = (
+    "mtime", "lastmodified", "modified", "updated", "modificationtime", "modifiedtime", "modify",
+    "servermodified", "clientmodified", "datetime",
+)  # fmt: skip
+"""What they call the time of its last modification."""
+
+
 @final
 class RemoteSource(File):
     """A file that answers ranged requests.
+
+    After each read, the file system is asked whether the file is still the one that was opened,
+    as far as it tells: by a version or a digest, or else by the time of modification, and by the
+    size. `ReadError` is raised if it is not. Reads that end at the same time share the question.
 
     Raises `FileNotFoundError` if there is no such file, `ReadError` if its size is unknown.
     """
@@ -29,7 +48,11 @@ class RemoteSource(File):
         self.name = path
         self._fs = fs
         self._path = path
-        size = fs.info(path)["size"]
+        self._identity = self._found_identity()
+        self._lock = threading.Lock()
+        self._checks = 0
+        self._changed: str | None = None
+        size = self._identity["size"]
         if not isinstance(size, int):
             raise ReadError(
                 f"{path}: expected a file system that reports the size of the file, "
@@ -51,6 +74,7 @@ class RemoteSource(File):
         self._log(requests.nbytes)
         self._log_excess(requests.excess)
         pieces = self._ranges(requests.ranges)
+        self._check()
         if len(pieces) == 1 and isinstance(pieces[0], bytes):
             memory = np.frombuffer(pieces[0], np.uint8)
         else:
@@ -80,3 +104,50 @@ class RemoteSource(File):
                     "since, or its file system cannot read ranges; load it again, or download it"
                 )
         return pieces
+
+    def _check(self) -> None:
+        """Raise `ReadError` if the file system now reports another file than was opened."""
+        before = self._checks
+        with self._lock:
+            # A check that began meanwhile, after the read for which this one is, serves both.
+            if self._checks <= before and self._changed is None:
+                self._checks += 1
+                try:
+                    self._changed = self._difference()
+                except ReadError:
+                    self._checks -= 1  # It served nobody.
+                    raise
+            changed = self._changed
+        if changed is not None:
+            raise ReadError(
+                f"{self.name}: expected the file that was opened, but it was replaced since: "
+                f"{changed}; load it again"
+            )
+
+    def _difference(self) -> str | None:
+        """In what the file differs from the one that was opened; None if in nothing."""
+        # Listings that the file system keeps are as old as the file that was opened.
+        self._fs.invalidate_cache(self._path)
+        try:
+            found = self._found_identity()
+        except Exception as error:
+            raise ReadError(
+                f"{self.name}: asking whether the file is still the one that was opened failed: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        known = [key for key in (*_VERSIONS, *_TIMES) if key in found and key in self._identity]
+        for key in (*known[:1], "size"):
+            if found[key] != self._identity[key]:
+                return f"{key} was {self._identity[key]!s:.80} and is {found[key]!s:.80}"
+        return None
+
+    def _found_identity(self) -> Mapping[str, Any]:
+        """The size, and what distinguishes versions of the file, with the names of the lists."""
+        info = self._fs.info(self._path)
+        named = {key.lower().replace("-", "").replace("_", ""): info[key] for key in info}
+        found = {key: named[key] for key in (*_VERSIONS, *_TIMES) if named.get(key) is not None}
+        if not found:
+            # Most file systems do not have it, each in a way of its own.
+            with contextlib.suppress(Exception):
+                found["modified"] = self._fs.modified(self._path)
+        return {**found, "size": info["size"]}

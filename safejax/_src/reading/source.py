@@ -144,10 +144,6 @@ class BufferSource(File):
     def strided_array(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
         return strided_array(self._buffer, begin, dtype, window)
 
-    def log_read(self, nbytes: int) -> None:
-        self._check()
-        super().log_read(nbytes)
-
     def in_place(
         self, begin: int, dtype: Dtype, window: Window, alignment: int
     ) -> NDArray[Any] | None:

@@ -3,18 +3,18 @@
 import contextlib
 import errno
 import os
-import secrets
+import re
 import stat
 from collections.abc import Callable, Generator, Iterator
-from pathlib import Path
 from typing import Final, TypeAlias
 
+from safejax._src.storage.litter import is_temporary, remove_litter, temporary_name
+from safejax._src.storage.permissions import status_of, take_over
 from safejax._src.storage.writeback import Writeback
 from safejax._src.system import fcntl
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
-_SUFFIX: Final = ".safejax-tmp"
 _CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 
 
@@ -38,20 +38,49 @@ def write_atomically(
 
     The chunks go to a temporary file next to the target, which is flushed to disk and renamed
     over the target; then the folder is flushed. A target that is a symbolic link is written
-    through; the mode follows the umask. Temporary files that killed saves of the same target
-    left behind are removed. `wrote(n)` is called after every `n` bytes. With `head`, the bytes
-    that it returns once all chunks are written replace the first bytes of the file.
+    through. The mode, and where allowed the group and the owner, are those of the target; the
+    umask is for a new file. Temporary files that killed saves left behind in the folder are
+    removed. `wrote(n)` is called after every `n` bytes. With `head`, the bytes that it returns
+    once all chunks are written replace the first bytes of the file.
 
-    Raises `OSError`: a missing or unwritable folder, a full disk, a target that is a folder.
+    Raises `OSError`, which names `path`: a missing or unwritable folder, a full disk, a target
+    that is a folder.
     """
     target = os.path.realpath(path)
     folder = os.path.dirname(target)
-    _check_target(path, target, folder)
+    replaced = _checked_target(path, target, folder)
     remove_litter(target)
-    with _temporary_file(target) as (descriptor, temporary):
+    with errors_name(path), _temporary_file(target, 0o600 if replaced else 0o666) as opened:
+        descriptor, temporary = opened
         write_chunks(descriptor, chunks, wrote, head)
+        if replaced is not None:
+            take_over(temporary, replaced)
         os.replace(temporary, target)
     flush_folder(folder)
+
+
+@contextlib.contextmanager
+def errors_name(path: str) -> Generator[None]:
+    """Errors of the system about a temporary file or folder name `path`, which it is to be."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or not is_temporary(str(error.filename)):
+            raise
+        reason = os.strerror(error.errno)
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            reason += (
+                "; a save makes a new file next to the old one: expected a folder that may be "
+                "written to, got one that may not; save to another folder"
+            )
+        raise type(error)(error.errno, reason, path) from error
+
+
+def home_remedy(path: str) -> str:
+    """What to do about a path that begins with `~`, which is not expanded; empty for others."""
+    if re.match(r"~[^/\\]*[/\\]", path) is None:
+        return ""
+    return "; '~' is not expanded: pass os.path.expanduser(path)"
 
 
 def write_chunks(
@@ -74,16 +103,20 @@ def write_chunks(
     os.fsync(descriptor)
 
 
-def _check_target(path: str, target: str, folder: str) -> None:
-    try:
-        os.stat(folder)
-    except FileNotFoundError:
-        reason = "expected a path in an existing folder; make the folder first"
-        raise FileNotFoundError(errno.ENOENT, reason, path) from None
-    try:
-        mode = os.stat(target).st_mode
-    except FileNotFoundError:
-        return
+def missing_folder(path: str) -> FileNotFoundError:
+    """The error for a path to write to whose folder does not exist."""
+    remedy = home_remedy(path) or "; make the folder first"
+    return FileNotFoundError(errno.ENOENT, f"expected a path in an existing folder{remedy}", path)
+
+
+def _checked_target(path: str, target: str, folder: str) -> os.stat_result | None:
+    """The status of the file to replace; None if there is none."""
+    if status_of(folder) is None:
+        raise missing_folder(path)
+    replaced = status_of(target)
+    if replaced is None:
+        return None
+    mode = replaced.st_mode
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(
             errno.EISDIR, "expected the path of a file, got a folder; add a file name", path
@@ -91,43 +124,15 @@ def _check_target(path: str, target: str, folder: str) -> None:
     if not stat.S_ISREG(mode):
         # Renaming over a device would replace it with a file.
         raise OSError(errno.EINVAL, "expected a regular file to write, got a device or pipe", path)
-
-
-def _remove_if_abandoned(entry: Path) -> None:
-    assert fcntl is not None
-    if not stat.S_ISREG(entry.lstat().st_mode):
-        return
-    descriptor = os.open(entry, os.O_RDWR | os.O_NOFOLLOW)
-    try:
-        # The writer holds the lock for as long as it lives.
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        entry.unlink()
-    finally:
-        os.close(descriptor)
-
-
-def remove_litter(target: str, remove: Callable[[Path], None] = _remove_if_abandoned) -> None:
-    """Call `remove` with every temporary file or folder of saves to `target`.
-
-    By default, this removes files that no process is writing any more.
-    """
-    if fcntl is None:
-        return
-    folder, prefix = os.path.dirname(target), _litter_prefix(target)
-    # If the folder cannot be listed, its litter is not ours to remove.
-    with contextlib.suppress(OSError):
-        for entry in Path(folder).iterdir():
-            if entry.name.startswith(prefix) and entry.name.endswith(_SUFFIX):
-                with contextlib.suppress(OSError):
-                    remove(entry)
+    return replaced
 
 
 @contextlib.contextmanager
-def _temporary_file(target: str) -> Generator[tuple[int, str], None, None]:
+def _temporary_file(target: str, mode: int) -> Generator[tuple[int, str], None, None]:
     """A new, locked file next to `target`, which is removed at the end unless it was renamed."""
     while True:
         temporary = temporary_name(target)
-        descriptor = os.open(temporary, _CREATE, 0o666)
+        descriptor = os.open(temporary, _CREATE, mode)
         try:
             if fcntl is not None:
                 # On a file system without locks, the litter of killed saves stays.
@@ -143,18 +148,6 @@ def _temporary_file(target: str) -> Generator[tuple[int, str], None, None]:
             return
         finally:
             os.close(descriptor)
-
-
-def temporary_name(target: str) -> str:
-    """The path of a new temporary file or folder next to `target`."""
-    name = f"{_litter_prefix(target)}{secrets.token_hex(8)}{_SUFFIX}"
-    return os.path.join(os.path.dirname(target), name)
-
-
-def _litter_prefix(target: str) -> str:
-    # File systems limit a name to 255 bytes.
-    name = os.fsencode(os.path.basename(target))[:120].decode(errors="ignore")
-    return f".{name}."
 
 
 def flush_folder(folder: str) -> None:

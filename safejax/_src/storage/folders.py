@@ -5,12 +5,13 @@ import ctypes
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Callable, Generator
-from pathlib import Path
 from typing import Final
 
-from safejax._src.storage.files import flush_folder, remove_litter, temporary_name
-from safejax._src.system import fcntl
+from safejax._src.storage.files import errors_name, flush_folder, missing_folder
+from safejax._src.storage.litter import locked_folder, remove_litter, temporary_name
+from safejax._src.storage.permissions import least_shared, status_of, take_over
 
 _AT_FDCWD: Final = -100
 _RENAME_EXCHANGE: Final = 2
@@ -24,36 +25,68 @@ def write_folder_atomically(
     The files are written to a new folder next to the old one, which then takes its place.
     Whatever else is in the old folder is kept in the new one, as hard links where possible,
     except files for whose names `replaces` returns true. Files that are open or mapped keep
-    their content. Temporary folders that killed saves of the same folder left behind are
-    removed. A symbolic link is written through.
+    their content. Modes, and where allowed groups and owners, are those of the old folder and
+    its files; a new file in an old set is as private as the most private file that is replaced.
+    Temporary files and folders that killed saves left behind next to it are removed. A symbolic
+    link is written through.
 
     The two folders are exchanged in one step where the operating system can (Linux). Elsewhere
     there is a moment in which no folder exists, but none in which half of one does.
 
-    Raises `OSError`: a missing or unwritable parent, a full disk, a target that is not a folder.
+    Raises `OSError`, which names `path`: a missing or unwritable parent, a full disk, a target
+    that is not a folder.
     """
     target = os.path.realpath(path)
     parent = os.path.dirname(target)
     if not os.path.isdir(parent):
-        reason = "expected a path in an existing folder; make the folder first"
-        raise FileNotFoundError(errno.ENOENT, reason, path)
-    if os.path.exists(target) and not os.path.isdir(target):
+        raise missing_folder(path)
+    replaced = status_of(target)
+    if replaced is not None and not stat.S_ISDIR(replaced.st_mode):
         reason = "expected a folder for a set of files, got a file; give another name"
         raise NotADirectoryError(errno.ENOTDIR, reason, path)
-    remove_litter(target, _remove_if_abandoned)
-    with _temporary_folder(target) as temporary:
+    remove_litter(target)
+    with errors_name(path), _temporary_folder(target, replaced) as temporary:
         fill(temporary)
-        if os.path.isdir(target):
-            _link_others(target, temporary, replaces)
-            shutil.copymode(target, temporary)
-            flush_folder(temporary)
-            _exchange(temporary, target)
-            # Also keep what was added to the old folder while the new one was written.
-            _link_others(temporary, target, replaces)
-        else:
+        if replaced is None:
             flush_folder(temporary)
             os.rename(temporary, target)
+        else:
+            _replace(target, temporary, replaces, replaced)
     flush_folder(parent)
+
+
+def _replace(
+    target: str, temporary: str, replaces: Callable[[str], bool], replaced: os.stat_result
+) -> None:
+    """Put the folder `temporary` in the place of `target`, and the other way round."""
+    _take_over_files(target, temporary, replaces)
+    _link_others(target, temporary, replaces)
+    take_over(temporary, replaced)
+    flush_folder(temporary)
+    with contextlib.ExitStack() as lock:
+        # Once they are exchanged, the old folder looks like litter to other saves. If somebody
+        # else has its lock, it does not.
+        with contextlib.suppress(OSError):
+            lock.enter_context(locked_folder(target, wait=False))
+        _exchange(temporary, target)
+        # Also keep what was added to the old folder while the new one was written.
+        _link_others(temporary, target, replaces)
+
+
+def _take_over_files(old: str, new: str, replaces: Callable[[str], bool]) -> None:
+    """Give every file of a new set the permissions of the one that it replaces."""
+    status = {
+        entry.name: entry.stat() for entry in os.scandir(old) if _is_replaced(entry, replaces)
+    }
+    others = least_shared(list(status.values()))
+    for entry in os.scandir(new):
+        replaced = status.get(entry.name, others)
+        if replaced is not None:
+            take_over(entry.path, replaced)
+
+
+def _is_replaced(entry: os.DirEntry[str], replaces: Callable[[str], bool]) -> bool:
+    return replaces(entry.name) and entry.is_file()
 
 
 def _link_others(source: str, target: str, replaces: Callable[[str], bool]) -> None:
@@ -97,38 +130,24 @@ def _exchange(one: str, other: str) -> None:
 
 
 @contextlib.contextmanager
-def _temporary_folder(target: str) -> Generator[str]:
+def _temporary_folder(target: str, replaced: os.stat_result | None) -> Generator[str]:
     """A new, locked folder next to `target`; whatever has its name at the end is removed."""
-    temporary = temporary_name(target)
-    os.mkdir(temporary)
-    try:
-        with _locked(temporary):
+    with contextlib.ExitStack() as lock:
+        temporary = _new_folder(target, replaced, lock)
+        try:
             yield temporary
-    finally:
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(temporary)
+
+
+def _new_folder(target: str, replaced: os.stat_result | None, lock: contextlib.ExitStack) -> str:
+    while True:
+        temporary = temporary_name(target)
+        os.mkdir(temporary)
+        # Another save may remove it as litter before it is locked.
         with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(temporary)
-
-
-def _remove_if_abandoned(entry: Path) -> None:
-    if entry.is_dir() and not entry.is_symlink():
-        with _locked(str(entry), wait=False):
-            shutil.rmtree(entry)
-
-
-@contextlib.contextmanager
-def _locked(folder: str, *, wait: bool = True) -> Generator[None]:
-    """Hold the folder's lock, as its writer does for as long as it lives."""
-    if fcntl is None:
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        if wait:
-            # On a file system without locks, the litter of killed saves stays.
-            with contextlib.suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-        else:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(descriptor)
+            if replaced is not None:
+                take_over(temporary, replaced, hidden=True)
+            if lock.enter_context(locked_folder(temporary)):
+                return temporary

@@ -1,8 +1,10 @@
 """The ways to read local files: each gives the same bits, and one place chooses between them."""
 
 import os
+import resource
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from safejax._src.reading.memory import ALIGNMENT, Arena, address, aligned_empty
 from safejax._src.reading.windows import Window
 from safejax._src.storage import local, network
 from safejax.testing import ALL_DTYPES, assert_reads, assert_same_bits, assert_trees_identical
+from tests.support.children import CHILDREN
 
 WAYS: tuple[local.Access, ...] = ("auto", "map", "copy", "read")
 BIG = np.arange(3 << 18, dtype=np.int32).reshape(1024, 768)
@@ -207,6 +210,169 @@ def test_a_file_that_was_cut_short_is_an_error(path: Path, way: local.Access) ->
     for use in (safejax.materialize, lambda tree: np.asarray(tree["big"])[::2].sum()):
         with pytest.raises(ReadError, match="it was cut short since"):
             use(tree)
+
+
+def rewrite(path: Path, tree: Any) -> None:
+    """Another file of the same size, written over the first one in place."""
+    other = path.with_name("other")
+    safejax.save(tree, other)
+    data = other.read_bytes()
+    with path.open("r+b") as file:
+        file.write(data)
+    # The clock of a file system may be slow.
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+
+
+USES: dict[str, Callable[[Any], Any]] = {
+    "placed": lambda tree: tree["big"].placed(),
+    "materialized": safejax.materialize,
+    "on the host": lambda tree: np.asarray(tree["big"]),
+    "small": lambda tree: np.asarray(tree["one"]),
+    "a row": lambda tree: np.asarray(tree["big"][3]),
+    "columns": lambda tree: np.asarray(tree["big"][:, ::5]),
+    "saved": safejax.serialize,
+    "computed": lambda tree: tree["big"] + 1,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("use", USES)
+def test_a_file_that_was_rewritten_in_place_is_an_error(
+    tmp_path: Path, way: local.Access, use: str
+) -> None:
+    """New bytes are not read under the old header, although there are as many (S5)."""
+    path = tmp_path / "m.safetensors"
+    safejax.save(TREE, path)
+    tree, before = safejax.load(path, access=way), path.stat()
+    part = safejax.load(path, access=way)["big"]
+    assert np.array_equal(part[2], BIG[2])
+    rewrite(path, {**TREE, "big": BIG + 1})
+    assert (path.stat().st_size, path.stat().st_ino) == (before.st_size, before.st_ino)
+    with pytest.raises(ReadError, match=r"it since it was opened .*load it again") as caught:
+        USES[use](tree)
+    assert str(path) in str(caught.value)
+    with pytest.raises(ReadError, match="it since it was opened"):
+        np.asarray(part)
+    assert_same_bits(safejax.load(path, access=way)["big"], BIG + 1)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_row_in_a_loop_is_of_the_file_that_was_opened(tmp_path: Path, way: local.Access) -> None:
+    """A file that is rewritten while its rows are read is an error a millisecond later (S5)."""
+    path = tmp_path / "m.safetensors"
+    safejax.save(TREE, path)
+    big = safejax.load(path, access=way)["big"]
+    assert np.array_equal(np.asarray(big[0]), BIG[0])
+    rewrite(path, {**TREE, "big": BIG + 1})
+    time.sleep(0.002)
+    with pytest.raises(ReadError, match="it since it was opened"):
+        np.asarray(big[1])
+    big = safejax.load(path, access=way)["big"]
+    assert np.array_equal(np.asarray(big[0]), BIG[0] + 1)
+    os.truncate(path, path.stat().st_size - 1)
+    with pytest.raises(ReadError, match="it was cut short since"):
+        np.asarray(big[1])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_other_permissions_names_and_links_do_not_change_a_file(
+    path: Path, way: local.Access
+) -> None:
+    """Only its size and its time of modification say that a file was changed (S5)."""
+    tree = safejax.load(path, access=way)
+    path.chmod(0o600)
+    os.link(path, path.with_name("link"))
+    path.rename(path.with_name("other"))
+    assert_trees_identical(safejax.materialize(tree), jax.tree.map(np.asarray, TREE))
+
+
+# ---- many files
+
+MANY = {f"w{number:03}": np.full(16, number, np.float32) for number in range(282)}
+
+
+def open_files() -> int:
+    """How many descriptors this process has."""
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def use_many(folder: Path, way: local.Access, limit: int) -> None:
+    """Load, plan, use and save more files than the process may have open."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    trees = [safejax.load(folder, access=way) for _ in range(3)]
+    assert len(safejax.plan(folder, access=way).leaves) == len(MANY)
+    for tree in trees:
+        assert_trees_identical(tree, MANY)
+    safejax.save(trees[0], folder.parent / "copy.safetensors")
+    assert_trees_identical(safejax.materialize(trees[1]), jax.tree.map(jax.numpy.asarray, MANY))
+    # Files that others opened leave no descriptors; some of ours are closed for the next one.
+    held = []
+    while True:
+        try:
+            held.append(os.open(folder, os.O_RDONLY))
+        except OSError:
+            break
+    fresh = trees[2]
+    os.close(held.pop())
+    assert_trees_identical(fresh, MANY)
+    assert held
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_more_files_than_a_process_may_have_open(tmp_path: Path, way: local.Access) -> None:
+    """A folder of 282 files is loaded, planned and saved with 256 descriptors (R1)."""
+    folder = tmp_path / "model"
+    safejax.save(MANY, folder, max_shard_bytes=64)
+    assert len(list(folder.glob("*.safetensors"))) == len(MANY)
+    child = CHILDREN.Process(target=use_many, args=(folder, way, 256))
+    child.start()
+    child.join(300)
+    assert child.exitcode == 0
+    assert_trees_identical(safejax.load(tmp_path / "copy.safetensors"), MANY)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_file_that_was_closed_and_replaced_is_an_error_unless_it_is_mapped(
+    tmp_path: Path, way: local.Access, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file is opened again by its path only if that is still its path (R1)."""
+    # A process with so low a limit could not be a test.
+    monkeypatch.setattr("safejax._src.reading.descriptors._MOST", 3)
+    paths = [tmp_path / f"{number}.safetensors" for number in range(5)]
+    for number, path in enumerate(paths):
+        safejax.save({f"w{number}": BIG + number}, path)
+    before = open_files()
+    tree = safejax.load(paths, access=way)
+    assert open_files() <= before + 3
+    assert_trees_identical(tree, {f"w{number}": BIG + number for number in range(5)})
+    tree = safejax.load(paths, access=way)
+    safejax.save({"w0": BIG * 2}, paths[0])
+    rewrite(paths[1], {"w1": BIG * 2})
+    safejax.save({"w4": BIG * 2}, paths[4])
+    assert_same_bits(tree["w4"], BIG + 4)
+    with pytest.raises(ReadError, match="it since it was opened"):
+        np.asarray(tree["w1"])
+    if way == "read":
+        with pytest.raises(ReadError, match=r"it was replaced since.*load it again"):
+            np.asarray(tree["w0"])
+    else:
+        assert_same_bits(tree["w0"], BIG)
+        assert_same_bits(safejax.materialize(tree["w0"]), BIG)
+
+
+def test_files_that_are_no_longer_used_do_not_close_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only files that are in use count (R1)."""
+    monkeypatch.setattr("safejax._src.reading.descriptors._MOST", 3)
+    first, other = tmp_path / "first", tmp_path / "other"
+    for path in (first, other):
+        safejax.save({"w": BIG}, path)
+    tree = safejax.load(first, access="read")
+    for _ in range(20):
+        safejax.load(other, access="read")
+    first.unlink()
+    assert_same_bits(tree["w"], BIG)
 
 
 def test_a_system_without_preadv_maps(

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 
 from safejax._src.storage import files
+from safejax._src.storage import litter as storage_litter
 from safejax._src.storage.files import checked_path, write_atomically
 from tests.support.files import names_in
 
@@ -58,17 +60,72 @@ def test_the_file_holds_the_chunks(tmp_path: Path, data: bytes, there: bool) -> 
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002, 0o000])
-@pytest.mark.parametrize("old_mode", [None, 0o600, 0o644])
-def test_the_mode_follows_the_umask(tmp_path: Path, umask: int, old_mode: int | None) -> None:
+@pytest.mark.parametrize("old_mode", [None, 0o600, 0o640, 0o644, 0o400, 0o666])
+def test_the_umask_is_for_new_files_and_an_old_one_hands_on_its_mode(
+    tmp_path: Path, umask: int, old_mode: int | None
+) -> None:
+    """What is replaced keeps its mode (S9)."""
     path = tmp_path / "m"
     if old_mode is not None:
-        path.touch(old_mode)
+        path.touch()
+        path.chmod(old_mode)
     before = os.umask(umask)
     try:
         write(path)
     finally:
         os.umask(before)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
+    expected = 0o666 & ~umask if old_mode is None else old_mode
+    assert stat.S_IMODE(path.stat().st_mode) == expected
+    assert path.read_bytes() == NEW
+
+
+def test_a_private_file_is_private_while_it_is_written(target: Path) -> None:
+    """Nobody else can read the temporary file of a private one (S9)."""
+    target.chmod(0o600)
+    seen: list[int] = []
+
+    def told(nbytes: int) -> None:
+        seen.extend(stat.S_IMODE(each.stat().st_mode) for each in target.parent.iterdir())
+
+    write_atomically(str(target), iter([memoryview(NEW)]), told)
+    assert seen == [0o600, 0o600]
+
+
+def test_a_link_hands_on_the_mode_of_its_file(target: Path) -> None:
+    """The mode is that of the file behind a link (S9)."""
+    target.chmod(0o640)
+    link = target.parent / "link"
+    link.symlink_to(target)
+    write(link)
+    assert link.is_symlink()
+    assert stat.S_IMODE(target.stat().st_mode) == 0o640
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may give files away")
+def test_the_owner_and_the_group_are_handed_on(target: Path) -> None:
+    """Whoever could read the old file can read the new one (S9)."""
+    os.chown(target, 65534, 12345)
+    target.chmod(0o640)
+    write(target)
+    found = target.stat()
+    assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (65534, 12345, 0o640)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may give files away")
+@pytest.mark.parametrize(("mode", "expected"), [(0o640, 0o600), (0o664, 0o644), (0o604, 0o644)])
+def test_another_group_does_not_get_the_rights_of_a_group(
+    folder_of_nobody: Path, mode: int, expected: int
+) -> None:
+    """A group that cannot be handed on does not hand on its rights (S9)."""
+    path = folder_of_nobody / "m.safetensors"
+    path.write_bytes(OLD)
+    path.chmod(mode)
+    os.chown(path, 65534, 12345)
+    folder_of_nobody.chmod(0o777)
+    assert write_as_nobody(path).stderr == ""
+    assert path.read_bytes() == b"new"
+    assert path.stat().st_gid != 12345
+    assert stat.S_IMODE(path.stat().st_mode) == expected
 
 
 LINKS: dict[str, Callable[[Path], str]] = {
@@ -218,6 +275,21 @@ def test_a_missing_folder_is_an_error_that_names_it(tmp_path: Path) -> None:
     assert names_in(tmp_path) == []
 
 
+def test_a_home_folder_is_not_expanded_and_the_error_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for path in ("~/m.safetensors", "~nobody/m.safetensors"):
+        with pytest.raises(FileNotFoundError, match=r"pass os\.path\.expanduser\(path\)"):
+            write(path)
+    write(os.path.expanduser("~/m.safetensors"))
+    monkeypatch.chdir(tmp_path)
+    write("~name")
+    Path("~").mkdir()
+    write("~/m")
+    assert names_in(tmp_path) == ["m.safetensors", "~", "~name"]
+
+
 def test_a_folder_that_is_a_file_is_an_error_that_names_it(target: Path) -> None:
     with pytest.raises(NotADirectoryError, match=str(target)):
         write(target / "m")
@@ -299,8 +371,9 @@ def test_a_folder_without_permission_to_write_is_an_error(folder_of_nobody: Path
     folder_of_nobody.chmod(0o555)
     done = write_as_nobody(path)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("PermissionError: ")
-    assert str(folder_of_nobody) in done.stderr.splitlines()[-1]
+    message = done.stderr.splitlines()[-1]
+    assert message.startswith("PermissionError: [Errno 13] Permission denied; a save makes a new")
+    assert message.endswith(f"save to another folder: '{path}'")
     assert path.read_bytes() == OLD
     assert names_in(folder_of_nobody) == ["m.safetensors"]
 
@@ -321,24 +394,55 @@ def litter(target: Path, number: int = 0) -> Path:
     return target.parent / f".{target.name}.{number:016x}.safejax-tmp"
 
 
-def test_litter_of_the_same_target_is_removed(target: Path) -> None:
+def test_litter_in_the_folder_is_removed(target: Path) -> None:
+    """The litter of killed saves goes, whichever names they were for (R18)."""
     for number in range(5):
         litter(target, number).write_bytes(b"torn")
+        litter(target.parent / f"step_{number}").write_bytes(b"torn")
+        folder = litter(target.parent / f"folder_{number}")
+        folder.mkdir()
+        (folder / "model-00001-of-00002.safetensors").write_bytes(b"torn")
     write(target)
     assert names_in(target.parent) == ["m.safetensors"]
 
 
 def test_files_that_only_look_like_litter_stay(target: Path) -> None:
     folder = target.parent
-    others = [".m.safetensors.txt", "m.safetensors.0.safejax-tmp", ".n.safetensors.0.safejax-tmp"]
+    others = [
+        ".m.safetensors.txt", "m.safetensors.0.safejax-tmp", ".n.safetensors.0.safejax-tmp",
+        f"m.{0:016x}.safejax-tmp", f".m.{0:016x}.safejax-tmp.txt", f".m.{0:016x}.tmp",
+    ]  # fmt: skip
     for name in others:
         (folder / name).write_bytes(b"x")
-    litter(target, 1).mkdir()
     (folder / "kept").write_bytes(b"x")
     litter(target, 2).symlink_to("kept")
+    (folder / "kept too").mkdir()
+    litter(target, 3).symlink_to("kept too")
+    os.mkfifo(litter(target, 4))
     before = names_in(folder)
     write(target)
     assert names_in(folder) == before
+
+
+def test_on_a_network_the_litter_of_other_names_must_be_old(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another machine may be writing what is not locked here (R18)."""
+    # A real mount needs root and a server.
+    monkeypatch.setattr(storage_litter, "is_on_network", lambda path: True)
+    other, folder = litter(target.parent / "step_1"), litter(target.parent / "step_2")
+    other.write_bytes(b"torn")
+    folder.mkdir()
+    (folder / "m").write_bytes(b"torn")
+    litter(target).write_bytes(b"torn")
+    days = time.time() - 2 * 24 * 60 * 60
+    os.utime(folder, (days, days))
+    write(target)
+    assert names_in(target.parent) == sorted([other.name, folder.name, "m.safetensors"])
+    for path in (other, folder / "m"):
+        os.utime(path, (days, days))
+    write(target)
+    assert names_in(target.parent) == ["m.safetensors"]
 
 
 def test_the_temporary_file_of_a_running_save_stays(target: Path) -> None:

@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import fcntl
 import json
 import os
 import random
@@ -512,6 +513,129 @@ def test_a_file_that_is_added_at_the_last_moment_stays(
     safejax.save(version(2), saved, max_shard_bytes=1)
     assert (saved / "late.txt").read_text() == "late"
     assert_trees_identical(safejax.load(saved), version(2))
+
+
+def modes_in(folder: Path) -> dict[str, int]:
+    """The permissions of a folder and of what is in it."""
+    found = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+    return {".": stat.S_IMODE(folder.stat().st_mode), **found}
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o750, 0o2770, 0o555])
+def test_a_folder_and_its_files_hand_on_their_modes(saved: Path, mode: int) -> None:
+    """A private set stays private, also where it has more files than before (S9)."""
+    for path in saved.glob("model*"):
+        path.chmod(0o640)
+    (saved / INDEX).chmod(0o600)
+    (saved / "config.json").chmod(0o444)
+    saved.chmod(mode)
+    before = modes_in(saved)
+    safejax.save(version(1), saved, max_shard_bytes=1)
+    assert modes_in(saved) == before
+    safejax.save(version(2), saved, max_shard_bytes=1)
+    after = modes_in(saved)
+    new = after.keys() - before.keys()
+    assert new
+    # A file that replaces none of its name is as private as the most private one.
+    assert {after[name] for name in new} == {0o600}
+    assert {name: after[name] for name in after if name in before} == {
+        name: before[name] for name in before if name in after
+    }
+    safejax.save(version(2), saved / "model.safetensors")
+    assert modes_in(saved)["model.safetensors"] == 0o666 & ~_umask()
+
+
+def _umask() -> int:
+    """The umask of this process, which can only be read by setting it."""
+    before = os.umask(0o022)
+    os.umask(before)
+    return before
+
+
+def test_the_umask_is_for_new_folders(tmp_path: Path) -> None:
+    """A new folder and its files follow the umask (S9)."""
+    safejax.save(version(1), tmp_path / "new", max_shard_bytes=1)
+    modes = modes_in(tmp_path / "new")
+    assert modes.pop(".") == 0o777 & ~_umask()
+    assert set(modes.values()) == {0o666 & ~_umask()}
+
+
+def test_a_private_set_is_private_while_it_is_written(saved: Path) -> None:
+    """Nobody else can enter the new folder before its files have their modes (S9)."""
+    saved.chmod(0o755)
+    seen: set[int] = set()
+
+    def progress(done: int, total: int) -> None:
+        for path in saved.parent.iterdir():
+            if path != saved:
+                seen.add(stat.S_IMODE(path.stat().st_mode))
+
+    safejax.save(version(2), saved, max_shard_bytes=1, progress=progress)
+    assert seen == {0o700}
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may give files away")
+def test_a_folder_hands_on_its_owners(saved: Path) -> None:
+    """Owners and groups of a folder and of its files are handed on (S9)."""
+    for path in (saved, *saved.glob("model*")):
+        os.chown(path, 65534, 12345)
+    safejax.save(version(2), saved, max_shard_bytes=1)
+    for path in (saved, *saved.glob("model*")):
+        assert (path.stat().st_uid, path.stat().st_gid) == (65534, 12345)
+
+
+def test_litter_of_other_folders_and_files_is_removed(saved: Path) -> None:
+    """A save of one step removes what killed saves of other steps left behind (R18)."""
+    for number in range(3):
+        litter = saved.parent / f".step_{number}.{number:016x}.safejax-tmp"
+        litter.mkdir()
+        (litter / "model-00001-of-00002.safetensors").write_bytes(b"torn")
+        (saved.parent / f".m{number}.{number:016x}.safejax-tmp").write_bytes(b"torn")
+    safejax.save(version(2), saved, max_shard_bytes=1)
+    assert names_in(saved.parent) == ["model"]
+
+
+def test_a_new_folder_that_is_removed_before_it_is_locked_is_made_again(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another save may take a new folder for litter, as long as it has no lock (R18)."""
+    mkdir, made = os.mkdir, []
+
+    def removed(path: Any, *options: Any) -> None:
+        mkdir(path, *options)
+        made.append(path)
+        if len(made) < 3:
+            os.rmdir(path)
+
+    monkeypatch.setattr(os, "mkdir", removed)
+    safejax.save(version(2), saved, max_shard_bytes=1)
+    assert_trees_identical(safejax.load(saved), version(2))
+    assert names_in(saved.parent) == ["model"]
+
+
+@pytest.mark.parametrize("lock", ["by nobody", "by somebody"])
+def test_the_old_folder_is_no_litter_while_its_files_are_linked(
+    saved: Path, lock: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another save does not remove the old folder before what it got last is kept (R18)."""
+    exchange = safejax._src.storage.folders._exchange
+
+    def interrupted(one: str, other: str) -> None:
+        (saved / "late.txt").write_text("late")
+        exchange(one, other)
+        safejax.save({"a": ONE}, saved.parent / "other")
+
+    # Only here is there such a moment.
+    monkeypatch.setattr(safejax._src.storage.folders, "_exchange", interrupted)
+    descriptor = os.open(saved, os.O_RDONLY)
+    try:
+        if lock == "by somebody":
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        safejax.save(version(2), saved, max_shard_bytes=1)
+    finally:
+        os.close(descriptor)
+    assert (saved / "late.txt").read_text() == "late"
+    assert names_in(saved.parent) == ["model", "other"]
 
 
 def test_a_dangling_link_stays(saved: Path) -> None:

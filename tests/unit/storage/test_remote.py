@@ -1,8 +1,10 @@
 """Remote files: only the needed bytes are requested, and no failure leaves an incomplete file."""
 
+import hashlib
 import io
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -328,6 +330,153 @@ def test_a_file_that_is_replaced_by_a_shorter_one() -> None:
     store, tree = opened({"w": W})
     store.files["w.safetensors"] = safejax.serialize({"w": W[:2]})
     with pytest.raises(safejax.ReadError, match="cut short since"):
+        np.asarray(tree["w"])
+
+
+class Versioned(Store):
+    """An object store that reports more than sizes, by `told`, and keeps its listings."""
+
+    def __init__(self, told: Callable[[bytes, int], dict[str, Any]]) -> None:
+        super().__init__()
+        self.told = told
+        self.writes = 0
+        self.listings: dict[str, dict[str, Any]] = {}
+        self.infos = 0
+
+    def put(self, path: str, data: bytes) -> None:
+        self.files[path] = data
+        self.writes += 1
+
+    def info(self, path: str, **options: Any) -> dict[str, Any]:
+        if path not in self.listings:
+            self.infos += 1
+            told = self.told(self.files[path], self.writes)
+            self.listings[path] = {**super().info(path), **told}
+        return self.listings[path]
+
+    def invalidate_cache(self, path: str | None = None) -> None:
+        assert path is not None
+        self.listings.pop(path, None)
+
+    def modified(self, path: str) -> int:
+        if self.told(b"", 0) != {}:
+            raise NotImplementedError
+        return self.writes
+
+
+def digest(data: bytes) -> str:
+    return hashlib.md5(data).hexdigest()
+
+
+# What is told of the content of a file and of the number of writes, as these file systems do.
+TOLD: dict[str, Callable[[bytes, int], dict[str, Any]]] = {
+    "s3": lambda data, writes: {"ETag": digest(data), "LastModified": writes},
+    "s3 with versions": lambda data, writes: {"ETag": "always", "VersionId": str(writes)},
+    "gcs": lambda data, writes: {"generation": writes, "etag": str(writes), "md5Hash": ""},
+    "azure": lambda data, writes: {"etag": str(writes), "last_modified": writes, "metadata": None},
+    "http": lambda data, writes: {"ETag": digest(data), "mimetype": "binary"},
+    "sftp": lambda data, writes: {"mtime": writes, "time": 0},
+    "github": lambda data, writes: {"sha": digest(data), "mode": "100644"},
+    "hub": lambda data, writes: {"blob_id": digest(data), "lfs": None, "last_commit": None},
+    "webhdfs": lambda data, writes: {"modificationTime": writes},
+    "nothing, but modified()": lambda data, writes: {},
+}
+
+
+def versioned(told: str) -> tuple[Versioned, Any]:
+    store = Versioned(TOLD[told])
+    store.put("w.safetensors", safejax.serialize({"w": W, "v": W}))
+    return store, safejax.load("w.safetensors", fs=store)
+
+
+@pytest.mark.parametrize("told", TOLD)
+@pytest.mark.parametrize("index", [..., 3, np.s_[::16]])
+def test_a_file_that_is_replaced_by_one_of_the_same_size(told: str, index: Any) -> None:
+    """Old and new are never mixed, as far as the file system tells them apart (S6)."""
+    store, tree = versioned(told)
+    assert np.asarray(tree["v"][index]).tobytes() == W[index].tobytes()
+    store.put("w.safetensors", safejax.serialize({"w": W + 1, "v": W}))
+    for name in "wv":
+        with pytest.raises(safejax.ReadError, match=r"w\.safetensors: .*since: .*; load it again"):
+            np.asarray(tree[name][index])
+    again = safejax.load("w.safetensors", fs=store)
+    assert np.asarray(again["w"][index]).tobytes() == (W + 1)[index].tobytes()
+
+
+def test_a_file_that_is_replaced_while_it_is_read() -> None:
+    """The question whether a file is the same comes after the read (S6)."""
+    store, tree = versioned("s3")
+
+    def replaced(data: bytes) -> bytes:
+        store.put("w.safetensors", safejax.serialize({"w": W + 1, "v": W}))
+        return data
+
+    store.fault = replaced
+    with pytest.raises(safejax.ReadError, match="etag was"):
+        safejax.materialize(tree)
+
+
+@pytest.mark.parametrize("told", ["s3", "http", "github", "hub"])
+def test_a_file_that_is_written_again_with_the_same_content_is_the_same(told: str) -> None:
+    """Where a digest tells versions apart, times do not matter (S6)."""
+    store, tree = versioned(told)
+    store.put("w.safetensors", safejax.serialize({"w": W, "v": W}))
+    assert np.asarray(tree["w"]).tobytes() == W.tobytes()
+
+
+def test_reads_of_many_threads_share_the_question_and_its_answer() -> None:
+    """One request for the state of a file serves all reads that ended before it (S6)."""
+    store = Versioned(TOLD["s3"])
+    tree = {f"w{k}": W + k for k in range(64)}
+    store.put("w.safetensors", safejax.serialize(tree))
+    loaded = safejax.load("w.safetensors", fs=store)
+    before = store.infos
+    barrier = threading.Barrier(16)
+
+    def together(data: bytes) -> bytes:
+        barrier.wait(60)
+        return data
+
+    store.fault = together
+    with ThreadPoolExecutor(16) as pool:
+        parts = list(pool.map(lambda name: np.asarray(loaded[name]), tree))
+    assert all(
+        part.tobytes() == tree[name].tobytes() for part, name in zip(parts, tree, strict=True)
+    )
+    assert 4 <= store.infos - before <= 64
+    store.put("w.safetensors", safejax.serialize({**tree, "w0": W + 1}))
+
+    def failed(name: str) -> bool:
+        with pytest.raises(safejax.ReadError, match="etag was"):
+            np.asarray(loaded[name])
+        return True
+
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(failed, tree))
+
+
+def test_a_file_system_that_no_longer_answers() -> None:
+    """An error of the question is an error of the read (S6)."""
+    store, tree = versioned("s3")
+    told = store.told
+
+    def refuse(data: bytes, writes: int) -> dict[str, Any]:
+        raise TimeoutError("too late")
+
+    store.told = refuse
+    with pytest.raises(safejax.ReadError, match="failed: TimeoutError: too late"):
+        np.asarray(tree["w"])
+    store.told = told
+    assert np.asarray(tree["w"]).tobytes() == W.tobytes()
+
+
+def test_a_file_in_memory_that_is_replaced(memory: Any) -> None:
+    """A file system of fsspec's own (S6)."""
+    safejax.save({"w": W}, "memory://m.safetensors")
+    tree = safejax.load("memory://m.safetensors")
+    assert np.asarray(tree["w"][2]).tobytes() == W[2].tobytes()
+    safejax.save({"w": W + 1}, "memory://m.safetensors")
+    with pytest.raises(safejax.ReadError, match="modified was"):
         np.asarray(tree["w"])
 
 
