@@ -15,10 +15,10 @@ from safejax._src.pytrees.names import METADATA_NAME, check_name
 from safejax._src.pytrees.structure import Empty, Scalar, Structure
 from safejax.errors import LeafError
 
-Leaf: TypeAlias = (
-    "jax.Array | NDArray[Any] | np.generic[Any] | jax.ShapeDtypeStruct | Scalar | Empty"
-    " | Unsupported | None"
-)
+Leaf: TypeAlias = """(
+    jax.Array | NDArray[Any] | np.generic[Any] | jax.ShapeDtypeStruct | Scalar | Empty
+    | Unsupported | None
+)"""
 
 
 @set_module("safejax")

@@ -105,7 +105,11 @@ def test_the_remedy_for_a_leaf_works(kind: str) -> None:
     assert jax.tree.all(jax.tree.map(_same, loaded, expected)) or _same(loaded, expected)
 
 
-@pytest.mark.parametrize("leaf", [len, np, jnp.sin, lambda x: x, dict], ids=repr)
+@pytest.mark.parametrize(
+    "leaf",
+    [len, np, jnp.sin, lambda x: x, dict],
+    ids=["built-in", "module", "compiled function", "function", "class"],
+)
 def test_what_computes_is_left_out_or_saved_by_equinox(leaf: Any) -> None:
     with pytest.raises(LeafError, match=r"leave it out of the tree.*safejax\.equinox"):
         safejax.serialize({"x": leaf})
