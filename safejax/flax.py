@@ -51,6 +51,8 @@ def serialize(
     filename: None = None,
     metadata: Mapping[str, str] | None = None,
     fs: None = None,
+    *,
+    only: Any = ...,
 ) -> bytes: ...
 @overload
 def serialize(
@@ -58,6 +60,8 @@ def serialize(
     filename: _Path,
     metadata: Mapping[str, str] | None = None,
     fs: FileSystem = None,
+    *,
+    only: Any = ...,
 ) -> _Path: ...
 @names_new_way
 def serialize(
@@ -65,25 +69,34 @@ def serialize(
     filename: PathLike | None = None,
     metadata: Mapping[str, str] | None = None,
     fs: FileSystem = None,
+    *,
+    only: Any = ...,
 ) -> Stored:
     """The bytes of a safetensors file with `params`; or, with `filename`, that path.
 
     `params` are the variables of a linen model (a dict or a `FrozenDict`), a `TrainState`, or
     what holds variables of NNX: a module, an optimizer, an `nnx.State`, or a dict or tuple of
     these. A variable of NNX is stored under its path (`layers.0.kernel`), a shared one once.
-    `metadata` maps strings to strings; `fs` is the fsspec file system of `filename`.
+    `only` is an NNX filter, for example `nnx.Param`: other variables are not stored, and
+    `load_into(..., only=nnx.Param)` assigns these again. `metadata` maps strings to strings; `fs`
+    is the fsspec file system of `filename`.
 
     >>> import jax.numpy as jnp, safejax.flax
     >>> params = {"params": {"dense": {"kernel": jnp.ones((3, 2))}}}
     >>> safejax.flax.deserialize(safejax.flax.serialize(params))
     {'params': {'dense': {'kernel': LazyArray(float32[3,2], name='params.dense.kernel', unread)}}}
 
-    Raises `LeafError` for a leaf that no file can hold and for a container of another framework,
-    and `OSError` if the file cannot be written.
+    Raises `LeafError` for a leaf that no file can hold, for a container of another framework and
+    if `only` selects no variable, and `OSError` if the file cannot be written.
     """
     refuse_foreign(params, "flax")
     if is_nnx(params):
-        params = values_of(params)
+        params = values_of(params, only)
+    elif only is not ...:
+        raise TypeError(
+            f"only: expected variables of NNX with it, got {type(params).__qualname__}: choose "
+            "the collections of linen's variables, as in {'params': variables['params']}"
+        )
     # A plain dict is recorded too: a file that records no container is read as a FrozenDict.
     return store(with_root(flatten(params), Kind()), filename, metadata, fs)
 

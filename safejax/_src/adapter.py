@@ -4,7 +4,10 @@ import os
 from collections.abc import Mapping
 from typing import Any, Final, TypeAlias, cast
 
+import numpy as np
+
 from safejax._src.api import save, serialize
+from safejax._src.arrays.lazy import LazyArray
 from safejax._src.checkpoint.codec import IN_MEMORY, Buffer, decode
 from safejax._src.checkpoint.opening import open_path, shown_path
 from safejax._src.checkpoint.options import Options, Paths
@@ -62,6 +65,18 @@ def with_root(leaves: Leaves, kind: Kind) -> Leaves:
         return leaves
     structure = known._replace(kinds={**known.kinds, "": kind})
     return Leaves(leaves, structure, leaves.metadata)
+
+
+def have_same_bits(one: Any, other: Any) -> bool:
+    """Whether two values have the same bits; they are read only if they are not the same object."""
+    if isinstance(one, LazyArray) and isinstance(other, LazyArray):
+        views = one.content.view, other.content.view
+        return views[0] == views[1] or np.array_equal(*(_bits(view.read()) for view in views))
+    return one is other or np.array_equal(_bits(one), _bits(other))
+
+
+def _bits(value: Any) -> Any:
+    return np.ascontiguousarray(value).reshape(-1).view(np.uint8)
 
 
 def refuse_foreign(tree: Any, framework: str) -> None:
