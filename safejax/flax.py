@@ -9,11 +9,13 @@ Linen's variables are ordinary pytrees; what is particular to NNX is in `safejax
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, TypeVar, Unpack, overload
 
 from safejax._src.adapter import (
     Source,
     Stored,
+    at_params,
     explain_missing,
     fetch,
     refuse_foreign,
@@ -22,6 +24,7 @@ from safejax._src.adapter import (
 )
 from safejax._src.checkpoint.options import LoadOptions, parse_options, shows_options
 from safejax._src.leaves.flatten import flatten
+from safejax._src.leaves.steps import apply
 from safejax._src.moved import names_new_way
 from safejax._src.pytrees.building import register_container
 from safejax._src.pytrees.structure import Kind
@@ -128,7 +131,8 @@ def deserialize(
     gives a `FrozenDict`, as it did then. If `like` holds variables of NNX, abstract or concrete,
     a copy of it with the values of the file comes back, and `like` keeps its own values.
     Variables with named shardings are placed by them, on their mesh or on that of the context.
-    A file of NNX's variables without `like` gives a dict of values. The other options are those
+    A file of NNX's variables without `like` gives a dict of values. With linen's variables as
+    `like`, a file of the bare parameters is read too, and the reverse. The other options are those
     of `safejax.load`, and so are the errors.
     """
     parsed = parse_options(deserialize, options)
@@ -137,4 +141,5 @@ def deserialize(
         return deserialize_like(leaves, file, like, parsed)
     if like is None:
         leaves = with_root(leaves, Kind(_FROZEN_DICT))
-    return parsed.tree(leaves, file, like)
+    leaves = at_params(apply(parsed.transform, leaves), like)
+    return replace(parsed, transform=None).tree(leaves, file, like)

@@ -13,6 +13,7 @@ from safejax._src.checkpoint.opening import open_path, shown_path
 from safejax._src.checkpoint.options import Options, Paths
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.pytrees.structure import Kind
+from safejax._src.pytrees.walk import walk
 from safejax._src.reading.remote import FileSystem
 from safejax._src.storage.files import PathLike
 from safejax.errors import LeafError
@@ -25,6 +26,8 @@ Stored: TypeAlias = Any
 which of them, and a union would not."""
 
 _FRAMEWORKS: Final = ("flax", "haiku", "objax", "equinox")
+
+_PARAMS: Final = "params."
 
 
 def store(
@@ -56,6 +59,26 @@ def fetch(source: Source, fs: FileSystem, options: Options) -> tuple[Leaves, str
         if given:
             raise TypeError(f"{argument}: expected a path with it, got bytes: leave it out")
     return decode(cast("Buffer", source), verify=options.verify), IN_MEMORY
+
+
+def at_params(leaves: Leaves, like: Any) -> Leaves:
+    """The leaves moved below `params`, or out of it, if only then some of them are in `like`.
+
+    So that a file of a model's variables fits its bare parameters, and the reverse. Nothing is
+    left out: what else is in the file is reported as unexpected.
+    """
+    if like is None:
+        return leaves
+    wanted = walk(like).entries.keys()
+    if any(name in leaves for name in wanted):
+        return leaves
+    if any(f"{_PARAMS}{name}" in leaves for name in wanted):
+        entries = {name.removeprefix(_PARAMS): leaf for name, leaf in leaves.items()}
+    elif any(name.removeprefix(_PARAMS) in leaves for name in wanted if name.startswith(_PARAMS)):
+        entries = {f"{_PARAMS}{name}": leaf for name, leaf in leaves.items()}
+    else:
+        return leaves
+    return leaves.replace(entries) if len(entries) == len(leaves) else leaves
 
 
 def with_root(leaves: Leaves, kind: Kind) -> Leaves:
