@@ -9,11 +9,13 @@ Linen's variables are ordinary pytrees; what is particular to NNX is in `safejax
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, TypeVar, Unpack, overload
 
 from safejax._src.adapter import (
     Source,
     Stored,
+    at_params,
     explain_missing,
     fetch,
     refuse_foreign,
@@ -22,6 +24,7 @@ from safejax._src.adapter import (
 )
 from safejax._src.checkpoint.options import LoadOptions, parse_options, shows_options
 from safejax._src.leaves.flatten import flatten
+from safejax._src.leaves.steps import apply
 from safejax._src.moved import names_new_way
 from safejax._src.pytrees.building import register_container
 from safejax._src.pytrees.structure import Kind
@@ -51,6 +54,8 @@ def serialize(
     filename: None = None,
     metadata: Mapping[str, str] | None = None,
     fs: None = None,
+    *,
+    only: Any = ...,
 ) -> bytes: ...
 @overload
 def serialize(
@@ -58,6 +63,8 @@ def serialize(
     filename: _Path,
     metadata: Mapping[str, str] | None = None,
     fs: FileSystem = None,
+    *,
+    only: Any = ...,
 ) -> _Path: ...
 @names_new_way
 def serialize(
@@ -65,25 +72,34 @@ def serialize(
     filename: PathLike | None = None,
     metadata: Mapping[str, str] | None = None,
     fs: FileSystem = None,
+    *,
+    only: Any = ...,
 ) -> Stored:
     """The bytes of a safetensors file with `params`; or, with `filename`, that path.
 
     `params` are the variables of a linen model (a dict or a `FrozenDict`), a `TrainState`, or
     what holds variables of NNX: a module, an optimizer, an `nnx.State`, or a dict or tuple of
     these. A variable of NNX is stored under its path (`layers.0.kernel`), a shared one once.
-    `metadata` maps strings to strings; `fs` is the fsspec file system of `filename`.
+    `only` is an NNX filter, for example `nnx.Param`: other variables are not stored, and
+    `load_into(..., only=nnx.Param)` assigns these again. `metadata` maps strings to strings; `fs`
+    is the fsspec file system of `filename`.
 
     >>> import jax.numpy as jnp, safejax.flax
     >>> params = {"params": {"dense": {"kernel": jnp.ones((3, 2))}}}
     >>> safejax.flax.deserialize(safejax.flax.serialize(params))
     {'params': {'dense': {'kernel': LazyArray(float32[3,2], name='params.dense.kernel', unread)}}}
 
-    Raises `LeafError` for a leaf that no file can hold and for a container of another framework,
-    and `OSError` if the file cannot be written.
+    Raises `LeafError` for a leaf that no file can hold, for a container of another framework and
+    if `only` selects no variable, and `OSError` if the file cannot be written.
     """
     refuse_foreign(params, "flax")
     if is_nnx(params):
-        params = values_of(params)
+        params = values_of(params, only)
+    elif only is not ...:
+        raise TypeError(
+            f"only: expected variables of NNX with it, got {type(params).__qualname__}: choose "
+            "the collections of linen's variables, as in {'params': variables['params']}"
+        )
     # A plain dict is recorded too: a file that records no container is read as a FrozenDict.
     return store(with_root(flatten(params), Kind()), filename, metadata, fs)
 
@@ -115,7 +131,8 @@ def deserialize(
     gives a `FrozenDict`, as it did then. If `like` holds variables of NNX, abstract or concrete,
     a copy of it with the values of the file comes back, and `like` keeps its own values.
     Variables with named shardings are placed by them, on their mesh or on that of the context.
-    A file of NNX's variables without `like` gives a dict of values. The other options are those
+    A file of NNX's variables without `like` gives a dict of values. With linen's variables as
+    `like`, a file of the bare parameters is read too, and the reverse. The other options are those
     of `safejax.load`, and so are the errors.
     """
     parsed = parse_options(deserialize, options)
@@ -124,4 +141,5 @@ def deserialize(
         return deserialize_like(leaves, file, like, parsed)
     if like is None:
         leaves = with_root(leaves, Kind(_FROZEN_DICT))
-    return parsed.tree(leaves, file, like)
+    leaves = at_params(apply(parsed.transform, leaves), like)
+    return replace(parsed, transform=None).tree(leaves, file, like)

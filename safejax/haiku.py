@@ -8,14 +8,24 @@ Module names keep their `/` and `~`: names in a file are split at dots only.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final, TypeVar, Unpack, overload
 
 import jax
 
-from safejax._src.adapter import Source, Stored, explain_missing, fetch, refuse_foreign, store
+from safejax._src.adapter import (
+    Source,
+    Stored,
+    at_params,
+    explain_missing,
+    fetch,
+    refuse_foreign,
+    store,
+)
 from safejax._src.checkpoint.options import LoadOptions, parse_options, shows_options
 from safejax._src.leaves.flatten import flatten
 from safejax._src.leaves.leaves import Leaves
+from safejax._src.leaves.steps import apply
 from safejax._src.moved import names_new_way
 from safejax._src.pytrees.building import register_container
 from safejax._src.pytrees.names import split
@@ -102,12 +112,15 @@ def deserialize(
 ) -> Any:
     """The parameters, the state or the dict of both that `serialize` was given; lazy.
 
-    Only the header is read. Files of safejax 0.5 are read as well. The options are those of
-    `safejax.load`, and so are the errors.
+    Only the header is read. Files of safejax 0.5 are read as well. With `like`, parameters are
+    read also where the file or `like` has them below `params` and the other has not. The options
+    are those of `safejax.load`, and so are the errors.
     """
     parsed = parse_options(deserialize, options)
     leaves, file = fetch(path_or_bytes, fs, parsed)
-    tree = parsed.tree(leaves, file, _mutable(like))
+    mutable = _mutable(like)
+    leaves = at_params(apply(parsed.transform, leaves), mutable)
+    tree = replace(parsed, transform=None).tree(leaves, file, mutable)
     if like is None:
         return tree
     return jax.tree.map(

@@ -3,21 +3,24 @@
 `safejax.flax` uses this module for NNX; `load_into` is public there too.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final, TypeVar, Unpack
 
 import jax
 
-from safejax._src.adapter import Source, explain_missing, fetch
+from safejax._src.adapter import Source, explain_missing, fetch, have_same_bits
 from safejax._src.arrays.jax_private import current_mesh
 from safejax._src.checkpoint.options import LoadOptions, Options, parse_options, shows_options
 from safejax._src.leaves.flatten import flatten
 from safejax._src.leaves.leaf import is_array, is_weakly_typed
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import apply
+from safejax._src.pytrees.names import join
 from safejax._src.pytrees.structure import EMPTY
+from safejax._src.pytrees.walk import walk
 from safejax._src.reading.remote import FileSystem
-from safejax._src.transforms.rename import rename
+from safejax.errors import LeafError
 
 try:
     from flax import nnx
@@ -29,7 +32,8 @@ __all__ = ["load_into"]
 
 _Graph = TypeVar("_Graph")
 
-_BOX: Final = ".value"
+# The segment that a variable, as a pytree, has above its value.
+_BOX: Final = "value"
 
 # The metadata that names a variable's axes: in Flax 0.12, and before.
 _AXES: Final = ("out_sharding", "sharding_names", "sharding")
@@ -40,9 +44,23 @@ def is_nnx(tree: Any) -> bool:
     return any(map(_is_graph, jax.tree_util.tree_leaves(tree, is_leaf=_is_graph)))
 
 
-def values_of(graph: Any) -> dict[Any, Any]:
-    """The values of the variables of a module or state, as nested dicts that follow their paths."""
-    return nnx.to_pure_dict(_state(graph), _value)
+def values_of(graph: Any, only: Any = ...) -> dict[Any, Any]:
+    """The values of the variables of a module or state, as nested dicts that follow their paths.
+
+    `only` is an NNX filter. Raises `LeafError` if it selects no variable.
+    """
+    state = _state(graph)
+    if only is ...:
+        return nnx.to_pure_dict(state, _value)
+    selected: Any = nnx.filter_state(state, only)
+    values = nnx.to_pure_dict(selected, _value)
+    if not values:
+        kinds = sorted({type(variable).__name__ for _, variable in nnx.to_flat_state(state)})
+        raise LeafError(
+            f"only: expected a filter that selects a variable, {only!r} selects none: the "
+            f"variables are of {', '.join(kinds) or 'no kind, since there are none'}"
+        )
+    return values
 
 
 @shows_options
@@ -76,10 +94,10 @@ def load_into(
     """
     parsed = parse_options(load_into, options)
     leaves, file = fetch(path_or_bytes, fs, parsed)
+    leaves = _unboxed(apply(parsed.transform, leaves), model)
+    parsed = replace(parsed, transform=None)
     state = nnx.state(model, only)
     if only is not ...:
-        leaves = apply(parsed.transform, leaves)
-        parsed = replace(parsed, transform=None)
         others = flatten(values_of(model)).keys() - flatten(values_of(state)).keys()
         leaves = leaves.replace({name: leaves[name] for name in leaves if name not in others})
     nnx.update(model, deserialize_like(leaves, file, state, parsed))
@@ -90,9 +108,7 @@ def deserialize_like(leaves: Leaves, file: str, like: _Graph, options: Options) 
     state = _state(like)
     expected = nnx.to_pure_dict(state, _expected)
     transform = options.transform
-    options = replace(
-        options, transform=lambda leaves: _unboxed(apply(transform, leaves), expected)
-    )
+    options = replace(options, transform=lambda leaves: _unboxed(apply(transform, leaves), like))
     if is_nnx(options.sharding):  # As nnx.get_named_sharding gives them.
         options = replace(options, sharding=values_of(options.sharding))
     values = options.tree(leaves, file, expected)
@@ -106,19 +122,50 @@ def deserialize_like(leaves: Leaves, file: str, like: _Graph, options: Options) 
     return nnx.merge(graph, filled)
 
 
-def _unboxed(leaves: Leaves, expected: Any) -> Leaves:
+def _unboxed(leaves: Leaves, graph: Any) -> Leaves:
     """The leaves by the paths of their variables, also where `safejax.save` stored a module.
 
-    As a pytree, a variable is a container of its value, so that each of these names has one
-    segment more.
+    As a pytree, a variable is a container of its value, so that its names have one segment more,
+    and a variable with two paths is stored under both.
     """
-    names = flatten(expected).keys()
-    boxed = {name.removesuffix(_BOX) for name in leaves if name.endswith(_BOX)}
-    if names & leaves.keys() or not names & boxed:
+    state = _state(graph)
+    names = flatten(nnx.to_pure_dict(state, _value))
+    boxed = {
+        stored: name
+        for stored, name in zip(flatten(nnx.to_pure_dict(state, _boxed)), names, strict=True)
+        if stored in leaves and stored not in names and name not in leaves
+    }
+    if not boxed:
         return leaves
+    second = _second_names(leaves, graph, boxed)
     # Modules have containers of their own state beside their variables; as stored they are empty.
-    stored = {name: leaf for name, leaf in leaves.items() if leaf is not EMPTY}
-    return rename({f"*{_BOX}": "*"})(leaves.replace(stored))
+    return leaves.replace(
+        {
+            boxed.get(name, name): leaf
+            for name, leaf in leaves.items()
+            if name not in second and (leaf is not EMPTY or name in boxed or name in names)
+        }
+    )
+
+
+def _second_names(leaves: Leaves, graph: Any, boxed: Mapping[str, str]) -> set[str]:
+    """The names of leaves whose variable is stored, with the same bits, under its own name."""
+    paths: dict[int, list[str]] = {}
+    for name, node in walk(graph, _is_variable).entries.items():
+        if _is_variable(node):
+            paths.setdefault(id(node), []).append(join((name, _BOX)))
+    return {
+        second
+        for names in paths.values()
+        for first in names
+        for second in names
+        if first in boxed and second not in boxed and second in leaves
+        if have_same_bits(leaves[first], leaves[second])
+    }
+
+
+def _is_variable(node: Any) -> bool:
+    return isinstance(node, nnx.Variable)
 
 
 def _is_graph(node: Any) -> bool:
@@ -136,6 +183,11 @@ def _value(variable: Any) -> Any:
     if hasattr(nnx.Variable, "get_raw_value"):
         return variable.get_raw_value()
     return variable.raw_value  # Flax 0.12.0
+
+
+def _boxed(variable: Any) -> Any:
+    value = _value(variable)
+    return {_BOX: value} if isinstance(variable, nnx.Variable) else value
 
 
 def _with_value(variable: Any, value: Any) -> Any:

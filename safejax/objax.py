@@ -16,9 +16,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from typing import Any, Final, TypeVar, Unpack, overload
 
-import numpy as np
-
-from safejax._src.adapter import Source, Stored, explain_missing, fetch, store
+from safejax._src.adapter import Source, Stored, explain_missing, fetch, have_same_bits, store
 from safejax._src.arrays.lazy import LazyArray
 from safejax._src.checkpoint.options import LoadOptions, Options, parse_options, shows_options
 from safejax._src.leaves.leaf import is_array
@@ -224,25 +222,13 @@ def _check_shared(values: Mapping[str, Any], shared: Mapping[str, str], file: st
     contradictions = [
         f"{name!r} and {first!r}"
         for name, first in shared.items()
-        if name != first and not _equal(values[name], values[first])
+        if name != first and not have_same_bits(values[name], values[first])
     ]
     if contradictions:
         raise MismatchError(
             f"{file}: expected one value for names that share a variable in the model, got two, "
             f"for {'; '.join(contradictions)}: do not share it in the model, or leave out one name"
         )
-
-
-def _equal(one: Any, other: Any) -> bool:
-    """Whether two values have the same bits; they are read only if they are not the same object."""
-    if isinstance(one, LazyArray) and isinstance(other, LazyArray):
-        views = one.content.view, other.content.view
-        return views[0] == views[1] or np.array_equal(*(_bits(view.read()) for view in views))
-    return one is other or np.array_equal(_bits(one), _bits(other))
-
-
-def _bits(value: Any) -> Any:
-    return np.ascontiguousarray(value).reshape(-1).view(np.uint8)
 
 
 def _has_kind(stored_name: str) -> bool:

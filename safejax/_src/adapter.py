@@ -4,12 +4,16 @@ import os
 from collections.abc import Mapping
 from typing import Any, Final, TypeAlias, cast
 
+import numpy as np
+
 from safejax._src.api import save, serialize
+from safejax._src.arrays.lazy import LazyArray
 from safejax._src.checkpoint.codec import IN_MEMORY, Buffer, decode
 from safejax._src.checkpoint.opening import open_path, shown_path
 from safejax._src.checkpoint.options import Options, Paths
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.pytrees.structure import Kind
+from safejax._src.pytrees.walk import walk
 from safejax._src.reading.remote import FileSystem
 from safejax._src.storage.files import PathLike
 from safejax.errors import LeafError
@@ -22,6 +26,8 @@ Stored: TypeAlias = Any
 which of them, and a union would not."""
 
 _FRAMEWORKS: Final = ("flax", "haiku", "objax", "equinox")
+
+_PARAMS: Final = "params."
 
 
 def store(
@@ -55,6 +61,26 @@ def fetch(source: Source, fs: FileSystem, options: Options) -> tuple[Leaves, str
     return decode(cast("Buffer", source), verify=options.verify), IN_MEMORY
 
 
+def at_params(leaves: Leaves, like: Any) -> Leaves:
+    """The leaves moved below `params`, or out of it, if only then some of them are in `like`.
+
+    So that a file of a model's variables fits its bare parameters, and the reverse. Nothing is
+    left out: what else is in the file is reported as unexpected.
+    """
+    if like is None:
+        return leaves
+    wanted = walk(like).entries.keys()
+    if any(name in leaves for name in wanted):
+        return leaves
+    if any(f"{_PARAMS}{name}" in leaves for name in wanted):
+        entries = {name.removeprefix(_PARAMS): leaf for name, leaf in leaves.items()}
+    elif any(name.removeprefix(_PARAMS) in leaves for name in wanted if name.startswith(_PARAMS)):
+        entries = {f"{_PARAMS}{name}": leaf for name, leaf in leaves.items()}
+    else:
+        return leaves
+    return leaves.replace(entries) if len(entries) == len(leaves) else leaves
+
+
 def with_root(leaves: Leaves, kind: Kind) -> Leaves:
     """The leaves with `kind` as that of the root, unless their structure records one already."""
     known = leaves.structure
@@ -62,6 +88,18 @@ def with_root(leaves: Leaves, kind: Kind) -> Leaves:
         return leaves
     structure = known._replace(kinds={**known.kinds, "": kind})
     return Leaves(leaves, structure, leaves.metadata)
+
+
+def have_same_bits(one: Any, other: Any) -> bool:
+    """Whether two values have the same bits; they are read only if they are not the same object."""
+    if isinstance(one, LazyArray) and isinstance(other, LazyArray):
+        views = one.content.view, other.content.view
+        return views[0] == views[1] or np.array_equal(*(_bits(view.read()) for view in views))
+    return one is other or np.array_equal(_bits(one), _bits(other))
+
+
+def _bits(value: Any) -> Any:
+    return np.ascontiguousarray(value).reshape(-1).view(np.uint8)
 
 
 def refuse_foreign(tree: Any, framework: str) -> None:

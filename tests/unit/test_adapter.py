@@ -186,6 +186,43 @@ def test_strict_false_takes_missing_leaves_from_like(case: Case) -> None:
     assert_same_bits(case.weight(tree), W)
 
 
+# ---- parameters below `params`, and without it
+
+BARE = {"dense": {"kernel": jnp.asarray(W), "bias": jnp.zeros(2)}}
+
+
+@pytest.mark.parametrize("adapter", [safejax.flax, safejax.haiku])
+@pytest.mark.parametrize(
+    ("saved", "like"), [(BARE, {"params": BARE}), ({"params": BARE}, BARE), (BARE, BARE)]
+)
+def test_parameters_and_variables(adapter: ModuleType, saved: Any, like: Any) -> None:
+    data = adapter.serialize(saved)
+    for wanted in (like, jax.eval_shape(lambda: like)):
+        with safejax.observe_reads() as log:
+            decoded = adapter.deserialize(data, like=wanted)
+        assert log.nbytes == 0
+        assert jax.tree.structure(decoded) == jax.tree.structure(like)
+        assert_same_bits((decoded.get("params") or decoded)["dense"]["kernel"], W)
+    cast = safejax.cast("float32", source="bfloat16")
+    half = adapter.serialize(jax.tree.map(lambda leaf: leaf.astype("bfloat16"), saved))
+    decoded = adapter.deserialize(half, like=like, transform=cast)
+    assert jax.tree.structure(decoded) == jax.tree.structure(like)
+
+
+@pytest.mark.parametrize("adapter", [safejax.flax, safejax.haiku])
+def test_what_is_beside_the_parameters_is_not_dropped(adapter: ModuleType) -> None:
+    both = {"params": BARE, "state": {"mean": jnp.ones(2)}}
+    with pytest.raises(safejax.MismatchError, match=r"unexpected 'state\.mean'") as said:
+        adapter.deserialize(adapter.serialize(both), like=BARE)
+    assert "kernel" not in str(said.value)
+    with pytest.warns(safejax.PartialLoadWarning, match=r"state\.mean"):
+        decoded = adapter.deserialize(adapter.serialize(both), like=BARE, strict=False)
+    assert_same_bits(decoded["dense"]["kernel"], W)
+    with pytest.raises(safejax.MismatchError, match=r"missing 'state\.mean'") as said:
+        adapter.deserialize(adapter.serialize(BARE), like=both)
+    assert "kernel" not in str(said.value)
+
+
 # ---- errors
 
 

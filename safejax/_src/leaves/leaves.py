@@ -13,7 +13,7 @@ from safejax._src.leaves.leaf import Unsupported, describe, is_array
 from safejax._src.public import set_module
 from safejax._src.pytrees.names import METADATA_NAME, check_name
 from safejax._src.pytrees.structure import Empty, Scalar, Structure
-from safejax.errors import LeafError
+from safejax.errors import LeafError, SafejaxError, TransformError
 
 Leaf: TypeAlias = """(
     jax.Array | NDArray[Any] | np.generic[Any] | jax.ShapeDtypeStruct | Scalar | Empty
@@ -101,9 +101,25 @@ class Leaves(Mapping[str, Any]):
         """The Leaves with each array `leaf` replaced by `function(name, leaf)`.
 
         Scalars, strings, None and empty containers are kept.
+
+        Raises `TransformError`, which names the leaf, if `function` raises an error that is not
+        one of safejax.
         """
+
+        def applied(name: str, leaf: Any) -> Any:
+            try:
+                return function(name, leaf)
+            except (SafejaxError, Warning):  # A warning that the user has made an error.
+                raise
+            except Exception as error:
+                raise TransformError(
+                    f"leaf {name!r}: expected a function of {describe(leaf)}, it raised "
+                    f"{type(error).__name__}: {error}: leave this leaf as it is, or correct the "
+                    "function"
+                ) from error
+
         return self.replace(
-            {name: function(name, leaf) if is_array(leaf) else leaf for name, leaf in self.items()}
+            {name: applied(name, leaf) if is_array(leaf) else leaf for name, leaf in self.items()}
         )
 
 

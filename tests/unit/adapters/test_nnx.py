@@ -400,6 +400,177 @@ def test_a_name_that_the_mesh_lacks(data: bytes, mesh: Mesh) -> None:
         load_into(model, data)
 
 
+# ---- parts that are stored
+
+
+def test_only_some_variables_are_stored(trained: Net, data: bytes) -> None:
+    whole = safejax.decode(data)
+    for only, names in {
+        nnx.Param: {name for name in NAMES if "mean" not in name and "var" not in name} - {
+            "dropout.rngs.count", "dropout.rngs.key",
+        },
+        nnx.BatchStat: {"norm.mean", "norm.var"},
+        nnx.RngState: {"dropout.rngs.count", "dropout.rngs.key"},
+        (nnx.BatchStat, nnx.RngKey): {"norm.mean", "norm.var", "dropout.rngs.key"},
+        ...: NAMES,
+    }.items():  # fmt: skip
+        stored = safejax.decode(serialize(trained, only=only))
+        assert set(stored) == names
+        assert serialize(nnx.state(trained), only=only) == serialize(trained, only=only)
+        for name, leaf in stored.items():
+            assert host_bytes(leaf) == host_bytes(whole[name])
+
+
+def test_what_only_stores_only_assigns_again(trained: Net, tmp_path: Path) -> None:
+    for only in (nnx.Param, nnx.BatchStat, nnx.RngState):
+        path = tmp_path / f"{only.__name__}.safetensors"
+        assert serialize(trained, filename=path, only=only) is path
+    model = make(1)
+    for only in (nnx.Param, nnx.BatchStat, nnx.RngState):
+        load_into(model, tmp_path / f"{only.__name__}.safetensors", only=only)
+    assert bits(model) == bits(trained)
+
+
+def test_only_of_several_modules() -> None:
+    models = {"one": make(0), "two": (make(1), nnx.Linear(2, 2, rngs=nnx.Rngs(0)))}
+    stored = safejax.decode(serialize(models, only=nnx.BatchStat))
+    assert set(stored) == {"one.norm.mean", "one.norm.var", "two.0.norm.mean", "two.0.norm.var"}
+
+
+def test_only_that_selects_nothing_or_is_given_for_linen(trained: Net) -> None:
+    with pytest.raises(safejax.LeafError, match=r"only: .* selects none: .* of BatchStat, Param"):
+        serialize(trained, only=nnx.LoRAParam)
+    with pytest.raises(TypeError, match="only: expected variables of NNX with it, got dict"):
+        serialize({"params": {"w": X}}, only=nnx.Param)
+
+
+# ---- files of safejax.save, in which a variable is a container of its value (S11)
+
+
+class Plain(nnx.Module):
+    """A module with no variable of two names."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.layers = nnx.List([nnx.Linear(8, 8, rngs=rngs) for _ in range(2)])
+        self.norm = nnx.BatchNorm(8, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+
+def optimizer(seed: int) -> nnx.Optimizer[Any]:
+    model = Plain(nnx.Rngs(seed))
+    made = nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.Param)
+    graph, state = nnx.split(made)
+    values = np.random.default_rng(seed)
+
+    def drawn(x: Any) -> Any:
+        return jnp.asarray(values.integers(0, 9, x.shape), x.dtype)
+
+    return nnx.merge(graph, jax.tree.map(drawn, state))
+
+
+BOXED: dict[str, Callable[[int], Any]] = {
+    "linear": lambda seed: nnx.Linear(8, 2, rngs=nnx.Rngs(seed)),
+    "batch norm": lambda seed: nnx.BatchNorm(8, rngs=nnx.Rngs(seed)),
+    "rngs": lambda seed: nnx.Rngs(seed, noise=seed + 1),
+    "dropout": lambda seed: nnx.Dropout(0.5, rngs=nnx.Rngs(seed)),
+    "list": lambda seed: nnx.List([nnx.Linear(3, 3, rngs=nnx.Rngs(seed)) for _ in range(2)]),
+    "module": lambda seed: Plain(nnx.Rngs(seed)),
+    "tied": make,
+    "optimizer": optimizer,
+    "dict": lambda seed: {"model": Plain(nnx.Rngs(seed)), "optimizer": optimizer(seed)},
+    "state": lambda seed: nnx.state(make(seed)),
+}
+
+
+@pytest.fixture(params=BOXED)
+def boxed(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Callable[[int], Any], Any, Path]:
+    """A function that makes what holds variables, one of these, and its file by safejax.save."""
+    build = BOXED[request.param]
+    source, path = build(0), tmp_path / "saved.safetensors"
+    safejax.save(source, path)
+    assert any(name.endswith(".value") for name in safejax.decode(path.read_bytes()))
+    return build, source, path
+
+
+def test_load_into_a_file_of_save(boxed: Any) -> None:
+    build, source, path = boxed
+    for target in (build(1), nnx.eval_shape(lambda: build(1))):
+        if isinstance(target, nnx.State):
+            continue
+        with safejax.observe_reads() as log:
+            load_into(target, path)
+        # The values of a variable with two names are compared.
+        assert log.nbytes == (2 * 4 * (8 * 8 + 8) if type(target) is Net else 0)
+        assert bits(target) == bits(source)
+
+
+def test_deserialize_a_file_of_save(boxed: Any) -> None:
+    build, source, path = boxed
+    for like in (build(1), nnx.eval_shape(lambda: build(1))):
+        decoded = deserialize(path, like=like)
+        assert type(decoded) is type(source)
+        assert bits(decoded) == bits(source)
+
+
+@pytest.mark.parametrize("only", [nnx.Param, nnx.BatchStat, nnx.RngState])
+def test_only_some_of_a_file_of_save(only: Any, trained: Net, tmp_path: Path) -> None:
+    path = tmp_path / "saved.safetensors"
+    safejax.save(trained, path)
+    model = make(1)
+    own, source = bits(model), bits(trained)
+    load_into(model, path, only=only)
+    chosen = values(nnx.state(model, only)).keys()
+    assert bits(model) == {name: (source if name in chosen else own)[name] for name in own}
+    assert chosen
+    # A file of the parameters alone.
+    safejax.save(nnx.state(trained, only), path)
+    model = make(1)
+    load_into(model, path, only=only)
+    assert bits(model) == {name: (source if name in chosen else own)[name] for name in own}
+
+
+def test_a_file_of_save_with_two_values_for_a_variable_of_two_names(tmp_path: Path) -> None:
+    path, untied = tmp_path / "saved.safetensors", make(0)
+    untied.tied = nnx.Linear(8, 8, rngs=nnx.Rngs(5))
+    safejax.save(untied, path)
+    with pytest.raises(safejax.MismatchError, match=r"unexpected 'tied\.kernel\.value'"):
+        load_into(make(1), path)
+
+
+def test_a_mismatch_with_a_file_of_save(tmp_path: Path) -> None:
+    path = tmp_path / "saved.safetensors"
+    safejax.save(nnx.Linear(8, 2, rngs=nnx.Rngs(0)), path)
+    with pytest.raises(safejax.MismatchError, match=r"mismatched 'kernel'.*float32\[8,2\]"):
+        load_into(nnx.Linear(8, 3, rngs=nnx.Rngs(0)), path)
+
+
+def test_variables_that_hold_trees_and_numbers_in_a_file_of_save(tmp_path: Path) -> None:
+    """The box is within the name, `tree.value.x`, and the plain array has none."""
+    path, target = tmp_path / "saved.safetensors", Odd(2)
+    safejax.save(Odd(1), path)
+    assert {"tree.value.x", "array"} <= set(safejax.decode(path.read_bytes()))
+    load_into(target, path)
+    pure = nnx.to_pure_dict(nnx.state(target))
+    assert (pure["count"], pure["rate"], pure["nothing"]) == (3, 0.5, None)
+    assert [float(leaf.sum()) for leaf in jax.tree.leaves(pure["tree"])] == [2.0, 0.0]
+    assert float(target.array.sum()) == 3.0
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in BOXED if name not in ("tied", "optimizer", "dict")]
+)
+def test_load_gives_a_module_from_a_file_of_serialize(name: str, tmp_path: Path) -> None:
+    """And the reverse: `safejax.load` takes a module as a pytree, and `rename` boxes the values."""
+    build, path = BOXED[name], tmp_path / "model.safetensors"
+    source, like = build(0), build(1)
+    serialize(source, filename=path)
+    with pytest.raises(safejax.MismatchError, match=r"\.value'"):
+        safejax.load(path, like=like)
+    loaded = safejax.load(path, like=like, transform=safejax.rename({"*": "*.value"}))
+    assert type(loaded) is type(source)
+    assert bits(loaded) == bits(source)
+
+
 # ---- more than a module
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from safejax._src.leaves.leaf import aval_of, check_leaf, content_at, describe, is_array, is_scalar
 from safejax._src.leaves.leaves import Leaves
+from safejax._src.leaves.steps import step
 from safejax._src.pytrees.structure import EMPTY, Kind, Structure
 from safejax._src.reading.log import observe_reads
 from safejax.errors import LeafError, TransformError
@@ -237,3 +238,17 @@ def test_tracers_are_no_leaves() -> None:
 def test_aval_follows_x64() -> None:
     with jax.enable_x64(True):
         assert describe(aval_of(np.ones(2))) == "float64[2]"
+
+
+def test_map_names_the_leaf_for_which_the_function_fails() -> None:
+    """NumPy's own error says only the dtype."""
+    leaves = Leaves({"a": np.ones(2, np.float32), "mask": np.ones(2, bool)})
+    negate = step(lambda leaves: leaves.map(lambda name, leaf: np.negative(leaf)))
+    with pytest.raises(TransformError, match=r"leaf 'mask': .* bool\[2\], it raised Type"):
+        negate(leaves)
+
+    def refuses(name: str, leaf: object) -> object:
+        raise LeafError("as it is")
+
+    with pytest.raises(LeafError, match=r"^as it is$"):
+        leaves.map(refuses)
