@@ -18,7 +18,7 @@ PACKAGE = Path(safejax.__file__).parent
 # A room is a folder, or a module next to the folders. It imports from lower floors only, so rooms
 # of one floor do not import each other.
 FLOORS: list[set[str]] = [
-    {"dtypes", "collector", "system", "errors", "public", "warn"},
+    {"arguments", "dtypes", "collector", "system", "errors", "public", "warn"},
     {"reading", "pytrees"},
     {"storage", "format", "arrays"},
     {"leaves"},

@@ -1,10 +1,12 @@
 """Save and load: the main functions, for whole trees."""
 
+import os
 from collections.abc import Mapping
 from typing import Any, TypeVar, Unpack, cast, overload
 
 import jax
 
+from safejax._src.arguments import check_progress, is_open_file, refuse_path
 from safejax._src.arrays.materialize import Progress
 from safejax._src.checkpoint.codec import IN_MEMORY, Buffer, decode, encode
 from safejax._src.checkpoint.layout import Layout, layout
@@ -69,6 +71,8 @@ def save(
     Raises `LeafError` for a leaf that no file can hold, `TransformError` if the transform cannot
     be applied, and `OSError` if the file cannot be written; an existing file is then kept.
     """
+    _check_tree_and_path(tree, path)
+    check_progress(progress, "save")
     target = checked_path(path)
     leaves = _leaves(tree, transform, metadata)
     plan: Layout | Folder
@@ -95,6 +99,7 @@ def serialize(
     >>> safejax.deserialize(safejax.serialize({"w": jnp.arange(3)}))["w"].sum().item()
     3
     """
+    refuse_path(tree, "serialize", "pass safejax.load(path), or take the file's own bytes")
     return encode(_leaves(tree, transform, metadata), checksum=checksum)
 
 
@@ -159,6 +164,8 @@ def load(
     saved.
     """
     parsed = parse_options(load, options)
+    _check_source(path)
+    refuse_path(like, "load: like", "pass like=safejax.load(path)")
     files = cast("Path", path)
     leaves = open_path(files, fs, verify=parsed.verify, access=parsed.access)
     return parsed.tree(leaves, shown_path(files), like)
@@ -181,6 +188,7 @@ def deserialize(data: Buffer, *, like: Any = None, **options: Unpack[TreeOptions
     {'w': LazyArray(float32[4,2], name='w', unread)}
     """
     parsed = parse_options(deserialize, options)
+    refuse_path(like, "deserialize: like", "pass like=safejax.load(path)")
     return parsed.tree(decode(data, verify=parsed.verify), IN_MEMORY, like)
 
 
@@ -194,6 +202,7 @@ def abstract(tree: Any) -> Any:
     >>> safejax.abstract({"w": jnp.ones(3), "step": 1})["step"]
     1
     """
+    refuse_path(tree, "abstract", "pass safejax.load(path), which reads no leaf")
 
     def of_leaf(leaf: Any) -> Any:
         if not is_array(leaf):
@@ -219,6 +228,42 @@ def metadata(source: Paths | Buffer, *, fs: FileSystem = None) -> dict[str, str]
     if isinstance(source, bytes | bytearray | memoryview):
         return dict(decode(cast("Buffer", source)).metadata)
     return dict(open_path(cast("Path", source), fs).metadata)
+
+
+def _check_tree_and_path(tree: object, path: object) -> None:
+    """Raise `TypeError` for arguments of `save` that were meant for another call."""
+    if isinstance(path, str | os.PathLike):
+        # Of two strings it is more likely that the first one is a path than that it is the tree.
+        if isinstance(tree, str | os.PathLike):
+            raise TypeError(
+                f"save: expected a tree, got the path {tree!r}: to convert a file, call "
+                f"safejax.save(safejax.load({tree!r}), {path!r}); to store a string, give it a name"
+            )
+    elif isinstance(tree, str | os.PathLike):
+        raise TypeError(
+            f"save: expected the tree first and then its path, got the path {tree!r} and "
+            f"{type(path).__name__}: call safejax.save(tree, {tree!r})"
+        )
+    elif is_open_file(path):
+        raise TypeError(
+            f"save: expected a path (str or os.PathLike), got {type(path).__name__}, an open "
+            "file: call file.write(safejax.serialize(tree))"
+        )
+
+
+def _check_source(path: object) -> None:
+    """Raise `TypeError` for what `load` cannot open, and another function could."""
+    if isinstance(path, bytes | bytearray | memoryview):
+        remedy = "call safejax.deserialize(data)"
+    elif is_open_file(path):
+        remedy = "call safejax.deserialize(file.read())"
+    elif isinstance(path, str | os.PathLike | list | tuple):
+        return
+    else:
+        remedy = "pass the path first, and a tree as like=tree"
+    raise TypeError(
+        f"load: expected a path (str or os.PathLike), got {type(path).__name__}: {remedy}"
+    )
 
 
 def _leaves(

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias, TypeVar
 import jax
 from numpy.typing import NDArray
 
+from safejax._src.arguments import check_progress, refuse_path
 from safejax._src.arrays.lazy import LazyArray
 from safejax._src.arrays.precision import needs_x64
 from safejax._src.arrays.untraced import run_all_untraced
@@ -35,6 +36,8 @@ def materialize(tree: _Tree, *, progress: Progress | None = None) -> _Tree:
     >>> isinstance(safejax.materialize(tree)["w"], safejax.LazyArray)
     False
     """
+    check_progress(progress, "materialize")
+    refuse_path(tree, "materialize", "pass safejax.load(path)")
     lazy: dict[int, LazyArray] = {}
     for leaf in jax.tree_util.tree_leaves(tree):
         if isinstance(leaf, LazyArray):

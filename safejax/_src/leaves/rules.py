@@ -1,6 +1,6 @@
 """Sharding rules: patterns of names and their partition specs over a mesh."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, final
@@ -59,6 +59,11 @@ def sharding_rules(
     """
     if not isinstance(mesh, Mesh):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ShardingError(f"sharding_rules: expected a jax.sharding.Mesh, got {mesh!r}")
+    if isinstance(rules, Mapping):
+        raise ShardingError(
+            "sharding_rules: expected a list of pairs (pattern, spec), of which the first that "
+            "matches wins, got a dict: pass list(rules.items())"
+        )
     checked: list[tuple[Where, PartitionSpec]] = []
     for rule in rules:
         if not isinstance(rule, tuple | list) or len(rule) != 2:  # pyright: ignore[reportUnnecessaryIsInstance]

@@ -6,9 +6,10 @@
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, NoReturn, TypeAlias, TypeVar, final, overload
+from types import FunctionType
+from typing import Any, Generic, NoReturn, TypeAlias, TypeVar, cast, final, overload
 
 import numpy as np
 
@@ -178,9 +179,10 @@ def apply(transform: Callable[[Leaves], Leaves] | None, leaves: Leaves) -> Leave
     """The result of a user's transform; `TransformError` if it does not return Leaves."""
     if transform is None:
         return leaves
-    if not callable(transform):
+    remedy = _remedy_for_transform(transform)
+    if remedy is not None:
         raise TransformError(
-            f"transform: expected a function from Leaves to Leaves, got {transform!r}"
+            f"transform: expected a function from Leaves to Leaves, got {transform!r}: {remedy}"
         )
     result = transform(leaves)
     if not isinstance(result, Leaves):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -202,6 +204,26 @@ def apply(transform: Callable[[Leaves], Leaves] | None, leaves: Leaves) -> Leave
             lambda name, leaf: LazyArray(leaf.content, name) if name in twice else leaf
         )
     return result
+
+
+def _remedy_for_transform(transform: Any) -> str | None:
+    """What to write in place of what is no transform; None for what may be one."""
+    if isinstance(transform, list | tuple):
+        return f"pass transform=chain({', '.join(map(repr, cast('list[Any]', transform)))})"
+    if isinstance(transform, Mapping):
+        return f"pass transform=rename({dict(cast('Mapping[Any, Any]', transform))!r})"
+    if not isinstance(transform, Step) and not isinstance(transform, FunctionType):
+        try:
+            dtype = np.dtype(transform)
+        except (TypeError, ValueError):
+            pass
+        else:
+            # NumPy takes any class for that of objects.
+            if dtype != np.dtype(object):
+                return f"pass transform=cast({dtype.name!r})"
+    if getattr(transform, "__module__", None) == "safejax" and isinstance(transform, FunctionType):
+        return f"call it, transform={transform.__name__}(...), which gives the transform"
+    return None if callable(transform) else "pass one, for example transform=cast('bfloat16')"
 
 
 def _lazy(name: str, leaf: Any) -> Any:
