@@ -14,6 +14,7 @@ from safejax._src.arrays.precision import NarrowingNotice
 from safejax._src.collector import collector_paused, collector_resumed
 from safejax._src.format.header import Header, Tensor, read_header
 from safejax._src.format.record import Record, read_record
+from safejax._src.leaves.leaf import Unsupported
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.pytrees.names import join
 from safejax._src.pytrees.structure import name_in
@@ -58,6 +59,9 @@ def open_leaves(source: File, *, verify: bool = False) -> Leaves:
             entries[name] = model.sibling(tensors.in_source(data), tensor.begin, name)
             continue
         view = _view(data, name, tensor, record)
+        if isinstance(view, Unsupported):
+            entries[name] = view
+            continue
         content = Content(view, record.keys.get(name))
         _check_key(name, content, file)
         leaf = entries[name] = LazyArray(content, name, placement, notice)
@@ -130,7 +134,7 @@ def _matching_digests(header: Header, record: Record, file: str) -> Digests:
     return digests
 
 
-def _view(source: Source, name: str, tensor: Tensor, record: Record) -> Strided:
+def _view(source: Source, name: str, tensor: Tensor, record: Record) -> Strided | Unsupported:
     recorded = record.dtypes.get(name)
     if recorded is not None:
         restored = dtypes.restored(recorded, tensor.code, tensor.shape)
@@ -143,10 +147,7 @@ def _view(source: Source, name: str, tensor: Tensor, record: Record) -> Strided:
         return Strided(source, tensor.begin, dtype, Window.whole(shape))
     dtype = dtypes.dtype_of_code(tensor.code)
     if dtype is None:
-        raise InvalidFileError(
-            f"{source.name}: tensor {name!r}: expected a dtype that JAX can hold, got "
-            f"{tensor.code}: read it with safetensors"
-        )
+        return Unsupported(source.name, name, tensor.code, tensor.shape)
     if dtypes.is_packed(tensor.code):
         source = PackedSource(source, tensor.begin)
         return Strided(source, 0, dtype, Window.whole(tensor.shape))

@@ -2,16 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, final
-
-import jax
+from typing import Any, Final, NamedTuple, final
 
 from safejax._src import dtypes
 from safejax._src.arrays.content import Content
-from safejax._src.arrays.lazy import LazyArray
 from safejax._src.collector import collector_paused
 from safejax._src.dtypes import Stored
-from safejax._src.format.header import Entry, data_order, write_header
+from safejax._src.format.header import MAX_HEADER_BYTES, Entry, data_order, write_header
 from safejax._src.format.record import Record, with_record
 from safejax._src.leaves.leaf import check_leaf, content_at, is_array
 from safejax._src.leaves.leaves import Leaves
@@ -24,7 +21,7 @@ from safejax._src.reading.digests import (
     hasher,
 )
 from safejax._src.reading.view import View
-from safejax.errors import LeafError
+from safejax.errors import InvalidFileError, LeafError
 
 
 # A named tuple: a file may hold 100,000, and frozen dataclasses take longer to make.
@@ -120,6 +117,7 @@ def layout(leaves: Leaves, file: str, *, checksum: bool = False) -> Layout:
 
     Reads nothing. Raises `LeafError` for a leaf that no file can hold.
     """
+    _check_header_fits(leaves, file)
     views: dict[str, tuple[View, Stored]] = {}
     values: dict[str, Any] = {}
     recorded: dict[str, str] = {}
@@ -153,6 +151,24 @@ def layout(leaves: Leaves, file: str, *, checksum: bool = False) -> Layout:
     return Layout(file, head, tuple(extents), leaves.metadata, record)
 
 
+_LEAST_ENTRY: Final = len('"":{"dtype":"U8","shape":[],"data_offsets":[0,1]},')
+
+
+def _check_header_fits(leaves: Leaves, file: str) -> None:
+    """Raise `InvalidFileError` if the names alone make a header longer than readers take.
+
+    `write_header` checks the header itself, once the work for each leaf is done.
+    """
+    names = [name for name, leaf in leaves.items() if is_array(leaf)]
+    least = sum(map(len, names)) + _LEAST_ENTRY * len(names)
+    if least > MAX_HEADER_BYTES:
+        raise InvalidFileError(
+            f"{file}: expected a header of at most {MAX_HEADER_BYTES} bytes, got more than {least} "
+            f"for {len(names)} tensors: readers refuse it; store fewer or shorter names, or "
+            "several files, with max_shard_bytes=..."
+        )
+
+
 def _no_digests_yet(entries: Sequence[Entry]) -> Digests:
     """Zeros in place of the digests of the entries' data.
 
@@ -180,11 +196,6 @@ def _of_these(leaves: Leaves) -> Structure:
 
 
 def _content(name: str, leaf: Any) -> Content:
-    if not isinstance(leaf, LazyArray) and isinstance(leaf, jax.Array) and leaf.is_deleted():
-        raise LeafError(
-            f"leaf {name!r}: expected an array with values, got one that was deleted, or donated "
-            "to a jitted function: save what that function returned"
-        )
     content = content_at(name, leaf)
     if not content.view.has_values:
         raise LeafError(

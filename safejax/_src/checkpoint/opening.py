@@ -6,7 +6,7 @@ from typing import Final, NamedTuple, TypeAlias, final
 from safejax._src.checkpoint.decoding import check_structure, open_leaves
 from safejax._src.checkpoint.union import union
 from safejax._src.format.index import INDEX_SUFFIX, Index, read_index
-from safejax._src.leaves.leaf import is_array
+from safejax._src.leaves.leaf import is_tensor
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.reading.remote import FileSystem
 from safejax._src.storage.files import PathLike, checked_path
@@ -114,7 +114,7 @@ def _open_files(
     if index is None or index.record is None:
         return leaves
     record = index.record
-    check_structure(record, {each for each, leaf in leaves.items() if is_array(leaf)}, name)
+    check_structure(record, {each for each, leaf in leaves.items() if is_tensor(leaf)}, name)
     return Leaves({**leaves, **record.values}, record.structure, leaves.metadata)
 
 

@@ -12,6 +12,7 @@ from typing import Final, final
 from safejax._src import dtypes
 from safejax._src.checkpoint.layout import Extent, Layout
 from safejax._src.reading.digests import BlockHasher, hasher
+from safejax.errors import LeafError
 
 BLOCK_BYTES: Final = 16 << 20
 """Bytes of a leaf that are held in memory at a time while it is written."""
@@ -89,4 +90,8 @@ def _data_of(extent: Extent) -> Iterator[memoryview]:
     if not stored.nbytes:
         return
     for block in [view] if dtypes.is_packed(stored.code) else view.blocks(BLOCK_BYTES):
-        yield dtypes.to_stored_bytes(block.read(), stored).data
+        try:
+            values = block.read()
+        except LeafError as error:  # It was deleted since the layout was made.
+            raise LeafError(f"leaf {extent.name!r}: {error}") from error
+        yield dtypes.to_stored_bytes(values, stored).data

@@ -6,7 +6,7 @@ from itertools import chain
 from typing import Any
 
 from safejax._src.format.index import Index
-from safejax._src.leaves.leaf import is_array
+from safejax._src.leaves.leaf import is_tensor
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.pytrees.structure import Kind, Structure
 from safejax.errors import InvalidFileError
@@ -46,7 +46,7 @@ def _check_places(
             elsewhere = "no file has it" if found is None else f"it is in {found}"
             raise InvalidFileError(f"{file}: tensor {name!r}: expected it in {shard}, {elsewhere}")
     for name in entries.keys() - index.weight_map.keys():
-        if is_array(entries[name]):
+        if is_tensor(entries[name]):
             raise InvalidFileError(
                 f"{file}: tensor {name!r} of {owner[name]}: expected the index to name every "
                 "tensor of its files, but it omits this one: load the files as a list, or "

@@ -9,7 +9,7 @@ from jax.sharding import Sharding
 from safejax._src.arrays.lazy import LazyArray
 from safejax._src.arrays.placing import Placement
 from safejax._src.collector import collector_paused
-from safejax._src.leaves.leaf import check_leaf, content_at
+from safejax._src.leaves.leaf import Unsupported, check_leaf, content_at
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.like import matched
 from safejax._src.leaves.shardings import ShardingArgument, resolve
@@ -138,6 +138,9 @@ def bound_leaves(
     defaults: dict[str, Sharding] = {}
     if like is not None:
         leaves, defaults = matched(leaves, like, strict, file)
+    for leaf in leaves.values():
+        if isinstance(leaf, Unsupported):
+            raise leaf.error()
     if sharding is None and not defaults:
         return leaves
     chosen = resolve(sharding, defaults, leaves, file)

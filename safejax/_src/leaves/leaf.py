@@ -1,7 +1,8 @@
 """One leaf: its kind, the values that it holds, its abstract value, and its description."""
 
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, cast
+from typing import Any, Final, cast, final
 
 import jax
 import numpy as np
@@ -11,19 +12,49 @@ from numpy.typing import NDArray
 from safejax._src.arrays.content import Content, is_key, key_data_shape, key_dtype
 from safejax._src.arrays.lazy import LazyArray
 from safejax._src.dtypes import stored_as
+from safejax._src.leaves.remedies import remedy_for, remedy_for_dtype
 from safejax._src.pytrees.structure import EMPTY
-from safejax._src.reading.array import AbstractSource, ArraySource
+from safejax._src.reading.array import DELETED, AbstractSource, ArraySource
 from safejax._src.reading.view import Strided, View
 from safejax._src.reading.windows import Window
-from safejax.errors import LeafError
+from safejax.errors import InvalidFileError, LeafError
 
 _SCALARS: Final = (bool, int, float, complex, str)
-_ARRAYS: Final = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)
+# References to arrays, which hold other values from time to time; what they hold is stored.
+_REFS: Final[tuple[type[Any], ...]] = (jax.Ref,) if hasattr(jax, "Ref") else ()
+_ARRAYS: Final = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct, *_REFS)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Unsupported:
+    """A leaf of a file whose dtype JAX lacks: it can be dropped and renamed, and nothing else."""
+
+    file: str
+    name: str
+    code: str
+    shape: tuple[int, ...]
+
+    def error(self) -> InvalidFileError:
+        """The error for a use of the leaf."""
+        return InvalidFileError(
+            f"{self.file}: tensor {self.name!r}: expected a dtype that JAX can hold, got "
+            f"{self.code}: leave it out with transform=drop({_pattern(self.name)!r}), and read it "
+            "with safetensors"
+        )
 
 
 def is_array(leaf: object) -> bool:
-    """Whether a leaf is a JAX array (lazy or not), a NumPy array or an abstract array."""
+    """Whether a leaf is a JAX array (lazy or not), a NumPy array or an abstract array.
+
+    A `jax.Ref` counts as the array that it refers to.
+    """
     return isinstance(leaf, _ARRAYS)
+
+
+def is_tensor(leaf: object) -> bool:
+    """Whether a leaf is one of the tensors of a file, also if JAX cannot hold it."""
+    return is_array(leaf) or isinstance(leaf, Unsupported)
 
 
 def is_scalar(leaf: object) -> bool:
@@ -41,15 +72,21 @@ def check_leaf(name: str, leaf: object) -> None:
         if not _is_storable(dtype) or isinstance(leaf, np.ma.MaskedArray):
             raise LeafError(
                 f"leaf {name!r}: expected an array of a dtype that JAX has, got "
-                f"{type(leaf).__module__}.{type(leaf).__qualname__} of {dtype}: convert it "
-                "first, for example with astype"
+                f"{type(leaf).__module__}.{type(leaf).__qualname__} of {dtype}: "
+                f"{remedy_for_dtype(leaf)}"
             )
-    elif not (is_scalar(leaf) or leaf is None or leaf is EMPTY):
+    elif isinstance(leaf, Unsupported):
+        raise leaf.error()
+    elif not (is_scalar(leaf) or leaf is None or leaf is EMPTY or isinstance(leaf, _REFS)):
         raise LeafError(
             f"leaf {name!r}: expected an array, a Python scalar, a string or None, got "
-            f"{type(leaf).__module__}.{type(leaf).__qualname__}: convert it with numpy.asarray, "
-            "or leave it out of the tree"
+            f"{type(leaf).__module__}.{type(leaf).__qualname__}: {remedy_for(leaf)}"
         )
+
+
+def _pattern(name: str) -> str:
+    """The pattern that matches this name only, as far as there is one."""
+    return name.replace("{", "{{").replace("}", "}}")
 
 
 def _no_values(tracer: object) -> str:
@@ -68,15 +105,19 @@ def _is_storable(dtype: np.dtype[Any]) -> bool:
 def content_of(leaf: object) -> Content | None:
     """What an array, or an abstract one, holds; None for what is no array.
 
-    Raises `LeafError` for arrays whose values cannot be had: tracers, and arrays that other
-    processes hold a part of.
+    Raises `LeafError` for arrays whose values cannot be had: tracers, arrays that were deleted,
+    and arrays that other processes hold a part of.
     """
     if isinstance(leaf, LazyArray):
         return leaf.content
+    if isinstance(leaf, _REFS):
+        leaf = cast("Any", leaf)[...]  # What it refers to now.
     if isinstance(leaf, Tracer):
         raise LeafError(_no_values(leaf))
     if isinstance(leaf, jax.Array):
         key = None
+        if leaf.is_deleted():
+            raise LeafError(DELETED)
         if is_key(leaf.dtype):
             key = str(jax.random.key_impl(leaf))
             leaf = jax.random.key_data(leaf)
@@ -137,7 +178,7 @@ def aval_of(leaf: Any) -> jax.ShapeDtypeStruct:
     """The shape and dtype that an array leaf will have once it is placed; reads nothing."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-    if isinstance(leaf, jax.Array):
+    if isinstance(leaf, (jax.Array, *_REFS)):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
     content = content_of(leaf)
     assert content is not None
@@ -155,4 +196,6 @@ def describe(leaf: Any) -> str:
         # Python refuses to write very long ints in decimal.
         long = isinstance(leaf, int) and leaf.bit_length() > 128
         return f"{type(leaf).__name__} {hex(leaf) if long else repr(leaf):.80}"
+    if isinstance(leaf, Unsupported):
+        return f"{leaf.code}[{','.join(map(str, leaf.shape))}], which JAX cannot hold"
     return "an empty container" if leaf is EMPTY else repr(leaf)

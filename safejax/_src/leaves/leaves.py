@@ -9,15 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safejax._src.format.record import RECORD_KEY
-from safejax._src.leaves.leaf import describe, is_array
+from safejax._src.leaves.leaf import Unsupported, describe, is_array
 from safejax._src.public import set_module
 from safejax._src.pytrees.names import METADATA_NAME, check_name
 from safejax._src.pytrees.structure import Empty, Scalar, Structure
 from safejax.errors import LeafError
 
-Leaf: TypeAlias = (
-    "jax.Array | NDArray[Any] | np.generic[Any] | jax.ShapeDtypeStruct | Scalar | Empty | None"
-)
+_Array: TypeAlias = "jax.Array | NDArray[Any] | np.generic[Any] | jax.ShapeDtypeStruct"
+Leaf: TypeAlias = "_Array | Scalar | Empty | Unsupported | None"
 
 
 @set_module("safejax")

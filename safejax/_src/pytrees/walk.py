@@ -115,7 +115,7 @@ def _named(children: list[tuple[Any, Any]]) -> list[tuple[str, Any, Any]]:
     for entry, child in children:
         match entry:
             case DictKey():
-                key = entry.key
+                key = _plain_key(entry.key)
             case GetAttrKey():
                 key = entry.name
             case SequenceKey():
@@ -175,7 +175,31 @@ def _in_flat(kinds: Mapping[str, Kind], name: str, segments: Segments) -> bool:
     return join(segments) == name and path_of(name, kinds) == segments
 
 
+def _plain_key(key: Any) -> Any:
+    """The key as the type that a record holds, if it is of a subclass or a scalar of NumPy's.
+
+    So `IntEnum`s and `numpy.int64`s are stored as ints; as dict keys both are equal to theirs.
+    """
+    if type(key) in _KEY_TYPES or key is None:
+        return key
+    if isinstance(key, tuple):
+        return tuple(_plain_key(part) for part in cast("tuple[Any, ...]", key))
+    if isinstance(key, np.bool_):
+        return bool(key)
+    if isinstance(key, int | np.integer):
+        return int(cast("int", key))
+    if isinstance(key, float | np.floating):
+        plain = float(cast("float", key))
+        return plain if plain == key or plain != plain else key
+    if isinstance(key, bytes):
+        return bytes(key)
+    return str.__str__(key) if isinstance(key, str) else key
+
+
+_KEY_TYPES: Final = (str, int, bool, float, bytes)
+
+
 def _is_storable_key(key: Any) -> bool:
     if isinstance(key, tuple):
         return all(_is_storable_key(part) for part in cast("tuple[Any, ...]", key))
-    return key is None or type(key) in (str, int, bool, float, bytes)
+    return key is None or type(key) in _KEY_TYPES

@@ -1,6 +1,6 @@
 """Arrays in memory as sources, and the source of a leaf that has a shape and no values."""
 
-from typing import Any, Protocol, final
+from typing import Any, Final, Protocol, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +8,13 @@ from numpy.typing import NDArray
 from safejax._src.dtypes import Dtype
 from safejax._src.reading.source import Source, read_only, strided_array, usable_in_place
 from safejax._src.reading.windows import Window
-from safejax.errors import ReadError
+from safejax.errors import LeafError, ReadError
+
+DELETED: Final = (
+    "expected an array with values, got one that was deleted, or donated to a jitted function: "
+    "save what that function returned, or, where it runs while another thread saves, give the "
+    "save a copy, jax.tree.map(jax.numpy.copy, tree)"
+)
 
 
 class HostArray(Protocol):
@@ -65,10 +71,19 @@ class ArraySource(Source):
 
     def _bytes(self) -> NDArray[np.uint8]:
         if self._flat is None:
-            host = np.asarray(self._array)
+            host = self._on_the_host()
             native = host.astype(host.dtype.newbyteorder("="), copy=False)
             self._flat = np.ascontiguousarray(native).reshape(-1).view(np.uint8)
         return self._flat
+
+    def _on_the_host(self) -> NDArray[Any]:
+        """The array as NumPy's; `LeafError` if it was deleted since the source was made."""
+        try:
+            return np.asarray(self._array)
+        except Exception as error:
+            if getattr(self._array, "is_deleted", bool)():
+                raise LeafError(DELETED) from error
+            raise
 
 
 @final

@@ -1,0 +1,109 @@
+"""What to do about a leaf that no file can hold: one remedy for each kind."""
+
+import datetime
+import decimal
+import enum
+import fractions
+import os
+import types
+import uuid
+from collections.abc import Mapping, Set
+from typing import Any, Final
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+_LEAVE_OUT: Final = "or leave it out of the tree"
+
+# The first one that a leaf is an instance of; the leaf is `x` in each.
+_OF_TYPES: Final[tuple[tuple[tuple[type[Any], ...], str], ...]] = (
+    ((enum.Enum,), "store x.value"),
+    ((bytes, bytearray, memoryview), "store numpy.frombuffer(x, numpy.uint8)"),
+    ((set, frozenset, Set), "store sorted(x), a list"),
+    ((range,), "store list(x)"),
+    ((Mapping,), "store dict(x)"),
+    ((slice,), "store (x.start, x.stop, x.step)"),
+    (
+        (
+            datetime.date,
+            datetime.time,
+            datetime.timedelta,
+            os.PathLike,
+            decimal.Decimal,
+            fractions.Fraction,
+            uuid.UUID,
+            np.dtype,
+        ),
+        "store str(x)",
+    ),
+    ((str,), "store str.__str__(x)"),
+    ((int,), "store int(x)"),
+    ((float,), "store float(x)"),
+    ((complex,), "store complex(x)"),
+)
+
+_CODE: Final = (
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    types.MethodType,
+    types.ModuleType,
+    type,
+)
+
+# By the first part of the name of the module that has the class; none of them is imported.
+_OF_MODULES: Final[Mapping[str, str]] = {
+    "torch": "store x.detach().cpu().numpy(), or jax.numpy.from_dlpack(x) for a bfloat16 one",
+    "PIL": "store numpy.asarray(x)",
+    "tensorflow": "store x.numpy()",
+    "pandas": "store x.to_numpy()",
+    "polars": "store x.to_numpy()",
+    "scipy": "store x.toarray()",
+}
+
+
+def remedy_for(leaf: object) -> str:
+    """What to do about a leaf that is no array and no scalar."""
+    for kinds, remedy in _OF_TYPES:
+        if isinstance(leaf, kinds):
+            return f"{remedy}, {_LEAVE_OUT}"
+    remedy = _OF_MODULES.get(type(leaf).__module__.partition(".")[0])
+    if remedy is not None:
+        return f"{remedy}, {_LEAVE_OUT}"
+    if isinstance(leaf, _CODE) or callable(leaf):
+        return "leave it out of the tree; for a model that holds functions, use safejax.equinox"
+    if hasattr(leaf, "__array__"):
+        return f"store numpy.asarray(x), {_LEAVE_OUT}"
+    return (
+        "make its class a pytree with jax.tree_util.register_dataclass, store its arrays in a "
+        f"dict, {_LEAVE_OUT}"
+    )
+
+
+def remedy_for_dtype(array: NDArray[Any] | np.generic) -> str:
+    """What to do about an array of NumPy's that JAX has no counterpart of."""
+    if isinstance(array, np.ma.MaskedArray):
+        return "store x.data and numpy.ma.getmaskarray(x), or x.filled(value)"
+    dtype = array.dtype
+    if dtype == jax.dtypes.float0:
+        return "store numpy.zeros(x.shape), since a derivative of integers is zero"
+    if dtype.names is not None:
+        return "store its fields, {name: x[name] for name in x.dtype.names}"
+    match dtype.kind:
+        case "M" | "m":
+            return "store x.astype(numpy.int64), which counts its unit"
+        case "U" | "T" | "S":
+            # Scalars of NumPy's have no elements.
+            strings = "numpy.char.decode(x)" if dtype.kind == "S" else "x"
+            return f"store numpy.asarray({strings}).tolist(), the strings"
+        case "O":
+            return (
+                "store numpy.asarray(x.tolist()) if all are numbers of one kind, or x.tolist(), "
+                "a list of leaves"
+            )
+        case "V":
+            return "store numpy.frombuffer(x, numpy.uint8)"
+        case "c":
+            return "store x.astype(numpy.complex128), if it holds the values"
+        case _:
+            return "store x.astype(numpy.float64), if it holds the values"
