@@ -113,7 +113,7 @@ def test_a_transform_that_is_none(kind: str, path: str) -> None:
     message = refused(
         lambda: safejax.load(path, transform=TRANSFORMS[kind]), with_error=TransformError
     )
-    transform = eval(message.rpartition("pass transform=")[2], vars(safejax))
+    transform = eval(message.rpartition("pass transform=")[2], {**vars(safejax)})
     loaded = safejax.load(path, transform=transform)
     assert loaded.keys() == {"v" if "rename" in message else "w"}
     assert (loaded.popitem()[1].dtype == jnp.float32) == (kind == "a dict")
@@ -155,4 +155,5 @@ def test_sharding_rules_as_a_dict() -> None:
     )
     pairs = eval(message.rpartition("pass ")[2], {"list": list, "rules": rules})
     aval = jax.ShapeDtypeStruct((4,), "float32")
-    assert safejax.sharding_rules(mesh, pairs)("w", aval).spec == P("x")
+    chosen = safejax.sharding_rules(mesh, pairs)("w", aval)
+    assert chosen == jax.NamedSharding(mesh, P("x"))

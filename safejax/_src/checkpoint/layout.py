@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, final
+from typing import Any, Final, NamedTuple, final
 
 from safejax._src import dtypes
 from safejax._src.arrays.content import Content
 from safejax._src.collector import collector_paused
 from safejax._src.dtypes import Stored
-from safejax._src.format.header import Entry, data_order, write_header
+from safejax._src.format.header import MAX_HEADER_BYTES, Entry, data_order, write_header
 from safejax._src.format.record import Record, with_record
 from safejax._src.leaves.leaf import check_leaf, content_at, is_array
 from safejax._src.leaves.leaves import Leaves
@@ -21,7 +21,7 @@ from safejax._src.reading.digests import (
     hasher,
 )
 from safejax._src.reading.view import View
-from safejax.errors import LeafError
+from safejax.errors import InvalidFileError, LeafError
 
 
 # A named tuple: a file may hold 100,000, and frozen dataclasses take longer to make.
@@ -117,6 +117,7 @@ def layout(leaves: Leaves, file: str, *, checksum: bool = False) -> Layout:
 
     Reads nothing. Raises `LeafError` for a leaf that no file can hold.
     """
+    _check_header_fits(leaves, file)
     views: dict[str, tuple[View, Stored]] = {}
     values: dict[str, Any] = {}
     recorded: dict[str, str] = {}
@@ -151,6 +152,24 @@ def layout(leaves: Leaves, file: str, *, checksum: bool = False) -> Layout:
         extents.append(Extent(entry.name, begin, *views[entry.name]))
         begin += entry.nbytes
     return Layout(file, head, tuple(extents), leaves.metadata, record)
+
+
+_LEAST_ENTRY: Final = len('"":{"dtype":"U8","shape":[],"data_offsets":[0,1]},')
+
+
+def _check_header_fits(leaves: Leaves, file: str) -> None:
+    """Raise `InvalidFileError` if the names alone make a header longer than readers take.
+
+    `write_header` checks the header itself, once the work for each leaf is done.
+    """
+    names = [name for name, leaf in leaves.items() if is_array(leaf)]
+    least = sum(map(len, names)) + _LEAST_ENTRY * len(names)
+    if least > MAX_HEADER_BYTES:
+        raise InvalidFileError(
+            f"{file}: expected a header of at most {MAX_HEADER_BYTES} bytes, got more than {least} "
+            f"for {len(names)} tensors: readers refuse it; store fewer or shorter names, or "
+            "several files, with max_shard_bytes=..."
+        )
 
 
 def _no_digests_yet(entries: Sequence[Entry]) -> Digests:

@@ -15,10 +15,8 @@ from safejax._src.pytrees.names import METADATA_NAME, check_name
 from safejax._src.pytrees.structure import Empty, Scalar, Structure
 from safejax.errors import LeafError, SafejaxError, TransformError
 
-Leaf: TypeAlias = """(
-    jax.Array | NDArray[Any] | np.generic[Any] | jax.ShapeDtypeStruct | Scalar | Empty
-    | Unsupported | None
-)"""
+_Array: TypeAlias = "jax.Array | NDArray[Any] | np.generic[Any] | jax.ShapeDtypeStruct"
+Leaf: TypeAlias = "_Array | Scalar | Empty | Unsupported | None"
 
 
 @set_module("safejax")

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Mapping, Set
 from typing import Any, Final
 
+import jax
 import numpy as np
 from numpy.typing import NDArray
 
@@ -32,6 +33,7 @@ _OF_TYPES: Final[tuple[tuple[tuple[type[Any], ...], str], ...]] = (
             decimal.Decimal,
             fractions.Fraction,
             uuid.UUID,
+            np.dtype,
         ),
         "store str(x)",
     ),
@@ -84,6 +86,8 @@ def remedy_for_dtype(array: NDArray[Any] | np.generic) -> str:
     if isinstance(array, np.ma.MaskedArray):
         return "store x.data and numpy.ma.getmaskarray(x), or x.filled(value)"
     dtype = array.dtype
+    if dtype == jax.dtypes.float0:
+        return "store numpy.zeros(x.shape), since a derivative of integers is zero"
     if dtype.names is not None:
         return "store its fields, {name: x[name] for name in x.dtype.names}"
     match dtype.kind:
@@ -99,7 +103,7 @@ def remedy_for_dtype(array: NDArray[Any] | np.generic) -> str:
                 "a list of leaves"
             )
         case "V":
-            return "store x.view(numpy.uint8)"
+            return "store numpy.frombuffer(x, numpy.uint8)"
         case "c":
             return "store x.astype(numpy.complex128), if it holds the values"
         case _:

@@ -75,6 +75,9 @@ REMEDIES: dict[str, tuple[Any, str, Any]] = {
     "a string": (np.str_("ab"), "numpy.asarray(x).tolist()", "ab"),
     "byte strings": (np.array([b"a"]), "numpy.asarray(numpy.char.decode(x)).tolist()", ["a"]),
     "times": (np.array(["2020"], "M8[Y]"), "x.astype(numpy.int64)", np.array([50])),
+    "void": (np.void(b"ab"), "numpy.frombuffer(x, numpy.uint8)", np.frombuffer(b"ab", np.uint8)),
+    "float0": (np.zeros(2, jax.dtypes.float0), "numpy.zeros(x.shape)", np.zeros(2)),
+    "dtype": (np.dtype("float32"), "str(x)", "float32"),
     "fields": (
         np.array([(1, 2.0)], Record),
         "{name: x[name] for name in x.dtype.names}",

@@ -358,7 +358,7 @@ RULES: dict[str, tuple[Callable[[], Any], str]] = {
     "no spec": (lambda: sharding_rules(MESH, [("*", "x")]), "'*': expected a PartitionSpec or"),
     "a sharding": (lambda: sharding_rules(MESH, [("*", A)]), "expected a PartitionSpec or None"),
     "an axis the mesh lacks": (lambda: sharding_rules(MESH, [("*", P("z"))]), "'*': "),
-    "a dict": (lambda: sharding_rules(MESH, {"ab": P()}), "pairs (pattern, spec), got 'ab'"),
+    "a dict": (lambda: sharding_rules(MESH, {"ab": P()}), "pass list(rules.items())"),
     "a triple": (lambda: sharding_rules(MESH, [("*", P(), 1)]), "expected pairs"),
     "no pattern": (lambda: sharding_rules(MESH, [(3, P())]), "expected a pattern or a function"),
 }  # fmt: skip

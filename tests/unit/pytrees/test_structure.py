@@ -315,7 +315,7 @@ def test_a_class_is_a_dict_until_its_adapter_is_in_use() -> None:
 
 REFUSED: dict[str, tuple[Any, str]] = {
     "keys of two types": ({"a": {1: 0, "1": 1}}, r"container 'a': .* got \['int', 'str'\]: use"),
-    "a NumPy key": ({"a": {np.int64(3): 0}}, "container 'a': expected dict keys of str, int"),
+    "a key of NumPy's": ({"a": {np.datetime64(3, "s"): 0}}, "container 'a': expected dict keys of"),
     "a key within a tuple": ({(1, frozenset()): 0}, "expected dict keys of str, int"),
     "a range": ({range(3): 0}, r"got range range\(0, 3\)"),
     "too deep": (deep(MAX_DEPTH + 1), "at most 500 nested containers"),
