@@ -29,7 +29,7 @@ from safejax import (
     unflatten,
 )
 from safejax._src.dtypes import is_floating
-from safejax._src.leaves.leaf import aval_of, is_array
+from safejax._src.leaves.leaf import aval_of, is_array, is_weakly_typed
 from safejax._src.reading.concatenation import Concatenation
 from safejax._src.reading.packed import PackedSource
 from safejax._src.reading.pointwise import Pointwise
@@ -308,7 +308,11 @@ def test_abstract_leaves_get_the_avals_that_arrays_get(
     step: Step[Any, Any], leaves: st.SearchStrategy[Leaves], exact: bool | None, data: st.DataObject
 ) -> None:
     before = data.draw(leaves)
-    abstract = before.map(lambda _, leaf: jax.ShapeDtypeStruct(leaf.shape, np.asarray(leaf).dtype))
+    abstract = before.map(
+        lambda _, leaf: jax.ShapeDtypeStruct(
+            leaf.shape, np.asarray(leaf).dtype, weak_type=is_weakly_typed(leaf)
+        )
+    )
     there = step(before)
     for name, leaf in step(abstract).items():
         if is_array(leaf):
@@ -317,6 +321,7 @@ def test_abstract_leaves_get_the_avals_that_arrays_get(
             assert (leaf.shape, placed) == (aval_of(there[name]).shape, aval_of(there[name]).dtype)
             assert np.asarray(there[name]).shape == leaf.shape
             assert np.asarray(there[name]).dtype == leaf.dtype
+            assert is_weakly_typed(there[name]) == leaf.weak_type
 
 
 # ---- 4 pushdown

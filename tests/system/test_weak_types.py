@@ -11,12 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import find
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 import safejax
 from safejax import LazyArray
 from safejax._src.arrays import jax_private
-from safejax.testing import assert_same_bits, assert_trees_identical
+from safejax.errors import TransformError
+from safejax.testing import arrays, assert_same_bits, assert_trees_identical
 from tests.support.files import header_of
 from tests.support.leaves import weakly_typed as weak
 
@@ -113,8 +115,11 @@ def test_only_files_with_weak_types_have_a_record_of_version_2() -> None:
 def test_what_numpy_has_is_strongly_typed() -> None:
     tree = {"a": np.float32(0.1), "b": np.asarray(0.1), "c": np.asarray(jnp.asarray(0.1))}
     assert not any(leaf.weak_type for leaf in map(jnp.asarray, reloaded(tree).values()))
-    leaves = safejax.step(lambda all_of: all_of.map(lambda _, leaf: np.asarray(leaf)))
-    assert not reloaded({"lr": jnp.asarray(0.1)}, transform=leaves)["lr"].weak_type
+
+    def with_numpy(leaves: safejax.Leaves) -> safejax.Leaves:
+        return leaves.map(lambda _, leaf: np.asarray(leaf))
+
+    assert not reloaded({"lr": jnp.asarray(0.1)}, transform=with_numpy)["lr"].weak_type
 
 
 def test_weak_types_in_a_folder_are_recorded_in_the_file_of_the_tensor(tmp_path: Path) -> None:
@@ -310,9 +315,7 @@ def test_a_transform_gives_the_type_that_jax_gives(case: str) -> None:
 def test_tied_leaves_of_two_types_are_not_one() -> None:
     untie = safejax.tie({"y": "x"}).inverse
     assert list(untie(safejax.flatten({"x": X, "y": X + 0}))) == ["x"]
-    with pytest.raises(
-        safejax.errors.TransformError, match=r"~float32\[2,3\], got others, float32"
-    ):
+    with pytest.raises(TransformError, match=r"~float32\[2,3\], got others, float32"):
         untie(safejax.flatten({"x": X, "y": X.astype("float32")}))
 
 
@@ -321,3 +324,12 @@ def test_assertions_tell_weak_types_apart() -> None:
         assert_trees_identical({"x": jnp.float32(0.1)}, {"x": jnp.asarray(0.1)})
     with pytest.raises(AssertionError, match="expected a strongly typed array, float32"):
         assert_trees_identical({"x": jnp.asarray(0.1)}, {"x": np.float32(0.1)})
+
+
+@pytest.mark.parametrize("is_weak", [True, False])
+def test_the_strategy_draws_arrays_of_both_types(is_weak: bool) -> None:
+    found = find(
+        arrays("float32", (2,)),
+        lambda array: isinstance(array, jax.Array) and array.weak_type == is_weak,
+    )
+    assert_trees_identical(reloaded(found), found)

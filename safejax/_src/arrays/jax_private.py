@@ -133,7 +133,7 @@ def _weakly_typed(array: jax.Array) -> jax.Array:
     """
     aval = abstract_value(array.shape, array.dtype, array.sharding, True)
     parts = [shard.data for shard in array.addressable_shards]
-    array_of: Callable[..., jax.Array] = concrete_array_type()
+    array_of: Any = concrete_array_type()
     return array_of(aval, array.sharding, parts, committed=array.committed)
 
 
