@@ -880,6 +880,26 @@ def test_a_full_disk_leaves_the_old_set(saved: Path) -> None:
     assert_trees_identical(safejax.load(saved), version(1))
 
 
+@pytest.mark.parametrize("max_shard_bytes", [None, 100])
+def test_an_error_about_a_full_disk_names_the_path_and_the_bytes(
+    tmp_path: Path, max_shard_bytes: int | None
+) -> None:
+    """The user's path is named, and not that of a temporary file, with the bytes needed."""
+    path = tmp_path / "m"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large; \d+ bytes are needed") as caught:
+            safejax.save({"a": np.zeros(10**5)}, path, max_shard_bytes=max_shard_bytes)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(path))
+    (needed,) = re.findall(r"(\d+) bytes are needed, and there are \d+ free", str(caught.value))
+    safejax.save({"a": np.zeros(10**5)}, path, max_shard_bytes=max_shard_bytes)
+    written = [path] if path.is_file() else list(path.iterdir())
+    assert int(needed) == sum(each.stat().st_size for each in written)
+
+
 def test_bad_arguments_are_errors(saved: Path) -> None:
     for nbytes in (0, -1, 1.5, True, "5GB"):
         with pytest.raises(ValueError, match=r"max_shard_bytes: expected a number of bytes"):
