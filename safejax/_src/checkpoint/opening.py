@@ -3,9 +3,11 @@
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple, TypeAlias, final
 
+from safejax._src.checkpoint.choosing import choose
 from safejax._src.checkpoint.decoding import check_structure, open_leaves
+from safejax._src.checkpoint.explaining import in_folder, not_there, other_set
 from safejax._src.checkpoint.union import union
-from safejax._src.format.index import INDEX_SUFFIX, Index, read_index
+from safejax._src.format.index import Index, is_index, read_index
 from safejax._src.leaves.leaf import is_tensor
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.reading.remote import FileSystem
@@ -35,8 +37,10 @@ def open_path(
     """The unread Leaves at a path, a URL, or a path on the fsspec file system `fs`.
 
     `access` says how the bytes of local files are obtained. A folder must hold one index
-    (`*.safetensors.index.json`) or else one safetensors file. An index is a JSON file whose name
-    ends in `.index.json`. No two of several files may have a name in common.
+    (`*.safetensors.index.json`) or else one safetensors file; of several, the one with the
+    canonical name is opened, and a plain one before its variants. An index is a JSON file whose
+    name ends in `.index.json`, or that of a variant. No two of several files may have a name in
+    common, unless an index says which of them is meant.
     """
     how = _How(verify, access)
     if isinstance(path, list | tuple):
@@ -44,11 +48,14 @@ def open_path(
         # A list may contain URLs, each on a file system of its own.
         return _open_files((locate(each, fs) for each in names), None, "several files", how)
     store, file = locate(checked_path(path), fs)
-    if file.endswith(".index.json"):
+    if is_index(file):
         return _settled(store, store.parent(file), lambda: _open_index(store, file, how))
     if store.is_folder(file):
         return _settled(store, file, lambda: _open_folder(store, file, how))
-    return _open_file(store, file, how)
+    try:
+        return _open_file(store, file, how)
+    except FileNotFoundError as error:
+        raise not_there(store, file) from error
 
 
 def shown_path(path: Path) -> str:
@@ -77,18 +84,21 @@ def _settled(store: Store, folder: str, open_files: Callable[[], Leaves]) -> Lea
 
 
 def _open_folder(store: Store, folder: str, how: _How) -> Leaves:
-    found = store.names_in(folder)
-    indices = [each for each in found if each.endswith(INDEX_SUFFIX)]
-    files = [each for each in found if each.endswith(".safetensors")]
-    if len(indices) == 1:
-        return _open_index(store, store.join(folder, indices[0]), how)
-    if not indices and len(files) == 1:
-        return _open_file(store, store.join(folder, files[0]), how)
-    shown = ", ".join(sorted(indices or files)[:5]) or "none"
-    raise InvalidFileError(
-        f"{folder}: expected a folder with one index, or one safetensors file, got {shown}: name "
-        "the file, or give a list of files"
-    )
+    names = store.names_in(folder)
+
+    def named_by(index: str) -> list[str]:
+        file = store.join(folder, index)
+        return read_index(store.read(file), file).files
+
+    chosen = choose(names, named_by)
+    if chosen is None:
+        raise InvalidFileError(
+            f"{folder}: expected a folder with one index, or one safetensors file, got "
+            f"{in_folder(store, folder, names)}"
+        )
+    if is_index(chosen):
+        return _open_index(store, store.join(folder, chosen), how)
+    return _open_file(store, store.join(folder, chosen), how)
 
 
 def _open_index(store: Store, file: str, how: _How) -> Leaves:
@@ -100,6 +110,7 @@ def _open_index(store: Store, file: str, how: _How) -> Leaves:
         raise FileNotFoundError(
             f"{file}: expected the {len(files)} files of the index, {len(missing)} are not there: "
             f"{', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}"
+            f"{other_set(store, folder, index.files)}"
         )
     return _open_files(((store, each) for each in files), index, file, how)
 

@@ -1,8 +1,10 @@
 """Saving: a file, or a folder of files, is written to its place: completely, or not at all."""
 
+import contextlib
+import errno
 import os
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Generator
+from typing import Final, TypeAlias
 
 from safejax._src.arrays.materialize import Progress
 from safejax._src.checkpoint.layout import Layout
@@ -13,6 +15,9 @@ from safejax._src.reading.remote import FileSystem
 from safejax._src.storage.files import write_chunks
 from safejax._src.storage.folders import write_folder_atomically
 from safejax._src.storage.location import locate
+from safejax._src.storage.store import Store
+
+_NO_ROOM: Final = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 _Wrote: TypeAlias = Callable[[int], None]
 """Called with a number of bytes, after they have been written."""
@@ -29,6 +34,11 @@ def write(
     """
     store, target = locate(path, fs)
     wrote = _reporting(progress, plan.nbytes)
+    with _room_is_told(store, target, plan.nbytes):
+        _write(plan, store, target, wrote)
+
+
+def _write(plan: Layout | Folder, store: Store, target: str, wrote: _Wrote) -> None:
     if isinstance(plan, Folder):
         if not store.replaces_folders:
             raise ValueError(
@@ -54,6 +64,23 @@ def _write_folder(folder: Folder, path: str, wrote: _Wrote) -> None:
                 write_chunks(file.fileno(), iter([memoryview(folder.index)]), lambda _: None)
 
     write_folder_atomically(path, fill, is_ours)
+
+
+@contextlib.contextmanager
+def _room_is_told(store: Store, target: str, nbytes: int) -> Generator[None]:
+    """An error about a disk that is full names the file, and says how many bytes it needs."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.errno not in _NO_ROOM:
+            raise
+        free = store.free_bytes(target)
+        found = "" if free is None else f", and there are {free} free"
+        reason = (
+            f"{os.strerror(error.errno)}; {nbytes} bytes are needed{found}: make room, or save "
+            "elsewhere; what was there before is unchanged"
+        )
+        raise OSError(error.errno, reason, target) from error
 
 
 def _reporting(progress: Progress | None, total: int) -> _Wrote:

@@ -1,7 +1,6 @@
 """The union of several files: their leaves, structures and metadata as one."""
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from itertools import chain
 from typing import Any
 
@@ -9,15 +8,20 @@ from safejax._src.format.index import Index
 from safejax._src.leaves.leaf import is_tensor
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.pytrees.structure import Kind, Structure
+from safejax._src.warn import warn_caller
 from safejax.errors import InvalidFileError
 
 
 def union(parts: Sequence[tuple[str, Leaves]], index: Index | None, file: str) -> Leaves:
     """The leaves of several files as one; an index must name exactly the tensors of its files.
 
-    Raises `InvalidFileError` for a name that is in two files, or not in the file that the index
-    gives for it.
+    The parts of an index are those of its `files`, in that order. If a name is in several of
+    them, the index decides, with a warning. Raises `InvalidFileError` for a name that is in two
+    files without an index, or not in the file that the index gives for it.
     """
+    parts = list(parts)
+    if index is not None:
+        parts = _as_decided(parts, index, file)
     owner: dict[str, str] = {}
     entries: dict[str, Any] = {}
     for shard, leaves in parts:
@@ -25,26 +29,54 @@ def union(parts: Sequence[tuple[str, Leaves]], index: Index | None, file: str) -
             if name in owner:
                 raise InvalidFileError(
                     f"{file}: tensor {name!r}: expected it in one file, got it in {owner[name]} "
-                    f"and {shard}"
+                    f"and {shard}: load an index of them, which says which one is meant"
                 )
             owner[name] = shard
             entries[name] = leaf
     if index is not None:
-        _check_places(owner, entries, index, file)
+        _check_names(owner, entries, index, file)
         entries = {name: entries[name] for name in (*index.weight_map, *entries)}
     metadata = _common(leaves.metadata for _, leaves in parts)
     structure = _common_structure([leaves.structure for _, leaves in parts])
     return Leaves(entries, structure, metadata)
 
 
-def _check_places(
+def _as_decided(
+    parts: Sequence[tuple[str, Leaves]], index: Index, file: str
+) -> list[tuple[str, Leaves]]:
+    """The parts without the tensors that the index gives another file for."""
+    of_file = dict(zip(index.files, parts, strict=True))
+    elsewhere: dict[str, str] = {}
+    decided: list[tuple[str, Leaves]] = []
+    for shard, (path, leaves) in of_file.items():
+        stale = {name for name in leaves if index.weight_map.get(name, shard) != shard}
+        elsewhere |= dict.fromkeys(stale, path)
+        decided.append((path, _without(stale, leaves) if stale else leaves))
+    for name, shard in index.weight_map.items():
+        _, leaves = of_file[shard]
+        if name not in leaves:
+            place = f"it is in {elsewhere[name]}" if name in elsewhere else "no file has it"
+            raise InvalidFileError(f"{file}: tensor {name!r}: expected it in {shard}, {place}")
+    if elsewhere:
+        shown = ", ".join(f"{name!r} in {path}" for name, path in sorted(elsewhere.items())[:5])
+        warn_caller(
+            f"{file}: {len(elsewhere)} tensors are also in files that the index does not give for "
+            f"them, and are read from those that it gives; left out: {shown}"
+            f"{' …' if len(elsewhere) > 5 else ''}",
+            UserWarning,
+        )
+    return decided
+
+
+def _without(names: Set[str], leaves: Leaves) -> Leaves:
+    paths = {name: path for name, path in leaves.structure.paths.items() if name not in names}
+    kept = {name: leaf for name, leaf in leaves.items() if name not in names}
+    return Leaves(kept, Structure(leaves.structure.kinds, paths), leaves.metadata)
+
+
+def _check_names(
     owner: Mapping[str, str], entries: Mapping[str, Any], index: Index, file: str
 ) -> None:
-    for name, shard in index.weight_map.items():
-        found = owner.get(name)
-        if found is None or os.path.basename(found) != os.path.basename(shard):
-            elsewhere = "no file has it" if found is None else f"it is in {found}"
-            raise InvalidFileError(f"{file}: tensor {name!r}: expected it in {shard}, {elsewhere}")
     for name in entries.keys() - index.weight_map.keys():
         if is_tensor(entries[name]):
             raise InvalidFileError(

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, cast, final
 from safejax._src.collector import collector_paused
 from safejax._src.dtypes import BITS
 from safejax._src.format import strict_json
+from safejax._src.format.foreign import HEAD_BYTES, recognized
 from safejax._src.pytrees.names import METADATA_NAME
 from safejax._src.reading.windows import MAX_AXES
 from safejax.errors import InvalidFileError, LeafError
@@ -66,8 +67,18 @@ class Header(NamedTuple):
 def read_header(prefix: Callable[[int, int], bytes], size: int, file: str) -> Header:
     """The header of a file of `size` bytes; `prefix(begin, end)` returns bytes of the file.
 
-    Raises `InvalidFileError`, which names `file` and the tensor at fault.
+    Raises `InvalidFileError`, which names `file` and the tensor at fault, or what else it is.
     """
+    try:
+        return _read_header(prefix, size, file)
+    except InvalidFileError:
+        kind = recognized(prefix(0, min(size, HEAD_BYTES)), MAX_HEADER_BYTES)
+        if kind is None:
+            raise
+        raise InvalidFileError(f"{file}: expected a safetensors file, got {kind}") from None
+
+
+def _read_header(prefix: Callable[[int, int], bytes], size: int, file: str) -> Header:
     if size < LENGTH_BYTES:
         raise InvalidFileError(
             f"{file}: expected the {LENGTH_BYTES} bytes of a header length, got {size} bytes: "

@@ -12,8 +12,8 @@ from safejax._src.format import strict_json
 from safejax._src.format.record import RECORD_KEY, Record, read_record
 from safejax.errors import InvalidFileError
 
-INDEX_SUFFIX: Final = ".safetensors.index.json"
-INDEX_NAME: Final = f"model{INDEX_SUFFIX}"
+_NAME: Final = re.compile(r"(.*)\.safetensors\.index(\..+)?\.json", re.DOTALL)
+INDEX_NAME: Final = "model.safetensors.index.json"
 SINGLE_NAME: Final = "model.safetensors"
 
 
@@ -28,6 +28,20 @@ class Index(NamedTuple):
     def files(self) -> list[str]:
         """The files, in the order in which the index first names them."""
         return list(dict.fromkeys(self.weight_map.values()))
+
+
+def is_index(name: str) -> bool:
+    """Whether a file of this name is an index; it may be that of a variant (`….fp16.json`)."""
+    return name.endswith(".index.json") or index_stem(name) is not None
+
+
+def index_stem(name: str) -> str | None:
+    """What the names of an index's files begin with; None if it is none of safetensors files.
+
+    The variant is a part of it: it is `model.fp16` for `model.safetensors.index.fp16.json`.
+    """
+    found = _NAME.fullmatch(name)
+    return None if found is None else found[1] + (found[2] or "")
 
 
 def read_index(data: bytes, file: str) -> Index:

@@ -9,6 +9,7 @@
 """
 
 import os
+import shutil
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,6 +82,12 @@ class LocalStore(Store):
         head: Callable[[], bytes] | None = None,
     ) -> None:
         write_atomically(path, chunks, wrote, head)
+
+    def free_bytes(self, path: str) -> int | None:
+        try:
+            return shutil.disk_usage(os.path.dirname(os.path.realpath(path))).free
+        except OSError:
+            return None
 
     @contextmanager
     def watched(self, folder: str) -> Generator[Callable[[], bool]]:

@@ -82,6 +82,11 @@ class Store(ABC):
         `rewrites`.
         """
 
+    def free_bytes(self, path: str) -> int | None:
+        """How many bytes can be written to files in the folder of `path`; None if unknown."""
+        del path
+        return None
+
     @abstractmethod
     def watched(self, folder: str) -> AbstractContextManager[Callable[[], bool]]:
         """A block in which a function says whether the folder is still the one it was at first.

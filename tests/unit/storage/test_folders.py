@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import random
+import re
 import resource
 import signal
 import stat
@@ -288,12 +289,111 @@ def test_the_error_for_missing_files_names_all_of_them(folder: Path) -> None:
         safejax.load(folder / "gone")
 
 
-def test_a_name_in_two_files_is_an_error(folder: Path) -> None:
-    safetensors.numpy.save_file({"wte": TWO, "h.0.w": ONE}, folder / "a-2.safetensors")
+def test_the_index_decides_which_of_two_files_is_meant(folder: Path) -> None:
+    """A stale tensor of another file is left out, with a warning; a list has no index (R2)."""
+    safejax.save({"wte": TWO, "h.0.w": ONE * 2, "h": {"1": {"w": ONE * 3}}},
+                 folder / "a-2.safetensors")  # fmt: skip
     files = sorted(folder.glob("*.safetensors"))
-    for path in (folder, files):
-        with pytest.raises(InvalidFileError, match=r"'h\.0\.w': expected it in one file.*a-1.*a-2"):
-            safejax.load(path)
+    message = r"2 tensors are also in files .* left out: 'h\.0\.w' in .*a-2.*, 'h\.1\.w' in .*a-2"
+    for path in (folder, folder / INDEX):
+        with pytest.warns(UserWarning, match=message) as caught:
+            tree = safejax.load(path)
+        assert [each.filename for each in caught] == [__file__]
+        assert_trees_identical(tree, {"h": {"0": {"w": ONE}, "1": {"w": ONE}}, "wte": TWO})
+    with pytest.raises(InvalidFileError, match=r"'h\.0\.w': expected it in one file.*a-1.*a-2"):
+        safejax.load(files)
+
+
+def test_files_of_one_name_in_two_folders_are_different_files(tmp_path: Path) -> None:
+    """The index decides by the whole path of a file (R2)."""
+    for number, name in enumerate(("x", "y")):
+        (tmp_path / name).mkdir()
+        safejax.save({"w": ONE * number, name: ONE}, tmp_path / name / "m.safetensors")
+    files = {"w": "y/m.safetensors", "x": "x/m.safetensors", "y": "y/m.safetensors"}
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": files}))
+    with pytest.warns(UserWarning, match="1 tensors are also in files"):
+        tree = safejax.load(tmp_path)
+    assert_trees_identical(tree, {"w": ONE, "x": ONE, "y": ONE})
+
+
+# The names in a folder, with the one that is loaded, or None.
+CHOICES: dict[str, tuple[list[str], str | None]] = {
+    "a variant of an index": (["model.safetensors.index.fp16.json"], None),
+    "the canonical name": (["model.safetensors", "consolidated.safetensors"], "model.safetensors"),
+    "a plain name": (
+        ["diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.safetensors"],
+        "diffusion_pytorch_model.safetensors",
+    ),
+    "any plain name": (["w.bf16.safetensors", "w.safetensors"], "w.safetensors"),
+    "what macOS adds": (["._model.safetensors", "model.safetensors"], "model.safetensors"),
+    "what macOS adds to others": (["._w.safetensors", "w.safetensors"], "w.safetensors"),
+    "one name": (["w.fp16.safetensors"], "w.fp16.safetensors"),
+    "the canonical name before another index": (
+        ["model.safetensors", "consolidated.safetensors.index.json"], "model.safetensors",
+    ),
+    "two names": (["a.safetensors", "b.safetensors"], None),
+    "two variants": (["model.bf16.safetensors", "model.fp16.safetensors"], None),
+    "two canonical names": (["diffusion_pytorch_model.safetensors", "model.safetensors"], None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CHOICES)
+@pytest.mark.parametrize("place", ["local", "remote"])
+def test_the_file_of_a_folder_is_chosen_by_its_name(case: str, place: str, tmp_path: Path) -> None:
+    """Canonical before other names, plain ones before variants, no hidden ones (R3, R4, R5)."""
+    names, chosen = CHOICES[case]
+    fs = fsspec.filesystem("memory") if place == "remote" else None
+    folder = "/choices" if place == "remote" else str(tmp_path)
+    write = tmp_path.joinpath if fs is None else None
+    for name in names:
+        if name.endswith("json"):
+            data = json.dumps({"weight_map": {"other": "other-1.bin"}}).encode()
+        else:
+            data = safetensors.numpy.save({name.removesuffix(".safetensors"): ONE})
+            data = b"\0\5\x16\7" if name.startswith(".") else data
+        if write is not None:
+            write(name).write_bytes(data)
+        else:
+            fs.pipe_file(f"{folder}/{name}", data)  # pyright: ignore[reportOptionalMemberAccess]
+    try:
+        if chosen is not None:
+            (name,) = safejax.flatten(safejax.load(folder, fs=fs))
+            assert f"{name}.safetensors" == chosen
+        elif "index" in names[0]:
+            with pytest.raises(FileNotFoundError, match=r"expected the 1 files of the index"):
+                safejax.load(folder, fs=fs)
+        else:
+            with pytest.raises(InvalidFileError, match=f"got {names[0]}.*: name the file"):
+                safejax.load(folder, fs=fs)
+    finally:
+        if fs is not None:
+            fs.rm(folder, recursive=True)
+
+
+@pytest.mark.parametrize("index", ["model.safetensors.index.fp16.json", "w.safetensors.index.json"])
+@pytest.mark.parametrize("beside", [(), ("consolidated",)])
+def test_the_index_of_a_folder_is_chosen_by_its_name(
+    folder: Path, index: str, beside: tuple[str, ...]
+) -> None:
+    """An index of a variant is one, and the canonical one comes first (R3, R4)."""
+    expected = {"h": {"0": {"w": ONE}, "1": {"w": ONE}}, "wte": TWO}
+    (folder / f".{INDEX}").write_text("{")
+    for name in beside:
+        (folder / f"{name}.safetensors.index.json").write_text("{}")
+    assert_trees_identical(safejax.load(folder), expected)
+    (folder / INDEX).rename(folder / index)
+    for path in (folder / index, *([] if beside == ("consolidated",) else [folder])):
+        assert_trees_identical(safejax.load(path), expected)
+
+
+def test_a_canonical_file_that_another_index_names_is_a_part_of_its_set(tmp_path: Path) -> None:
+    """The index comes before the files that it names (R4)."""
+    tree = {"a": ONE, "b": TWO}
+    for name, file in {"a": "model", "b": "more"}.items():
+        safejax.save({name: tree[name]}, tmp_path / f"{file}.safetensors")
+    files = {"a": "model.safetensors", "b": "more.safetensors"}
+    (tmp_path / "w.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    assert_trees_identical(safejax.load(tmp_path), tree)
 
 
 def test_a_folder_needs_an_index_or_a_single_file(folder: Path) -> None:
@@ -303,13 +403,85 @@ def test_a_folder_needs_an_index_or_a_single_file(folder: Path) -> None:
     (folder / "a-1.safetensors").unlink()
     assert_trees_identical(safejax.load(folder), {"wte": TWO})
     (folder / "a-2.safetensors").unlink()
-    with pytest.raises(InvalidFileError, match="got none"):
+    with pytest.raises(InvalidFileError, match=r"got none, only config\.json: name another"):
+        safejax.load(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(InvalidFileError, match="got none, since it is empty"):
         safejax.load(folder)
     for name in "ab":
         (folder / f"{name}.safetensors.index.json").write_text("{}")
     safetensors.numpy.save_file({"wte": TWO}, folder / "c.safetensors")
     with pytest.raises(InvalidFileError, match=r"got a\.safetensors\.index\.json, b\.saf"):
         safejax.load(folder)
+
+
+def test_the_error_for_a_stale_index_names_the_other_set(folder: Path) -> None:
+    """The files beside an index whose own are gone load as the error says."""
+    for name in ("a-1", "a-2"):
+        (folder / f"{name}.safetensors").rename(folder / f"b-{name}.safetensors")
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"2 are not there.*b-a-1\.safetensors, b-a-2\.safetensors are there without.*list",
+    ):
+        safejax.load(folder)
+    tree = safejax.load([folder / "b-a-1.safetensors", folder / "b-a-2.safetensors"])
+    assert_trees_identical(tree, {"h": {"0": {"w": ONE}, "1": {"w": ONE}}, "wte": TWO})
+
+
+# What is in a folder, and what the error for it says.
+OTHER_FOLDERS: dict[str, tuple[list[str], str]] = {
+    "PyTorch": (["pytorch_model.bin", "config.json"], r"none, but pytorch_model\.bin, which are p"),
+    "Flax": (["flax_model.msgpack"], r"flax_model\.msgpack, which are files of Flax"),
+    "a pipeline": (
+        ["model_index.json", "unet/m.safetensors", "vae/m.safetensors", "tokenizer/vocab.json"],
+        r"folders that have some: name one of \S*/unet, \S*/vae$",
+    ),
+    "steps": (["step_1/model.safetensors.index.json"], r"name one of \S*/step_1$"),
+    "a cache": (["models--o--n/snapshots/abc/m.safetensors"], r"snapshot_download\('owner/name'\)"),
+    "a repository in a cache": (
+        ["refs/main", "snapshots/abc/m.safetensors", "blobs/x"],
+        r"name one of \S*/snapshots/abc$",
+    ),
+    "Orbax": (["_CHECKPOINT_METADATA", "default/d"], "an Orbax checkpoint: restore it with Orbax"),
+    "others": (["config.json", ".hidden"], r"none, only config\.json: name another folder"),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_FOLDERS)
+def test_the_error_for_another_folder_says_what_is_there(case: str, tmp_path: Path) -> None:
+    names, message = OTHER_FOLDERS[case]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith(".safetensors"):
+            safejax.save({"w": ONE}, tmp_path / name)
+        else:
+            (tmp_path / name).write_text("{}")
+    with pytest.raises(InvalidFileError, match=message) as caught:
+        safejax.load(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    found = re.search(r"name one of ([^\s,]*)", str(caught.value))
+    if found and case != "steps":
+        assert_trees_identical(safejax.load(found[1]), {"w": ONE})
+
+
+def test_the_error_for_a_path_at_which_there_is_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    safejax.save({"w": ONE}, tmp_path / "model.safetensors")
+    for path, message in {
+        "owner/some-name.v2": r"huggingface_hub\.snapshot_download\('owner/some-name\.v2'\)",
+        "~/model.safetensors": r"'~' is not expanded: pass os\.path\.expanduser\(path\)",
+        "modle.safetensors": r"its folder has model\.safetensors",
+        str(tmp_path / "gone"): r"its folder has model\.safetensors",
+        "a/b/c.safetensors": r"there is nothing: 'a/b/c\.safetensors'",
+    }.items():
+        with pytest.raises(FileNotFoundError, match=message) as caught:
+            safejax.load(path)
+        assert caught.value.filename == path
+    tree = safejax.load(os.path.expanduser("~/model.safetensors"))
+    assert_trees_identical(tree, {"w": ONE})
 
 
 def test_a_list_of_files(tmp_path: Path) -> None:
@@ -706,6 +878,26 @@ def test_a_full_disk_leaves_the_old_set(saved: Path) -> None:
     assert child.exitcode == 1
     assert names_in(saved.parent) == ["model"]
     assert_trees_identical(safejax.load(saved), version(1))
+
+
+@pytest.mark.parametrize("max_shard_bytes", [None, 100])
+def test_an_error_about_a_full_disk_names_the_path_and_the_bytes(
+    tmp_path: Path, max_shard_bytes: int | None
+) -> None:
+    """The user's path is named, and not that of a temporary file, with the bytes needed."""
+    path = tmp_path / "m"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large; \d+ bytes are needed") as caught:
+            safejax.save({"a": np.zeros(10**5)}, path, max_shard_bytes=max_shard_bytes)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(path))
+    (needed,) = re.findall(r"(\d+) bytes are needed, and there are \d+ free", str(caught.value))
+    safejax.save({"a": np.zeros(10**5)}, path, max_shard_bytes=max_shard_bytes)
+    written = [path] if path.is_file() else list(path.iterdir())
+    assert int(needed) == sum(each.stat().st_size for each in written)
 
 
 def test_bad_arguments_are_errors(saved: Path) -> None:

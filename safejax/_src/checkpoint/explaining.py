@@ -1,0 +1,104 @@
+"""Explaining: what is at a path that is no checkpoint, and what to do about it."""
+
+import errno
+import re
+from collections.abc import Collection, Iterable
+from typing import Final
+
+from safejax._src.checkpoint.choosing import is_checkpoint
+from safejax._src.format.index import is_index
+from safejax._src.storage.files import home_remedy
+from safejax._src.storage.store import Store
+
+_SHOWN: Final = 5
+_LOOKED_AT: Final = 100
+
+_ORBAX: Final = frozenset({"_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt"})
+
+_OTHERS: Final = {
+    (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"): (
+        "pickles, which may run code when they are loaded: get the safetensors files of the same "
+        "model, or convert these where PyTorch is installed: "
+        "safetensors.torch.save_file(torch.load(file, weights_only=True), 'model.safetensors')"
+    ),
+    (".msgpack",): (
+        "files of Flax: convert them with safejax.save(flax.serialization.msgpack_restore("
+        "pathlib.Path(file).read_bytes()), 'model.safetensors')"
+    ),
+    (".npz",): (
+        "archives of NumPy: convert them with safejax.save(dict(numpy.load(file)), "
+        "'model.safetensors')"
+    ),
+    (".h5", ".hdf5", ".keras"): "files of Keras or HDF5: load them with Keras or h5py, and save",
+    (".gguf",): "GGUF files: get the safetensors files of the same model",
+}
+"""What other programs store, by the ends of names, with the remedy."""
+
+
+def in_folder(store: Store, folder: str, names: list[str]) -> str:
+    """What is in a folder that has no checkpoint to choose, and what to do."""
+    names = sorted(name for name in names if not name.startswith("."))
+    found = [name for name in names if is_checkpoint(name)]
+    if found:
+        indices = [name for name in found if is_index(name)]
+        return f"{_listed(indices or found)}: name the file, or give a list of files"
+    cached = [name for name in names if name.startswith("models--")]
+    if cached:
+        return (
+            f"a cache of the Hugging Face Hub, with {_listed(cached)}: give the folder that "
+            "huggingface_hub.snapshot_download('owner/name') returns"
+        )
+    if not _ORBAX.isdisjoint(names):
+        return "an Orbax checkpoint: restore it with Orbax, and save the tree with safejax.save"
+    below = store.join(folder, "snapshots") if "snapshots" in names else folder
+    inside = _with_checkpoints(store, below)
+    if inside:
+        return f"none, but folders that have some: name one of {_listed(inside)}"
+    for suffixes, remedy in _OTHERS.items():
+        others = [name for name in names if name.endswith(suffixes)]
+        if others:
+            return f"none, but {_listed(others)}, which are {remedy}"
+    shown = f", only {_listed(names)}" if names else ", since it is empty"
+    return f"none{shown}: name another folder, or a file"
+
+
+def not_there(store: Store, path: str) -> FileNotFoundError:
+    """The error for a path at which there is nothing."""
+    remedy = home_remedy(path)
+    folder = store.parent(path)
+    if not remedy and store.is_folder(folder or "."):
+        near = [name for name in store.names_in(folder or ".") if is_checkpoint(name)]
+        if near:
+            remedy = f"; its folder has {_listed(sorted(near))}"
+    elif not remedy and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path):
+        remedy = (
+            "; if it is a repository of the Hugging Face Hub, give the folder that "
+            f"huggingface_hub.snapshot_download({path!r}) returns"
+        )
+    reason = f"expected a safetensors file, a folder or an index, there is nothing{remedy}"
+    return FileNotFoundError(errno.ENOENT, reason, path)
+
+
+def other_set(store: Store, folder: str, files: Collection[str]) -> str:
+    """What to do about an index of `files` that are not there; empty if there are no others."""
+    names = filter(is_checkpoint, store.names_in(folder or "."))
+    others = sorted(name for name in names if not is_index(name) and name not in files)
+    if not others:
+        return ""
+    remedy = "give that file" if len(others) == 1 else "give a list of these"
+    return f"; the index may be stale: {_listed(others)} are there without one, {remedy}"
+
+
+def _with_checkpoints(store: Store, folder: str) -> list[str]:
+    """The folders in a folder that have checkpoints."""
+    inside = [store.join(folder, name) for name in sorted(store.names_in(folder))[:_LOOKED_AT]]
+    return [
+        each
+        for each in inside
+        if store.is_folder(each) and any(map(is_checkpoint, store.names_in(each)))
+    ]
+
+
+def _listed(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:_SHOWN]) + (" …" if len(listed) > _SHOWN else "")
