@@ -72,7 +72,7 @@ def _room_is_told(store: Store, target: str, nbytes: int) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        if error.errno is None or error.errno not in _NO_ROOM:
             raise
         free = store.free_bytes(target)
         found = "" if free is None else f", and there are {free} free"
