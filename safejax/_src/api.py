@@ -60,8 +60,9 @@ def save(
     tensor, as Hugging Face's libraries do; if one file is enough, it is `model.safetensors`. The
     folder is replaced as a whole, so that no reader sees half of it; other files in it are kept.
 
-    `path` may be a URL, or a path of the fsspec file system `fs`. The file then appears only
-    when it is complete, as far as that file system guarantees it.
+    What replaces a file or a folder has its mode and, where allowed, its group and owner; the
+    umask is for what is new. `path` may be a URL, or a path of the fsspec file system `fs`. The
+    file then appears only when it is complete, as far as that file system guarantees it.
 
     >>> import jax.numpy as jnp, safejax, tempfile, os
     >>> path = os.path.join(tempfile.mkdtemp(), "params.safetensors")
@@ -121,9 +122,11 @@ def load(
 ) -> Any:
     """The pytree at a path, with lazy leaves; only headers are read.
 
-    `path` is a safetensors file, an index (`*.index.json`), a folder with one of these, or a
-    list of files. An index says which tensor is in which file; one that disagrees with the files
-    is an error.
+    `path` is a safetensors file, an index (`*.safetensors.index*.json`), a folder, or a list of
+    files. Of several in a folder, that with the canonical name is taken, and a plain name before
+    its variants. An index says which tensor is in which file; a tensor that is in another file,
+    too, is a warning, and one that is missing is an error. A file that is changed in place after
+    it was opened is an error when a leaf is read; one that is replaced as a whole is still read.
 
     The order is: decode, `transform`, match `like`, choose the sharding. Each leaf is read and
     placed on its devices when its values are first needed, and a process reads only the bytes
@@ -136,8 +139,9 @@ def load(
     from `like` and unexpected ones are left out, with a `PartialLoadWarning` that names them.
 
     `sharding` is one `Sharding` or `Device`, a prefix tree of them (None is the default), or a
-    function `(name, aval) -> Sharding | Device | None`, as `sharding_rules` makes. Where it
-    gives no sharding, that of the leaf in `like` is used if it is committed or abstract, and
+    function `(name, aval) -> Sharding | Device | None`, as `sharding_rules` makes. Within
+    `jax.set_mesh(mesh)`, a `PartitionSpec` is a sharding over that mesh. A mesh alone is for
+    `like` whose shardings are over an abstract one. Where it gives no sharding, that of the leaf in `like` is used if it is committed or abstract, and
     otherwise JAX's default device, uncommitted.
 
     `transform` is a transform, a chain of them, or any function from Leaves to Leaves.

@@ -17,7 +17,7 @@ from safejax._src.reading.log import Read, observe_reads
 from safejax._src.reading.packed import PackedSource
 from safejax._src.reading.source import BufferSource
 from safejax._src.reading.windows import Window
-from safejax.errors import ReadError
+from safejax.errors import LeafError, ReadError
 
 FLOAT4 = np.dtype(ml_dtypes.float4_e2m1fn)
 SLICES = [slice(None), slice(None, None, -1), slice(1, None, 2), slice(-1, 0, -3), slice(2, 2)]
@@ -163,7 +163,7 @@ def test_nothing_is_fetched_from_a_device_before_the_first_read():
     source = ArraySource(array)
     assert repr(source) == "ArraySource(int32[3])"
     array.delete()
-    with pytest.raises(RuntimeError, match="deleted"):
+    with pytest.raises(LeafError, match=r"one that was deleted, .* give the save a copy"):
         source.read(0, np.dtype(np.int32), Window.whole((3,)))
 
 
