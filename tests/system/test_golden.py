@@ -748,6 +748,7 @@ def read_here(path: Path) -> Any:
 
 
 def test_reading_does_not_depend_on_the_adapters_that_were_imported() -> None:
+    """(S10)"""
     plain = [path for path, name in PATHS.items() if name not in OF_FRAMEWORKS]
     found, imported = read_in_another_process(plain, [])
     assert found == {str(path): read_here(path) for path in plain}

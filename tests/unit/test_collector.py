@@ -1,4 +1,4 @@
-"""The pause of the garbage collector, which is disabled while any thread is inside."""
+"""The pause of the garbage collector, which is disabled while any thread is inside (S8)."""
 
 import gc
 import subprocess
