@@ -18,6 +18,7 @@ import safejax.equinox
 import safejax.flax
 import safejax.haiku
 import safejax.objax
+from safejax._src.leaves.leaf import aval_of
 from safejax.testing import (
     arrays,
     assert_same_bits,
@@ -69,7 +70,7 @@ def test_haiku(params: Any) -> None:
 @given(nnx_states())
 def test_nnx(state: Any) -> None:
     data = safejax.flax.serialize(state)
-    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
+    like = jax.tree.map(aval_of, state)
     for expected in (state, like):
         decoded = safejax.flax.deserialize(data, like=expected)
         assert type(decoded) is nnx.State
@@ -144,6 +145,10 @@ def test_every_adapter_reads_what_another_one_wrote(data: bytes) -> None:
 
 @given(TWO_LEVELS)
 def test_files_of_safejax_0_5(params: Any) -> None:
+    # Weak types are in no file of 0.5.
+    params = jax.tree.map(
+        lambda leaf: leaf.astype(leaf.dtype) if aval_of(leaf).weak_type else leaf, params
+    )
     data = written_by_safejax_0_5(params)
     assert_trees_identical(safejax.haiku.deserialize(data), params)
     frozen = safejax.flax.deserialize(data)

@@ -242,7 +242,8 @@ def test_a_report_names_every_difference_and_nothing_else(stored: Any, like: Any
     found, wanted = flatten(stored), flatten(like)
     expected = {f"missing {name!r}" for name, leaf in wanted.items()
                 if name not in found and leaf is not EMPTY}  # fmt: skip
-    expected |= {f"unexpected {name!r}" for name in found if name not in wanted}
+    expected |= {f"unexpected {name!r}" for name, leaf in found.items()
+                 if name not in wanted and leaf is not None and leaf is not EMPTY}  # fmt: skip
     expected |= {f"mismatched {name!r}" for name in found
                  if name in wanted and found[name] != wanted[name]}  # fmt: skip
     if not expected:
@@ -251,7 +252,14 @@ def test_a_report_names_every_difference_and_nothing_else(stored: Any, like: Any
     with pytest.raises(MismatchError) as caught:
         unflatten(found, like=like)
     first, *lines = str(caught.value).split("\n  ")
-    assert first == f"leaves: {len(expected)} leaves do not match like, which has {len(wanted)}:"
+    count = "1 leaf does" if len(expected) == 1 else f"{len(expected)} leaves do"
+    assert first.startswith(f"leaves: {count} not match like, which has {len(wanted)}")
+    error = caught.value
+    assert {
+        *(f"missing {name!r}" for name in error.missing),
+        *(f"unexpected {name!r}" for name in error.unexpected),
+        *(f"mismatched {name!r}" for name in error.mismatched),
+    } == expected
     assert {line.partition(":")[0] for line in lines} == expected
     assert len(lines) == len(expected)
 

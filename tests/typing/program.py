@@ -230,6 +230,7 @@ def harness(tree: Params, leaves: safejax.Leaves) -> None:
     assert_type(safejax.testing.indices((2, 3)), st.SearchStrategy[tuple[Any, ...]])
     assert_type(safejax.testing.keys(shape=(2,)), st.SearchStrategy[jax.Array])
     assert_type(safejax.testing.pytrees(safejax.testing.scalars()), st.SearchStrategy[Any])
+    assert_type(safejax.testing.pytrees_matching(["*.kernel"]), st.SearchStrategy[Any])
     assert_type(safejax.testing.shardings((4, 2)), st.SearchStrategy[jax.sharding.Sharding])
     assert_type(
         safejax.testing.transforms(leaves),

@@ -178,12 +178,18 @@ def test_like_reports_every_mismatch(case: Case) -> None:
         assert repr(name) in str(report.value)
 
 
-def test_strict_false_takes_missing_leaves_from_like(case: Case) -> None:
-    data = safejax.serialize({"other": W})
-    like = case.make()
-    with pytest.warns(safejax.PartialLoadWarning, match="other"):
-        tree = case.adapter.deserialize(data, like=like, strict=False)
+def test_strict_false_leaves_out_what_like_has_not(case: Case) -> None:
+    stored = dict(safejax.decode(case.adapter.serialize(case.make())))
+    data = safejax.serialize(safejax.unflatten(safejax.Leaves({**stored, "other": W})))
+    with pytest.warns(safejax.PartialLoadWarning, match="1 unexpected, not loaded: 'other'"):
+        tree = case.adapter.deserialize(data, like=case.make(), strict=False)
     assert_same_bits(case.weight(tree), W)
+
+
+def test_strict_false_does_not_hide_that_nothing_fits(case: Case) -> None:
+    data = safejax.serialize({"other": W})
+    with pytest.raises(safejax.MismatchError, match="unexpected 'other'"):
+        case.adapter.deserialize(data, like=case.make(), strict=False)
 
 
 # ---- parameters below `params`, and without it

@@ -38,6 +38,7 @@ def warned(action: Callable[[], object], category: type[Warning]) -> warnings.Wa
 WEIGHTS = {"w": jnp.ones((2, 3)), "other": jnp.zeros(2)}
 LIKE = {"w": jnp.zeros((2, 3))}
 FILE = safejax.serialize(WEIGHTS)
+KERNEL = safejax.serialize({"kernel": np.ones((2, 3), np.float32), **WEIGHTS})
 
 
 def linear() -> nnx.Linear:
@@ -58,10 +59,8 @@ PARTIAL: dict[str, Callable[[Any], object]] = {
         FILE, like=LIKE, strict=False, transform=safejax.cast("bfloat16", where="other")
     ),
     "flax": lambda _: safejax.flax.deserialize(FILE, like=LIKE, strict=False),
-    "flax: NNX": lambda _: safejax.flax.deserialize(
-        safejax.flax.serialize({"m": linear()}), like=linear(), strict=False
-    ),
-    "flax: load_into": lambda _: safejax.flax.load_into(linear(), FILE, strict=False),
+    "flax: NNX": lambda _: safejax.flax.deserialize(KERNEL, like=linear(), strict=False),
+    "flax: load_into": lambda _: safejax.flax.load_into(linear(), KERNEL, strict=False),
     "haiku": lambda _: safejax.haiku.deserialize(FILE, like=LIKE, strict=False),
     "haiku: immutable": lambda _: safejax.haiku.deserialize(
         FILE, like=haiku.data_structures.to_immutable_dict(LIKE), strict=False

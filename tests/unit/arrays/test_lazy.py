@@ -333,7 +333,10 @@ BUILTINS: dict[str, Callable[[Any], Any]] = {
 def test_builtins_treat_a_leaf_as_the_placed_array(name: str) -> None:
     results = {kind: outcome(BUILTINS[name], KINDS[kind]()) for kind in ("scalar", "count", "ints")}
     for kind, expected in results.items():
-        assert outcome(BUILTINS[name], lazy(KINDS[kind]())) == expected, kind
+        found = outcome(BUILTINS[name], lazy(KINDS[kind]()))
+        if name.startswith("format") and is_refusal(expected):  # A leaf says more.
+            found, expected = found[:2], expected[:2]
+        assert found == expected, kind
     assert not all(map(is_refusal, results.values())) or name == "floor"
 
 

@@ -252,7 +252,7 @@ WRONG_INDICES: dict[str, tuple[Any, str]] = {
     ),
     "a record of another version": (
         {"metadata": {"safejax": '{"version":9}'}, "weight_map": {"wte": "a-2.safetensors"}},
-        "expected version 1",
+        "expected a version of 1 to 2",
     ),
     "a record that hides a tensor": (
         {"metadata": {"safejax": '{"version":1,"values":{"wte":1}}'},
