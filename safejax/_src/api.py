@@ -141,8 +141,9 @@ def load(
     `sharding` is one `Sharding` or `Device`, a prefix tree of them (None is the default), or a
     function `(name, aval) -> Sharding | Device | None`, as `sharding_rules` makes. Within
     `jax.set_mesh(mesh)`, a `PartitionSpec` is a sharding over that mesh. A mesh alone is for
-    `like` whose shardings are over an abstract one. Where it gives no sharding, that of the leaf in `like` is used if it is committed or abstract, and
-    otherwise JAX's default device, uncommitted.
+    `like` whose shardings are over an abstract one. Where it gives no sharding, that of the leaf
+    in `like` is used if it is committed or abstract, and otherwise JAX's default device,
+    uncommitted.
 
     `transform` is a transform, a chain of them, or any function from Leaves to Leaves.
 

@@ -390,8 +390,11 @@ def save_beyond_the_limit(send: Any, path: Path) -> None:
 def test_a_full_disk_keeps_the_file_and_the_trees_that_use_it(path: Path) -> None:
     before = path.read_bytes()
     code, told = in_a_child(save_beyond_the_limit, path)
-    error = ("OSError", f"[Errno {errno.EFBIG}] File too large")
-    assert told == [error, [path.name], "whole"]
+    (kind, message), names, whole = told
+    assert (kind, names, whole) == ("OSError", [path.name], "whole")
+    assert message.startswith(f"[Errno {errno.EFBIG}] File too large; ")
+    assert "max_shard_bytes" in message
+    assert str(path) in message
     assert code == 0
     assert path.read_bytes() == before
     assert names_in(path.parent) == [path.name]

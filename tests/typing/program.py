@@ -76,7 +76,9 @@ def loading(
     safejax.load("m", sharding=tree)
     safejax.load("m", sharding=None, transform=None, strict=True, verify=True)
     safejax.load("m", transform=lambda leaves: leaves.replace({}), access="copy", fs=None)
-    safejax.load("m", sharding=mesh)  # type: ignore[arg-type]  # pyright: ignore
+    safejax.load("m", sharding=mesh)
+    safejax.load("m", sharding=rows.spec)
+    safejax.load("m", sharding=3)  # type: ignore[call-overload]  # pyright: ignore
     safejax.load("m", shardings=rows)  # type: ignore[call-overload]  # pyright: ignore
     safejax.load("m", access="mapped")  # type: ignore[call-overload]  # pyright: ignore
     safejax.load(3)  # type: ignore[call-overload]  # pyright: ignore

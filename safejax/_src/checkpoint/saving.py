@@ -76,9 +76,12 @@ def _room_is_told(store: Store, target: str, nbytes: int) -> Generator[None]:
             raise
         free = store.free_bytes(target)
         found = "" if free is None else f", and there are {free} free"
+        remedy = "make room, or save elsewhere"
+        if error.errno == errno.EFBIG:
+            remedy = "save it as several files, with max_shard_bytes="
         reason = (
-            f"{os.strerror(error.errno)}; {nbytes} bytes are needed{found}: make room, or save "
-            "elsewhere; what was there before is unchanged"
+            f"{os.strerror(error.errno)}; {nbytes} bytes are needed{found}: {remedy}; what was "
+            "there before is unchanged"
         )
         raise OSError(error.errno, reason, target) from error
 

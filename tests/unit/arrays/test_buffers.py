@@ -1,4 +1,4 @@
-"""Consumers of a lazy leaf's memory get the stored values without placing it, or a clear error (S1)."""
+"""Consumers of a lazy leaf's memory get the stored values unplaced, or a clear error (S1)."""
 
 import sys
 from collections.abc import Callable
