@@ -17,6 +17,9 @@ from safejax.errors import MismatchError
 SHOWN: Final = 20
 """Lines of a message; the error's attributes have the rest."""
 
+_TRIED: Final = 4
+"""Prefixes that are tried, since each is tried on all leaves."""
+
 _BOX: Final = ".value"
 
 
@@ -104,7 +107,7 @@ class Report:
             for name in names
             if name.endswith(SEPARATOR + wanted)
         }
-        for prefix in sorted(above, key=len):
+        for prefix in sorted(above, key=len)[:_TRIED]:
             head = prefix + SEPARATOR
             below = f"prefix({prefix!r}).inverse"
             if not all(name.startswith(head) for name in self._stored):
@@ -119,7 +122,7 @@ class Report:
             for wanted in self.missing
             if wanted.endswith(SEPARATOR + name)
         }
-        for prefix in sorted(missing, key=len):
+        for prefix in sorted(missing, key=len)[:_TRIED]:
             yield Renaming(
                 f"transform=prefix({prefix!r})",
                 lambda name, head=prefix + SEPARATOR: head + name,

@@ -1,4 +1,4 @@
-"""Kinds of containers move with them; CASES row S4."""
+"""Kinds of containers move with them (S4)."""
 
 from collections import OrderedDict
 from typing import Any

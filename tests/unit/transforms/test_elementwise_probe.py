@@ -1,4 +1,4 @@
-"""`elementwise` refuses functions that do not work element by element; CASES row S7."""
+"""`elementwise` refuses functions that do not work element by element (S7)."""
 
 from collections.abc import Callable
 from typing import Any
