@@ -75,7 +75,10 @@ def nothing_matched(transform: Transform, where: Where, leaves: Leaves) -> Trans
 def _pattern_that_helps(pattern: str, leaves: Leaves) -> str | None:
     """What to write in place of a pattern that matches nothing, as far as one can tell."""
     literal = _without_regex(pattern)
-    candidates = [literal, f"{literal}.*", f"*.{literal}", f"*.{literal}.*", f"*{literal}*"]
+    candidates = [
+        literal, f"{literal}.*", f"*.{literal}", f"*.{literal}.*", f"*{literal}*",
+        literal.removesuffix(".*"), literal.removeprefix("*."),
+    ]  # fmt: skip
     for candidate in candidates:
         try:
             matches = predicate(candidate)

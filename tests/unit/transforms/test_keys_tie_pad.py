@@ -262,6 +262,8 @@ REMEDIES = {
     r"layers\.\d+\.w": "layers.*.w",
     r"params\..*": "params.*",
     "(.*)kernel": "*kernel",
+    "opt_state.mu.*": "opt_state.mu",
+    "*.params.head.kernel": "params.head.kernel",
     "layers.{i}.x": None,
     "params.encodr.attn.bias": "params.encoder.attn.bias",
 }
