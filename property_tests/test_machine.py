@@ -119,17 +119,26 @@ def random_bits(dtype: Any, shape: tuple[int, ...]) -> st.SearchStrategy[Any]:
     )
 
 
+def strong_arrays(dtype: Any, shape: tuple[int, ...]) -> st.SearchStrategy[Any]:
+    """Arrays that are not weakly typed: those of the model are NumPy's, which never are."""
+
+    def strong(array: Any) -> Any:
+        return array.astype(array.dtype) if getattr(array, "weak_type", False) else array
+
+    return arrays(dtype, shape).map(strong)
+
+
 # There are few shapes and dtypes, because JAX compiles for each new one.
 LEAVES = st.one_of(
     st.none(),
     st.integers(-5, 2**70),
     st.floats(),
-    *(arrays(dtype, shape) for dtype in ("float32", "bfloat16") for shape in ((3,), ())),
+    *(strong_arrays(dtype, shape) for dtype in ("float32", "bfloat16") for shape in ((3,), ())),
     random_bits("int8", (16, 8)),
     random_bits(jnp.float8_e5m2, (64,)),
-    arrays("bool", (5,)),
-    arrays("uint32", (0, 8)),
-    arrays("int4", (2, 3)),
+    strong_arrays("bool", (5,)),
+    strong_arrays("uint32", (0, 8)),
+    strong_arrays("int4", (2, 3)),
     keys((2,)),
 )
 MATRICES = st.one_of(
@@ -362,8 +371,13 @@ class Machine(RuleBasedStateMachine):
         model = expected[index if ... in index else (*index, ...)]
         if "part" in live.model:
             happened("a part of a part")
-        # For a placed array, JAX may return the array itself, which can be donated later.
-        part = leaf[index] if type(leaf[index]) is LazyArray else jnp.copy(leaf[index])
+        part = leaf[index]
+        if type(part) is not LazyArray:
+            # JAX's own index of a sharded array may quiet a signalling NaN, as that of a plain one.
+            if not is_key(expected):
+                model = jax.device_put(expected, leaf.sharding)[index]
+            # JAX may return the array itself, which can be donated later.
+            part = jnp.copy(part)
         return self.add({"part": part}, {"part": host(model)}, live.file)
 
     @rule(live=trees, data=st.data())
@@ -444,5 +458,6 @@ class Machine(RuleBasedStateMachine):
 
 def test_every_tree_keeps_every_bit_under_any_sequence_of_actions() -> None:
     HAPPENED.update({what: -count for what, count in HAPPENED.items()})
-    run_state_machine_as_test(Machine, settings=settings(stateful_step_count=30))
+    few = settings().max_examples < 100  # Everything shall happen in few examples, too.
+    run_state_machine_as_test(Machine, settings=settings(stateful_step_count=30 if few else 20))
     assert [what for what, count in HAPPENED.items() if count == 0] == []

@@ -113,6 +113,7 @@ def test_inside_of_a_trace_a_scalar_shows_its_value() -> None:
     assert seen == ["7"]
 
 
+@pytest.mark.filterwarnings("ignore:The chararray class is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("visualizer", [None, treescope.ArrayAutovisualizer()])
 def test_treescope_shows_a_tree_of_leaves_without_a_read(visualizer: Any) -> None:
     tree = {"w": jnp.ones((4, 4)), "layers": [{"b": jnp.arange(3)}], "key": jax.random.key(0)}
