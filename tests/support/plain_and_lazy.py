@@ -102,6 +102,10 @@ LEFT_OVER: Final = (
         r"Array\.__(deep)?copy__|copy\.(deep)?copy", "sharding",
         "on explicit meshes JAX writes the axes of a copy out: P('x', None) for P('x')",
     ),
+    LeftOver(
+        r"scipy\.(?!special|fft).*", "values",
+        "BLAS, and what iterates, round by where memory begins",
+    ),
     LeftOver(r"scipy\..*|jax\.vjp", UNSTEADY, "is another one for every call"),
 )  # fmt: skip
 """What the README tells to call `materialize` for, and what is otherwise by design."""

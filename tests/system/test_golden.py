@@ -393,6 +393,9 @@ def large() -> Any:
     }
 
 
+# An older ml_dtypes has no int1.
+UNKNOWN = set() if hasattr(ml_dtypes, "int1") else {"rare_dtypes"}
+
 TREES: dict[str, Callable[[], Any]] = {
     "arrays": lambda: {"w": ramp(3, 2), "b": ramp(2)},
     "nested": lambda: {"mlp": {"w": ramp(3, 2), "b": ramp(2)}, "scale": ramp(1)},
@@ -428,6 +431,7 @@ TREES: dict[str, Callable[[], Any]] = {
     "shards_with_all": a_bit_of_all,
     "large": large,
 }
+TREES = {name: tree for name, tree in TREES.items() if name not in UNKNOWN}
 
 METADATA = {"step": "1000", "": 'é🦎\x00\n"\\', "config": '{"layers": 2}'}
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -600,10 +604,11 @@ def generations() -> list[str]:
 
 
 def paths_of(generation: str) -> dict[str, Path]:
-    return {
+    paths = {
         path.name.removesuffix(".safetensors").removesuffix(".head"): path
         for path in (GOLDEN / generation).iterdir()
     }
+    return {name: path for name, path in paths.items() if name not in UNKNOWN}
 
 
 def newest_with(name: str) -> str | None:

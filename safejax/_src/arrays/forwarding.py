@@ -81,6 +81,8 @@ def with_placed(value: Any, cls: type[Any]) -> Any:
 
 def _method(cls: type[Any], name: str) -> Callable[..., Any]:
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if name == "__bool__":  # Of what has none, Python says that it is true.
+            return bool(self.placed())
         attribute = getattr(self.placed(), name)
         return attribute(*(with_placed(arg, cls) for arg in args), **kwargs)
 
