@@ -260,8 +260,11 @@ def test_a_report_names_every_difference_and_nothing_else(stored: Any, like: Any
         *(f"unexpected {name!r}" for name in error.unexpected),
         *(f"mismatched {name!r}" for name in error.mismatched),
     } == expected
-    assert {line.partition(":")[0] for line in lines} == expected
-    assert len(lines) == len(expected)
+    if len(expected) > 20:
+        assert lines.pop() == f"… {len(expected) - 20} more, in the error's attributes"
+    shown = {line.partition(":")[0] for line in lines}
+    assert len(lines) == len(shown) == min(len(expected), 20)
+    assert shown <= expected
 
 
 # ---- forged records
