@@ -10,7 +10,7 @@ from typing import Any, Final, cast
 
 HANDED_ON: Final = frozenset({
     "__abs__", "__add__", "__and__", "__array_namespace__",
-    "__array_priority__", "__bool__", "__complex__", "__contains__", "__cuda_array_interface__",
+    "__array_priority__", "__complex__", "__contains__", "__cuda_array_interface__",
     "__divmod__", "__dlpack__", "__dlpack_device__", "__float__", "__floordiv__", "__hex__",
     "__int__", "__invert__", "__iter__", "__lshift__", "__matmul__", "__mod__",
     "__mul__", "__neg__", "__oct__", "__or__", "__pos__", "__pow__", "__radd__", "__rand__",
@@ -81,8 +81,6 @@ def with_placed(value: Any, cls: type[Any]) -> Any:
 
 def _method(cls: type[Any], name: str) -> Callable[..., Any]:
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if name == "__bool__":  # Of what has none, Python says that it is true.
-            return bool(self.placed())
         attribute = getattr(self.placed(), name)
         return attribute(*(with_placed(arg, cls) for arg in args), **kwargs)
 

@@ -3,7 +3,7 @@
 What a leaf is (shape, dtype, sharding, aval) is known when it is made. Its values are read and
 placed on its devices at the first use that needs them; the placed array is kept, and made
 again if it was donated away. Everything that this class does not answer itself, it hands to
-the placed array.
+the placed array. This file is long, since one class must have all that a JAX array has.
 """
 
 import math
@@ -205,6 +205,9 @@ class LazyArray(jax.Array):
         """Free the placed array; the next need places it again."""
         if self._placed is not None:
             self._placed.delete()
+
+    def __bool__(self) -> bool:
+        return bool(self.placed())  # JAX 0.8 has no `__bool__` for keys, which are then true.
 
     def __len__(self) -> int:
         if not self._aval.shape:
