@@ -100,15 +100,19 @@ def load_into(
     if only is not ...:
         others = flatten(values_of(model)).keys() - flatten(values_of(state)).keys()
         leaves = leaves.replace({name: leaves[name] for name in leaves if name not in others})
-    nnx.update(model, deserialize_like(leaves, file, state, parsed))
+    nnx.update(model, _filled(leaves, file, state, parsed))
 
 
 def deserialize_like(leaves: Leaves, file: str, like: _Graph, options: Options) -> _Graph:
     """A state or module like `like`, whose variables have the values of `leaves`."""
+    leaves = _unboxed(apply(options.transform, leaves), like)
+    return _filled(leaves, file, like, replace(options, transform=None))
+
+
+def _filled(leaves: Leaves, file: str, like: _Graph, options: Options) -> _Graph:
+    """What `deserialize_like` returns, for leaves that have the paths of their variables."""
     state = _state(like)
     expected = nnx.to_pure_dict(state, _expected)
-    transform = options.transform
-    options = replace(options, transform=lambda leaves: _unboxed(apply(transform, leaves), like))
     if is_nnx(options.sharding):  # As nnx.get_named_sharding gives them.
         options = replace(options, sharding=values_of(options.sharding))
     values = options.tree(leaves, file, expected)
