@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from numpy.typing import NDArray
 
+from safejax._src.arrays.content import KEY_IMPLEMENTATIONS
 from safejax._src.arrays.lazy import LazyArray
 from safejax._src.dtypes import is_floating
 from safejax._src.leaves.leaf import aval_of, content_of, is_array
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import chain
+from safejax._src.pytrees.patterns import exactly
 from safejax._src.transforms.cast import cast
 from safejax._src.transforms.prefix import prefix
 from safejax._src.transforms.rename import rename
@@ -49,7 +51,6 @@ ALL_DTYPES: Final[tuple[np.dtype[Any], ...]] = tuple(
 """Every dtype that JAX has, as `numpy.dtype`."""
 
 _BITS_OF_NARROW: Final = {"int1": 1, "int2": 2, "int4": 4, "uint1": 1, "uint2": 2, "uint4": 4}
-_KEY_IMPLEMENTATIONS: Final = ("threefry2x32", "rbg", "unsafe_rbg")
 
 
 def shapes(
@@ -127,7 +128,7 @@ def _from_bits(draw: st.DrawFn, dtype: np.dtype[Any], shape: tuple[int, ...]) ->
 @st.composite
 def keys(draw: st.DrawFn, shape: tuple[int, ...] | None = None) -> jax.Array:
     """Typed PRNG key arrays of every implementation that JAX ships."""
-    implementation = draw(st.sampled_from(_KEY_IMPLEMENTATIONS))
+    implementation = draw(st.sampled_from(KEY_IMPLEMENTATIONS))
     sides = draw(shapes(0, 2, 8)) if shape is None else shape
     width = 2 if implementation == "threefry2x32" else 4
     data = _from_bits(draw, np.dtype(np.uint32), (*sides, width))
@@ -269,7 +270,7 @@ def _applicable(leaves: Leaves) -> list[Callable[[Leaves], Leaves]]:
     for name, aval in avals.items():
         if "*" in name:
             continue  # No pattern matches only this name.
-        pattern = _is(name)
+        pattern = exactly(name)
         if aval.ndim >= 2:
             found.append(transpose(pattern))
             found.append(transpose(pattern, axes=tuple(reversed(range(aval.ndim)))))
@@ -288,8 +289,3 @@ def _applicable(leaves: Leaves) -> list[Callable[[Leaves], Leaves]]:
 
 def _is_plain(aval: Any) -> bool:
     return not jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended)
-
-
-def _is(name: str) -> str:
-    """The pattern that matches only this name, which contains no star."""
-    return name.replace("{", "{{").replace("}", "}}")

@@ -1,12 +1,15 @@
 """Contents: what a leaf holds on the host: a view, and what a view cannot tell of its type."""
 
 from functools import lru_cache, partial
-from typing import Any, NamedTuple, final
+from typing import Any, Final, NamedTuple, final
 
 import jax
 
 from safejax._src.arrays.untraced import run_untraced
 from safejax._src.reading.view import View
+
+KEY_IMPLEMENTATIONS: Final = ("threefry2x32", "rbg", "unsafe_rbg")
+"""The names of the implementations of typed keys that JAX ships."""
 
 
 def is_key(dtype: Any) -> bool:

@@ -9,11 +9,18 @@ import numpy as np
 from jax.core import Tracer
 from numpy.typing import NDArray
 
-from safejax._src.arrays.content import Content, is_key, key_data_shape, key_dtype
+from safejax._src.arrays.content import (
+    KEY_IMPLEMENTATIONS,
+    Content,
+    is_key,
+    key_data_shape,
+    key_dtype,
+)
 from safejax._src.arrays.lazy import LazyArray
 from safejax._src.arrays.placing import Placement
 from safejax._src.dtypes import stored_as
 from safejax._src.leaves.remedies import remedy_for, remedy_for_dtype
+from safejax._src.pytrees.patterns import exactly
 from safejax._src.pytrees.structure import EMPTY
 from safejax._src.reading.array import DELETED, AbstractSource, ArraySource
 from safejax._src.reading.view import Strided, View
@@ -40,7 +47,7 @@ class Unsupported:
         """The error for a use of the leaf."""
         return InvalidFileError(
             f"{self.file}: tensor {self.name!r}: expected a dtype that JAX can hold, got "
-            f"{self.code}: leave it out with transform=drop({_pattern(self.name)!r}), and read it "
+            f"{self.code}: leave it out with transform=drop({exactly(self.name)!r}), and read it "
             "with safetensors"
         )
 
@@ -83,11 +90,6 @@ def check_leaf(name: str, leaf: object) -> None:
             f"leaf {name!r}: expected an array, a Python scalar, a string or None, got "
             f"{type(leaf).__module__}.{type(leaf).__qualname__}: {remedy_for(leaf)}"
         )
-
-
-def _pattern(name: str) -> str:
-    """The pattern that matches this name only, as far as there is one."""
-    return name.replace("{", "{{").replace("}", "}}")
 
 
 def _no_values(tracer: object) -> str:
@@ -173,7 +175,7 @@ def _view_of_array(array: jax.Array | NDArray[Any]) -> View:
 
 def key_of_dtype(dtype: Any) -> str:
     """The name of the implementation whose keys have this dtype."""
-    for key in ("threefry2x32", "rbg", "unsafe_rbg"):
+    for key in KEY_IMPLEMENTATIONS:
         if key_dtype(key) == dtype:
             return key
     raise LeafError(f"expected keys of an implementation that JAX ships, got {dtype}")

@@ -23,7 +23,7 @@ from safejax._src.leaves.leaf import (
 )
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.report import SHOWN, Report
-from safejax._src.pytrees.structure import EMPTY
+from safejax._src.pytrees.structure import EMPTY, is_something
 from safejax._src.pytrees.walk import walk
 from safejax._src.warn import warn_caller
 from safejax.errors import PartialLoadWarning, ShardingError
@@ -47,7 +47,7 @@ def matched(
             check_leaf(name, expected)
             if name not in leaves or name in apart:
                 entries[name] = expected
-                if expected is None or expected is EMPTY:
+                if not is_something(expected):
                     continue
                 if strict or isinstance(expected, jax.ShapeDtypeStruct):
                     report.missing.append(name)
@@ -65,7 +65,7 @@ def matched(
     unexpected = [
         name
         for name, leaf in leaves.items()
-        if (name not in wanted.entries or name in apart) and leaf is not None and leaf is not EMPTY
+        if (name not in wanted.entries or name in apart) and is_something(leaf)
     ]
     if strict:
         report.unexpected += unexpected
@@ -80,10 +80,7 @@ def matched(
 def _have_something(entries: Mapping[str, Any], kept: list[str]) -> bool:
     """Whether a leaf was loaded: if none was, `strict=False` would hide that nothing fits."""
     absent = set(kept)
-    return any(
-        name not in absent and leaf is not None and leaf is not EMPTY
-        for name, leaf in entries.items()
-    )
+    return any(name not in absent and is_something(leaf) for name, leaf in entries.items())
 
 
 _REFUSED: Final = object()
@@ -149,9 +146,9 @@ def _as_array(name: str, value: Any, expected: jax.ShapeDtypeStruct) -> Any:
 
 
 def _check_layout(name: str, expected: Any, file: str) -> None:
-    given = (
-        getattr(expected, "format", None) if isinstance(expected, jax.ShapeDtypeStruct) else None
-    )
+    if not isinstance(expected, jax.ShapeDtypeStruct):
+        return
+    given = getattr(expected, "format", None)
     if given is not None and given.layout is not None:
         raise ShardingError(
             f"{file}: leaf {name!r}: expected a sharding in like, got the layout {given.layout}, "

@@ -11,7 +11,8 @@ from safejax._src.arrays.content import is_key, key_data_shape
 from safejax._src.dtypes import is_floating
 from safejax._src.leaves.leaf import content_at, describe, is_array, key_of_dtype
 from safejax._src.pytrees.names import SEPARATOR
-from safejax._src.pytrees.structure import EMPTY
+from safejax._src.pytrees.patterns import exactly
+from safejax._src.pytrees.structure import is_something
 from safejax.errors import MismatchError
 
 SHOWN: Final = 20
@@ -93,14 +94,13 @@ class Report:
     def _attempts(self) -> Iterable[tuple[str, Mapping[str, Any]]]:
         """Arguments for `load` as users write them, and the leaves that they would give."""
         for renaming in self._renamings():
-            renamed = {renaming.rename(name): leaf for name, leaf in self._stored.items()}
-            renamed.pop(None, None)
-            yield renaming.text, {name: leaf for name, leaf in renamed.items() if name is not None}
+            renamed = ((renaming.rename(name), leaf) for name, leaf in self._stored.items())
+            yield renaming.text, {name: leaf for name, leaf in renamed if name is not None}
         yield from self._casts()
 
     def _renamings(self) -> Iterable[Renaming]:
         yield from self._known
-        names = [name for name, leaf in self._stored.items() if _counts(leaf)]
+        names = [name for name, leaf in self._stored.items() if is_something(leaf)]
         above = {
             name[: -len(SEPARATOR + wanted)]
             for wanted in self.missing[:1]
@@ -166,9 +166,11 @@ class Report:
         for name, expected in self._wanted.items():
             if name in stored:
                 count += not self._accepts(name, stored[name], expected)
-            elif _counts(expected):
+            elif is_something(expected):
                 count += 1
-        return count + sum(_counts(stored[name]) for name in stored.keys() - self._wanted.keys())
+        return count + sum(
+            is_something(stored[name]) for name in stored.keys() - self._wanted.keys()
+        )
 
     def _differs_in_dtype(self, name: str) -> bool:
         found, expected = self._stored[name], self._wanted[name]
@@ -245,14 +247,9 @@ def _each_kind(report: Report, lines: list[str]) -> list[str]:
     ]
 
 
-def _counts(leaf: Any) -> bool:
-    """Whether it is a loss if this is stored and not wanted, or the reverse."""
-    return leaf is not None and leaf is not EMPTY
-
-
 def pattern_of(name: str, end: str = "") -> str:
     """The pattern that matches this name, and then `end`, as Python writes it."""
-    return repr(name.replace("{", "{{").replace("}", "}}") + end)
+    return repr(exactly(name) + end)
 
 
 def _stored_dtype(name: str, leaf: Any) -> np.dtype[Any]:

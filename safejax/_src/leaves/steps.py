@@ -197,7 +197,9 @@ def apply(transform: Callable[[Leaves], Leaves] | None, leaves: Leaves) -> Leave
     twice: set[str] = set()
     for name, leaf in result.items():
         if isinstance(leaf, LazyArray):
-            (twice.add(name) if id(leaf) in seen else seen.add(id(leaf)))
+            if id(leaf) in seen:
+                twice.add(name)
+            seen.add(id(leaf))
     if twice:
         # A leaf of its own for each name, so that one can be donated without the other.
         return result.map(

@@ -122,6 +122,11 @@ class Template(NamedTuple):
         return filled
 
 
+def exactly(name: str) -> str:
+    """The pattern that matches this name only, as far as there is one."""
+    return name.replace("{", "{{").replace("}", "}}")
+
+
 def predicate(where: Where) -> Callable[[str], bool]:
     """The function that says whether `where` chooses a name."""
     if callable(where):

@@ -79,7 +79,7 @@ class Flattened(NamedTuple):
         return (
             kinds == self.kinds
             and len(entries) == len(self.names) + len(self.nothing)
-            and all(_is_something(entries.get(name)) for name in self.names)
+            and all(is_something(entries.get(name)) for name in self.names)
             and all(entries.get(name, self) is item for name, item in self.nothing.items())
         )
 
@@ -101,7 +101,8 @@ class Structure(NamedTuple):
     flattened: Flattened | None = None
 
 
-def _is_something(entry: Any) -> bool:
+def is_something(entry: Any) -> bool:
+    """Whether an entry is a leaf, and not None or `EMPTY`: it is a loss if it is left out."""
     return entry is not None and entry is not EMPTY
 
 

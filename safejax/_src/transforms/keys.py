@@ -1,19 +1,17 @@
 """`keys`: raw key data as typed PRNG keys, and back."""
 
 from dataclasses import dataclass
-from typing import Final, final
+from typing import final
 
 import numpy as np
 
-from safejax._src.arrays.content import Content, key_data_shape
+from safejax._src.arrays.content import KEY_IMPLEMENTATIONS, Content, key_data_shape
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import Transform
 from safejax._src.public import set_module
 from safejax._src.pytrees.patterns import Where
 from safejax._src.transforms.selection import map_contents, required_where, show_where
 from safejax.errors import TransformError
-
-_IMPLEMENTATIONS: Final = ("threefry2x32", "rbg", "unsafe_rbg")
 
 
 @final
@@ -83,9 +81,9 @@ def keys(where: Where, *, impl: str = "threefry2x32", must_match: bool = True) -
     to a leaf that is not such data or, for the inverse, not such keys.
     """
     required_where("keys", where)
-    if impl not in _IMPLEMENTATIONS:
+    if impl not in KEY_IMPLEMENTATIONS:
         raise TransformError(
-            f"keys: expected impl to be one of {', '.join(map(repr, _IMPLEMENTATIONS))}, got "
+            f"keys: expected impl to be one of {', '.join(map(repr, KEY_IMPLEMENTATIONS))}, got "
             f"{impl!r}"
         )
     return Keys(where, impl, must_match=must_match)
