@@ -207,7 +207,7 @@ class LazyArray(jax.Array):
             self._placed.delete()
 
     def __bool__(self) -> bool:
-        return bool(self.placed())  # JAX 0.8 has no `__bool__` for keys, which are then true.
+        return bool(self.placed())  # In JAX 0.8 keys have no `__bool__`, only a length.
 
     def __len__(self) -> int:
         if not self._aval.shape:

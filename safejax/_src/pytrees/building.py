@@ -24,6 +24,9 @@ Builder: TypeAlias = Callable[[dict[Any, Any]], Any]
 
 _builders: Final[dict[str, Builder]] = {}
 
+_ORDERED: Final = "collections.OrderedDict"
+"""The only mapping whose keys JAX does not sort, so that they can be of any types."""
+
 _ADAPTERS: Final = {
     "flax.core.frozen_dict.FrozenDict": "safejax.flax",
     "haiku._src.data_structures.FlatMap": "safejax.haiku",
@@ -130,7 +133,7 @@ def _container(children: dict[str, Any], segments: Segments, kinds: Mapping[str,
         order = dict.fromkeys((*kind.order, *sorted(children)))
         children = {segment: children[segment] for segment in order if segment in children}
     keyed = _keyed(children, kind)
-    if kind.type == "collections.OrderedDict":
+    if kind.type == _ORDERED:
         return OrderedDict(keyed)
     builder = _builder(kind.type)
     return keyed if builder is None else builder(keyed)
@@ -142,7 +145,7 @@ def _keyed(children: dict[str, Any], kind: Kind) -> dict[Any, Any]:
     keyed = {keys.get(segment, segment): child for segment, child in children.items()}
     if len(keyed) != len(children):
         return children
-    if kind.order is None:
+    if kind.type != _ORDERED:
         try:
             sorted(keyed)
         except TypeError:

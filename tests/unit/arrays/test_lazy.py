@@ -227,6 +227,7 @@ BINARY = [
                      "__setitem__", "__call__"}
 ] + ["__divmod__", "__rdivmod__"]  # fmt: skip
 OTHER_DUNDERS: dict[str, Callable[[Any], Any]] = {
+    "__bool__": bool,  # Of a key, JAX 0.8 has no such method.
     "__dlpack__": lambda x: np.from_dlpack(x),
     "__round__": lambda x: [round(x), round(x, 1)],
     "__iter__": list,

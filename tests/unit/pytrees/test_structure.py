@@ -311,6 +311,15 @@ def test_a_class_is_a_dict_until_its_adapter_is_in_use() -> None:
     assert build(entries, structure, "f") == ("box", {"in": ("box", {"x": 1}), "y": 2})
 
 
+@pytest.mark.parametrize(
+    "kind", ["", "dict", "collections.Nothing", "haiku._src.data_structures.FlatMap"]
+)
+def test_a_forged_kind_never_gives_keys_that_jax_cannot_sort(kind: str) -> None:
+    kinds = {"": Kind(kind, keys=(("1", 1), ("1~1", "1")), order=("1", "1~1"))}
+    built = build({"1": 3, "1~1": 4}, Structure(kinds), "f")
+    assert jax.tree.leaves(built) == [3, 4]
+
+
 # ---- trees that cannot be stored
 
 REFUSED: dict[str, tuple[Any, str]] = {
