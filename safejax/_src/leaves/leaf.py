@@ -17,13 +17,14 @@ from safejax._src.arrays.content import (
     key_dtype,
 )
 from safejax._src.arrays.lazy import LazyArray
+from safejax._src.arrays.parts import view_of_array
 from safejax._src.arrays.placing import Placement
 from safejax._src.dtypes import stored_as
 from safejax._src.leaves.remedies import remedy_for, remedy_for_dtype
 from safejax._src.pytrees.patterns import exactly
 from safejax._src.pytrees.structure import EMPTY
-from safejax._src.reading.array import DELETED, AbstractSource, ArraySource
-from safejax._src.reading.view import Strided, View
+from safejax._src.reading.array import DELETED, AbstractSource
+from safejax._src.reading.view import Strided
 from safejax._src.reading.windows import Window
 from safejax.errors import InvalidFileError, LeafError
 
@@ -130,9 +131,9 @@ def content_of(leaf: object) -> Content | None:
                 f"{leaf.sharding}, a part of which is on other processes: gather it first, with "
                 "jax.experimental.multihost_utils.process_allgather"
             )
-        return Content(_view_of_array(leaf), key, key is None and leaf.weak_type)
+        return Content(view_of_array(leaf), key, key is None and leaf.weak_type)
     if isinstance(leaf, np.ndarray | np.generic):
-        return Content(_view_of_array(np.asarray(leaf)))
+        return Content(view_of_array(np.asarray(leaf)))
     if isinstance(leaf, jax.ShapeDtypeStruct):
         shape: tuple[int, ...] = leaf.shape
         dtype: Any = leaf.dtype
@@ -166,11 +167,6 @@ def with_weak_type(leaf: Any, weak_type: bool, name: str) -> Any:
     if isinstance(leaf, jax.Array):
         return LazyArray(content, name, Placement(leaf.sharding, leaf.committed))
     return like_leaf(leaf, content, name)
-
-
-def _view_of_array(array: jax.Array | NDArray[Any]) -> View:
-    dtype = np.dtype(array.dtype).newbyteorder("=")
-    return Strided(ArraySource(array), 0, dtype, Window.whole(array.shape))
 
 
 def key_of_dtype(dtype: Any) -> str:

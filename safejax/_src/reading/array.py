@@ -1,4 +1,4 @@
-"""Arrays in memory as sources, and the source of a leaf that has a shape and no values."""
+"""Arrays in memory as sources, and the sources of what has a shape and no values here."""
 
 from typing import Any, Final, Protocol, final
 
@@ -106,4 +106,27 @@ class AbstractSource(Source):
         raise ReadError(
             f"expected values, got a leaf that is only abstract, {dtype}{list(window.shape)}: "
             "give an array instead of a jax.ShapeDtypeStruct"
+        )
+
+
+@final
+class AbsentSource(Source):
+    """The source of a part of an array that only other processes hold."""
+
+    name = "array of other processes"
+    immutable = True
+    has_values = False
+
+    def __repr__(self) -> str:
+        return "AbsentSource()"
+
+    def cost(self, dtype: Dtype, window: Window) -> tuple[int, int]:
+        del dtype, window
+        return 0, 0
+
+    def read(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
+        del begin
+        raise ReadError(
+            f"expected values of this process, got {dtype}{list(window.shape)} that only other "
+            "processes hold"
         )

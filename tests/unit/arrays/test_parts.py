@@ -1,0 +1,78 @@
+"""Arrays over several devices are read shard by shard."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+import safejax
+from safejax._src.arrays.parts import boxes_of, view_of_array
+
+MESH = jax.make_mesh((2, 4), ("x", "y"))
+SPECS = {
+    "rows": PartitionSpec("x"),
+    "columns": PartitionSpec(None, "y"),
+    "both": PartitionSpec("x", "y"),
+    "exchanged": PartitionSpec("y", "x"),
+    "two axes on one": PartitionSpec(None, ("x", "y")),
+    "the last of three": PartitionSpec(None, None, "x"),
+    "replicated": PartitionSpec(),
+}
+VALUES = np.arange(8 * 16 * 2, dtype=np.float32).reshape(8, 16, 2)
+
+
+def array(spec: str, dtype: str = "float32") -> jax.Array:
+    return jax.device_put(jnp.asarray(VALUES, dtype), NamedSharding(MESH, SPECS[spec]))
+
+
+def copy_is_kept(whole: jax.Array) -> bool:
+    """Whether JAX keeps a copy of the array on the host, for which it has no public name."""
+    return whole._npy_value is not None  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_shards_are_the_array_and_no_copy_of_it_is_kept(spec: str) -> None:
+    whole = array(spec)
+    view = view_of_array(whole)
+    np.testing.assert_array_equal(view.read(), VALUES)
+    assert safejax.serialize({"w": whole}) == safejax.serialize({"w": VALUES})
+    turned = safejax.serialize({"w": whole}, transform=safejax.transpose("w", axes=(2, 0, 1)))
+    assert turned == safejax.serialize({"w": np.ascontiguousarray(VALUES.transpose(2, 0, 1))})
+    assert not copy_is_kept(whole)
+    np.asarray(whole)
+    assert copy_is_kept(whole) or spec == "replicated"
+
+
+@pytest.mark.parametrize("dtype", ["int4", "bool", "bfloat16", "complex64"])
+def test_shards_of_other_dtypes(dtype: str) -> None:
+    values = jnp.asarray(VALUES % 7, dtype)
+    whole = jax.device_put(values, NamedSharding(MESH, SPECS["both"]))
+    assert safejax.serialize({"w": whole}) == safejax.serialize({"w": values})
+
+
+def test_a_part_needs_only_the_shards_that_it_touches() -> None:
+    view = view_of_array(array("both"))
+    assert len(view.sources) == 8
+    assert len(view.index((0,)).sources) == 4
+    assert len(view.index((0, slice(0, 4))).sources) == 1
+    assert len(view_of_array(array("replicated")).sources) == 1
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_boxes_cover_the_array_once(spec: str) -> None:
+    whole = array(spec)
+    covered = np.zeros(VALUES.shape, int)
+    boxes = boxes_of(whole.sharding, whole.shape)
+    for box in boxes:
+        covered[tuple(slice(*bounds) for bounds in box)] += 1
+    assert (covered == 1).all()
+    assert {device for devices in boxes.values() for device in devices} == set(jax.devices())
+
+
+def test_an_array_that_is_deleted_while_it_is_saved_is_an_error() -> None:
+    whole = array("rows")
+    view = view_of_array(whole)
+    whole.delete()
+    with pytest.raises(safejax.LeafError, match="deleted, or donated"):
+        view.read()
