@@ -65,10 +65,13 @@ QUICK = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what is in `QUICK`, for `pytest -m quick`."""
     root = Path(__file__).parent
-    quick = tuple(root / name for name in QUICK)
+    quick = {root / name for name in QUICK}
     assert all(path.exists() for path in quick)
+    chosen = {
+        path: not quick.isdisjoint((path, *path.parents)) for path in {item.path for item in items}
+    }
     for item in items:
-        if any(path == item.path or path in item.path.parents for path in quick):
+        if chosen[item.path]:
             item.add_marker(pytest.mark.quick)
 
 

@@ -27,7 +27,7 @@ class Family(NamedTuple):
 
     modules: tuple[str, ...]
     sample: int
-    """How many callables the usual run compares."""
+    """How many callables a run with the large effort compares; the usual one compares half."""
     least: float
     """The share of the callables, apart from those that are skipped, for which a row is found."""
 

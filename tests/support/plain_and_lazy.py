@@ -20,6 +20,7 @@ from tests.support.argument_table import (
     with_parameters,
 )
 from tests.support.callables import Family, Subject, subjects, why_skipped
+from tests.support.effort import LARGE
 from tests.support.outcomes import difference, is_refusal, outcome
 
 
@@ -212,7 +213,6 @@ def check(family: Family, seed: int, *, everything: bool) -> Tally:
     chosen = to_compare(family)
     if everything:
         return compare_all(chosen, PLACEMENTS, seed)
-    chosen = random.Random(f"{family.modules[0]} {seed}").sample(
-        chosen, min(family.sample, len(chosen))
-    )
+    size = family.sample if LARGE else family.sample // 2
+    chosen = random.Random(f"{family.modules[0]} {seed}").sample(chosen, min(size, len(chosen)))
     return compare_all(chosen, PLACEMENTS, seed, sample=1)

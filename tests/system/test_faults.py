@@ -29,6 +29,7 @@ from safejax import InvalidFileError, ReadError, load, materialize, observe_read
 from safejax._src.storage.files import write_atomically
 from safejax.testing import assert_same_bits, assert_trees_identical
 from tests.support.children import CHILDREN
+from tests.support.effort import LARGE
 from tests.support.files import names_in
 
 # Children are forked from a process that has imported this module without starting JAX's threads,
@@ -96,7 +97,7 @@ def open_folder() -> Iterator[Path]:
 
 # ---- saves that are killed
 
-KILLS = 100
+KILLS = 100 if LARGE else 25
 
 
 def write_version(path: str, version: int) -> None:

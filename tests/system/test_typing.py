@@ -50,7 +50,9 @@ def test_mypy_accepts_the_program(tmp_path: Path) -> None:
     # In its own folder, so that mypy finds the package as a user's mypy does.
     copy = tmp_path / "program.py"
     copy.write_text(PROGRAM.read_text())
+    cache = Path(__file__).parent.parent.parent / ".mypy_cache"
     options = ["--strict", "--no-error-summary", "--python-executable", sys.executable]
+    options += ["--cache-dir", str(cache)]
     environment = {key: value for key, value in os.environ.items() if key != "MYPYPATH"}
     done = subprocess.run(
         [sys.executable, "-m", "mypy", *options, "program.py"],
