@@ -78,6 +78,11 @@ LEFT_OVER: Final = (
         "stored, on however many devices it will be",
     ),
     LeftOver(
+        r"numpy\.\w+\.reduceat", "AxisError, plain raises TypeError|a value, plain is refused",
+        "before Python 3.12 NumPy takes the indices by __array__, which casts them, and not by the "
+        "buffer",
+    ),
+    LeftOver(
         r"Array\.__reduce(_ex)?__|pickle\.dumps", ".*",
         "keys are pickled as their data and the name of their implementation", _WITH_A_KEY,
     ),
