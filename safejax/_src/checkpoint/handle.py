@@ -98,13 +98,6 @@ class SaveHandle:
     handle need not be kept: the save goes on without it. An error that nobody asks for is
     reported on stderr (by `threading.excepthook`) when the handle is collected or the interpreter
     exits.
-
-    >>> import jax.numpy as jnp, safejax, tempfile, os
-    >>> path = os.path.join(tempfile.mkdtemp(), "params.safetensors")
-    >>> with safejax.save_async({"w": jnp.ones((4, 2))}, path) as handle:
-    ...     pass  # Train: the values are safe.
-    >>> handle.done()
-    True
     """
 
     __slots__ = ("__weakref__", "_save")
