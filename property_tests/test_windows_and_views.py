@@ -155,6 +155,25 @@ def test_a_chain_of_operations_shows_what_numpys_chain_shows(data):
             assert log.nbytes == 0
 
 
+@given(st.data())
+def test_a_view_of_other_arrays_shows_what_they_hold(data):
+    leaves = Leaves()
+    array, view = leaves.make(data.draw(shapes), data.draw(st.booleans()))
+    for operation in data.draw(chains(OPERATIONS, 6)):
+        array, view = step(data.draw, operation, array, view, leaves)
+    with observe_reads() as log:
+        copied = view.with_arrays(np.array)
+    assert log.reads == []
+    assert (copied.shape, copied.dtype) == (view.shape, view.dtype)
+    assert copied.has_barrier == view.has_barrier
+    assert len(copied.arrays) == len(view.arrays)
+    assert not {*map(id, copied.arrays)} & {*map(id, view.arrays)}
+    expected = array.tobytes()
+    for of_view in view.arrays:  # The array that NumPy made of them may be one of these.
+        of_view[...] = -1
+    assert copied.read().tobytes() == expected
+
+
 @given(st.data(), st.integers(1, 200))
 def test_blocks_make_up_the_view_in_c_order(data, nbytes):
     leaves = Leaves()

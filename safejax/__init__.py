@@ -7,10 +7,11 @@ read and placed on their devices when they are first needed.
 import importlib
 import typing as _typing  # `safejax.typing` is gone, and not that of Python
 
-from safejax._src.api import abstract, deserialize, load, metadata, save, serialize
+from safejax._src.api import abstract, deserialize, load, metadata, save, save_async, serialize
 from safejax._src.arrays.lazy import LazyArray
 from safejax._src.arrays.materialize import materialize
 from safejax._src.checkpoint.codec import decode, encode
+from safejax._src.checkpoint.handle import SaveHandle
 from safejax._src.leaves.flatten import flatten, unflatten
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.rules import sharding_rules
@@ -70,6 +71,7 @@ __all__ = [
     "ReadError",
     "ReadLog",
     "SafejaxError",
+    "SaveHandle",
     "ShardingError",
     "Step",
     "Transform",
@@ -97,6 +99,7 @@ __all__ = [
     "rename",
     "reshape",
     "save",
+    "save_async",
     "select",
     "serialize",
     "sharding_rules",

@@ -1,15 +1,21 @@
 """Save and load: the main functions, for whole trees."""
 
-import os
 from collections.abc import Mapping
 from typing import Any, TypeVar, Unpack, cast, overload
 
 import jax
 
-from safejax._src.arguments import check_progress, is_open_file, refuse_path
+from safejax._src.arguments import (
+    check_progress,
+    check_source,
+    check_tree_and_path,
+    checked_size,
+    refuse_path,
+)
 from safejax._src.arrays.materialize import Progress
+from safejax._src.checkpoint.background import begin_to_write, check_is_here
 from safejax._src.checkpoint.codec import IN_MEMORY, Buffer, decode, encode
-from safejax._src.checkpoint.layout import Layout, layout
+from safejax._src.checkpoint.handle import SaveHandle
 from safejax._src.checkpoint.opening import Path, open_path, shown_path
 from safejax._src.checkpoint.options import (
     LoadOptions,
@@ -18,13 +24,10 @@ from safejax._src.checkpoint.options import (
     parse_options,
     shows_options,
 )
-from safejax._src.checkpoint.saving import write
-from safejax._src.checkpoint.shards import Folder, folder_of
-from safejax._src.leaves.flatten import flatten
+from safejax._src.checkpoint.saving import leaves_of, planned, stored_leaves, write
 from safejax._src.leaves.leaf import aval_of, is_array
-from safejax._src.leaves.leaves import Leaves, checked_metadata
 from safejax._src.leaves.like import committed_sharding
-from safejax._src.leaves.steps import TransformArgument, apply
+from safejax._src.leaves.steps import TransformArgument
 from safejax._src.moved import names_new_way
 from safejax._src.public import set_module
 from safejax._src.reading.remote import FileSystem
@@ -73,16 +76,69 @@ def save(
     Raises `LeafError` for a leaf that no file can hold, `TransformError` if the transform cannot
     be applied, and `OSError` if the file cannot be written; an existing file is then kept.
     """
-    _check_tree_and_path(tree, path)
+    check_tree_and_path(tree, path, "save")
     check_progress(progress, "save")
     target = checked_path(path)
-    leaves = _leaves(tree, transform, metadata)
-    plan: Layout | Folder
-    if max_shard_bytes is None:
-        plan = layout(leaves, target, checksum=checksum)
-    else:
-        plan = folder_of(leaves, target, _checked_size(max_shard_bytes), checksum=checksum)
-    write(plan, target, fs, progress)
+    most = checked_size(max_shard_bytes, "max_shard_bytes", 1)
+    leaves = stored_leaves(tree, transform, metadata)
+    write(planned(leaves, target, most, checksum=checksum), target, fs, progress)
+
+
+@set_module("safejax")
+def save_async(
+    tree: Any,
+    path: PathLike,
+    *,
+    transform: TransformArgument | None = None,
+    metadata: Mapping[str, str] | None = None,
+    max_shard_bytes: int | None = None,
+    checksum: bool = False,
+    progress: Progress | None = None,
+    fs: FileSystem = None,
+    max_host_bytes: int | None = None,
+) -> SaveHandle:
+    """Store a pytree as `save` does, in the background; returns as soon as its values are safe.
+
+    From then on, arrays of the tree may be donated, deleted and overwritten: the file will have
+    the values, and the bytes, of `save` at the time of the call. The arguments are those of
+    `save`. `handle.result()` waits, and raises the error of the save.
+
+    Arrays on CPU devices are held and not copied: XLA takes new memory where one of them is
+    donated. Arrays on other devices are copied to the host, and NumPy arrays are copied. All saves
+    in the background together hold at most `max_host_bytes` bytes of such copies (by default, any
+    number): a call that needs more waits for earlier saves, and a tree that needs more by itself
+    is written, block by block, before the call returns. Lazy leaves are read from their files
+    later, also if it is their file that is replaced. A JAX array that shares the memory of a NumPy
+    array, as `jax.device_put` may make it on the CPU, changes with that one: leave it unchanged.
+
+    Saves to one path, and to a folder and what is in it, go in the order of the calls; others go
+    side by side. `progress` and the functions of `elementwise` transforms are called in another
+    thread. The interpreter waits for all saves before it exits.
+
+    >>> import jax, jax.numpy as jnp, safejax, tempfile, os
+    >>> path = os.path.join(tempfile.mkdtemp(), "params.safetensors")
+    >>> step = jax.jit(lambda params: {"w": params["w"] + 1}, donate_argnums=0)
+    >>> params = {"w": jnp.zeros(3)}
+    >>> handle = safejax.save_async(params, path)
+    >>> params = step(params)
+    >>> handle.result()
+    >>> safejax.load(path)["w"].tolist()
+    [0.0, 0.0, 0.0]
+
+    Raises `LeafError`, also for an array that other processes hold a part of (call `save`),
+    `TransformError` and `TypeError` at once. All other errors, such as `OSError`, are raised by
+    `handle.result()`; an existing file is then kept.
+    """
+    check_tree_and_path(tree, path, "save_async")
+    check_progress(progress, "save_async")
+    target = checked_path(path)
+    most = checked_size(max_shard_bytes, "max_shard_bytes", 1)
+    held = checked_size(max_host_bytes, "max_host_bytes", 0)
+    leaves = leaves_of(tree)
+    check_is_here(leaves)
+    leaves = stored_leaves(leaves, transform, metadata)
+    plan = planned(leaves, target, most, checksum=checksum)
+    return begin_to_write(plan, target, fs, progress, held)
 
 
 @set_module("safejax")
@@ -103,7 +159,7 @@ def serialize(
     3
     """
     refuse_path(tree, "serialize", "pass safejax.load(path), or take the file's own bytes")
-    return encode(_leaves(tree, transform, metadata), checksum=checksum)
+    return encode(stored_leaves(tree, transform, metadata), checksum=checksum)
 
 
 @overload
@@ -172,7 +228,7 @@ def load(
     saved.
     """
     parsed = parse_options(load, options)
-    _check_source(path)
+    check_source(path)
     refuse_path(like, "load: like", "pass like=safejax.load(path)")
     files = cast("Path", path)
     leaves = open_path(files, fs, verify=parsed.verify, access=parsed.access)
@@ -242,56 +298,3 @@ def metadata(source: Paths | Buffer, *, fs: FileSystem = None) -> dict[str, str]
     if isinstance(source, bytes | bytearray | memoryview):
         return dict(decode(cast("Buffer", source)).metadata)
     return dict(open_path(cast("Path", source), fs).metadata)
-
-
-def _check_tree_and_path(tree: object, path: object) -> None:
-    """Raise `TypeError` for arguments of `save` that were meant for another call."""
-    if isinstance(path, str | os.PathLike):
-        # Of two strings it is more likely that the first one is a path than that it is the tree.
-        if isinstance(tree, str | os.PathLike):
-            raise TypeError(
-                f"save: expected a tree, got the path {tree!r}: to convert a file, call "
-                f"safejax.save(safejax.load({tree!r}), {path!r}); to store a string, give it a name"
-            )
-    elif isinstance(tree, str | os.PathLike):
-        raise TypeError(
-            f"save: expected the tree first and then its path, got the path {tree!r} and "
-            f"{type(path).__name__}: call safejax.save(tree, {tree!r})"
-        )
-    elif is_open_file(path):
-        raise TypeError(
-            f"save: expected a path (str or os.PathLike), got {type(path).__name__}, an open "
-            "file: call file.write(safejax.serialize(tree))"
-        )
-
-
-def _check_source(path: object) -> None:
-    """Raise `TypeError` for what `load` cannot open, and another function could."""
-    if isinstance(path, bytes | bytearray | memoryview):
-        remedy = "call safejax.deserialize(data)"
-    elif is_open_file(path):
-        remedy = "call safejax.deserialize(file.read())"
-    elif isinstance(path, str | os.PathLike | list | tuple):
-        return
-    else:
-        remedy = "pass the path first, and a tree as like=tree"
-    raise TypeError(
-        f"load: expected a path (str or os.PathLike), got {type(path).__name__}: {remedy}"
-    )
-
-
-def _leaves(
-    tree: Any, transform: TransformArgument | None, metadata: Mapping[str, str] | None
-) -> Leaves:
-    """The Leaves of a tree as they are stored: transformed, and with the user's metadata."""
-    leaves = tree if isinstance(tree, Leaves) else flatten(tree)
-    leaves = apply(transform, leaves)
-    if metadata is None:
-        return leaves
-    return leaves.replace(metadata={**leaves.metadata, **checked_metadata(metadata)})
-
-
-def _checked_size(nbytes: object) -> int:
-    if type(nbytes) is not int or nbytes < 1:
-        raise ValueError(f"max_shard_bytes: expected a number of bytes, 1 or more, got {nbytes!r}")
-    return nbytes

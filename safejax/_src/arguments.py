@@ -39,3 +39,47 @@ def check_progress(progress: object, function: str) -> None:
             f"{function}: progress: expected a function of the bytes done and of all bytes, got "
             f"{progress!r}: pass progress=lambda done, total: print(done, total)"
         )
+
+
+def check_tree_and_path(tree: object, path: object, function: str) -> None:
+    """Raise `TypeError` for arguments of a function that saves, meant for another call."""
+    if isinstance(path, str | os.PathLike):
+        # Of two strings it is more likely that the first one is a path than that it is the tree.
+        if isinstance(tree, str | os.PathLike):
+            raise TypeError(
+                f"{function}: expected a tree, got the path {tree!r}: to convert a file, call "
+                f"safejax.{function}(safejax.load({tree!r}), {path!r}); to store a string, give "
+                "it a name"
+            )
+    elif isinstance(tree, str | os.PathLike):
+        raise TypeError(
+            f"{function}: expected the tree first and then its path, got the path {tree!r} and "
+            f"{type(path).__name__}: call safejax.{function}(tree, {tree!r})"
+        )
+    elif is_open_file(path):
+        raise TypeError(
+            f"{function}: expected a path (str or os.PathLike), got {type(path).__name__}, an open "
+            "file: call file.write(safejax.serialize(tree))"
+        )
+
+
+def check_source(path: object) -> None:
+    """Raise `TypeError` for what `load` cannot open, and another function could."""
+    if isinstance(path, bytes | bytearray | memoryview):
+        remedy = "call safejax.deserialize(data)"
+    elif is_open_file(path):
+        remedy = "call safejax.deserialize(file.read())"
+    elif isinstance(path, str | os.PathLike | list | tuple):
+        return
+    else:
+        remedy = "pass the path first, and a tree as like=tree"
+    raise TypeError(
+        f"load: expected a path (str or os.PathLike), got {type(path).__name__}: {remedy}"
+    )
+
+
+def checked_size(nbytes: object, argument: str, least: int) -> int | None:
+    """`nbytes` if it is None or an int of at least `least`, else `ValueError`."""
+    if nbytes is not None and (type(nbytes) is not int or nbytes < least):
+        raise ValueError(f"{argument}: expected a number of bytes, {least} or more, got {nbytes!r}")
+    return nbytes

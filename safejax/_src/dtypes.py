@@ -44,10 +44,8 @@ _TO_CODE: Final[dict[Dtype, str]] = {dtype: code for code, dtype in _OF_CODE.ite
 _BY_VALUE: Final[dict[str, str]] = {
     "int1": "I8", "int2": "I8", "int4": "I8", "uint1": "U8", "uint2": "U8", "uint4": "U8",
 }  # fmt: skip
-_BY_BITS: Final[tuple[str, ...]] = (
-    "float8_e3m4", "float8_e4m3", "float8_e4m3b11fnuz",
-    "float6_e2m3fn", "float6_e3m2fn", "float4_e2m1fn",
-)  # fmt: skip
+_SMALL_FLOATS: Final = ("float6_e2m3fn", "float6_e3m2fn", "float4_e2m1fn")
+_BY_BITS: Final = ("float8_e3m4", "float8_e4m3", "float8_e4m3b11fnuz", *_SMALL_FLOATS)
 
 
 def _recorded_codes() -> dict[Dtype, str]:
@@ -110,6 +108,14 @@ def restored(
     if dtype == np.complex128:
         return (dtype, shape[:-1]) if shape[-1:] == (2,) else None
     return dtype, shape
+
+
+_BELOW_A_BYTE: Final = frozenset({*_BY_VALUE, *_SMALL_FLOATS})
+
+
+def is_below_a_byte(dtype: Dtype) -> bool:
+    """Whether elements of this dtype have fewer than 8 bits, so that XLA may pack them."""
+    return dtype.name in _BELOW_A_BYTE
 
 
 def is_packed(code: str) -> bool:

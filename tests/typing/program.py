@@ -38,6 +38,22 @@ def storing(params: Params) -> None:
         progress=lambda done, total: print(done, total),
         fs=None,
     )
+    with safejax.save_async(params, "m.safetensors") as saving:
+        assert_type(saving, safejax.SaveHandle)
+    assert_type(saving.done(), bool)
+    assert_type(saving.exception(), BaseException | None)
+    assert_type(saving.path, str)
+    safejax.save_async(
+        params,
+        pathlib.Path("folder"),
+        transform=safejax.cast("bfloat16"),
+        metadata={"step": "3"},
+        max_shard_bytes=2**30,
+        checksum=True,
+        progress=lambda done, total: print(done, total),
+        fs=None,
+        max_host_bytes=2**35,
+    ).result(timeout=60)
     data = safejax.serialize(params, transform=None, metadata=None, checksum=False)
     assert_type(data, bytes)
     assert_type(safejax.metadata(data), dict[str, str])

@@ -43,6 +43,14 @@ def test_save_with_the_path_first(path: str) -> None:
         assert safejax.load(path)["w"].shape == (4, 2)
 
 
+def test_save_async_names_itself(path: str) -> None:
+    message = refused(lambda: safejax.save_async(path, TREE))  # pyright: ignore
+    ran(message, "safejax.save_async(", tree=TREE, PosixPath=Path).result()
+    assert safejax.load(path)["w"].shape == (4, 2)
+    message = refused(lambda: safejax.save_async(TREE, io.BytesIO()))  # pyright: ignore
+    assert message.startswith("save_async: expected a path")
+
+
 def test_save_from_one_file_to_another(path: str, tmp_path: Path) -> None:
     target = str(tmp_path / "out")
     message = refused(lambda: safejax.save(path, target))
@@ -138,6 +146,7 @@ def test_progress_that_is_no_function(path: str) -> None:
     counts: list[tuple[int, int]] = []
     for call in (
         lambda progress: safejax.save(TREE, path, progress=progress),
+        lambda progress: safejax.save_async(TREE, path, progress=progress).result(),
         lambda progress: safejax.materialize(safejax.load(path), progress=progress),
     ):
         message = refused(lambda call=call: call(True))

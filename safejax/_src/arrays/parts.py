@@ -10,9 +10,9 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from safejax._src.reading.array import AbsentSource, ArraySource, HostArray
+from safejax._src.reading.array import AbsentSource, ArraySource
 from safejax._src.reading.concatenation import concatenation
-from safejax._src.reading.source import Source
+from safejax._src.reading.source import HostArray, Source
 from safejax._src.reading.view import Strided, View
 from safejax._src.reading.windows import Window
 

@@ -3,14 +3,17 @@
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Generator
-from typing import Final, TypeAlias
+from collections.abc import Callable, Generator, Mapping
+from typing import Any, Final, TypeAlias
 
 from safejax._src.arrays.materialize import Progress
-from safejax._src.checkpoint.layout import Layout
-from safejax._src.checkpoint.shards import Folder, is_ours
+from safejax._src.checkpoint.layout import Layout, layout
+from safejax._src.checkpoint.shards import Folder, folder_of, is_ours
 from safejax._src.checkpoint.stream import Stream, final_chunks
 from safejax._src.format.index import INDEX_NAME
+from safejax._src.leaves.flatten import flatten
+from safejax._src.leaves.leaves import Leaves, checked_metadata
+from safejax._src.leaves.steps import TransformArgument, apply
 from safejax._src.reading.remote import FileSystem
 from safejax._src.storage.files import write_chunks
 from safejax._src.storage.folders import write_folder_atomically
@@ -23,6 +26,30 @@ _Wrote: TypeAlias = Callable[[int], None]
 """Called with a number of bytes, after they have been written."""
 
 
+def leaves_of(tree: Any) -> Leaves:
+    """The Leaves of a tree, which may be Leaves itself."""
+    return tree if isinstance(tree, Leaves) else flatten(tree)
+
+
+def stored_leaves(
+    tree: Any, transform: TransformArgument | None, metadata: Mapping[str, str] | None
+) -> Leaves:
+    """The Leaves of a tree as they are stored: transformed, and with the user's metadata."""
+    leaves = apply(transform, leaves_of(tree))
+    if metadata is None:
+        return leaves
+    return leaves.replace(metadata={**leaves.metadata, **checked_metadata(metadata)})
+
+
+def planned(
+    leaves: Leaves, target: str, max_shard_bytes: int | None, *, checksum: bool
+) -> Layout | Folder:
+    """The file that holds `leaves` or, with `max_shard_bytes`, the folder of files."""
+    if max_shard_bytes is None:
+        return layout(leaves, target, checksum=checksum)
+    return folder_of(leaves, target, max_shard_bytes, checksum=checksum)
+
+
 def write(
     plan: Layout | Folder, path: str, fs: FileSystem = None, progress: Progress | None = None
 ) -> None:
@@ -33,18 +60,30 @@ def write(
     `ValueError` for a folder elsewhere, and `OSError` if something cannot be written.
     """
     store, target = locate(path, fs)
+    write_at(plan, store, target, progress)
+
+
+def write_at(
+    plan: Layout | Folder, store: Store, target: str, progress: Progress | None = None
+) -> None:
+    """Like `write`, to a path in a store."""
+    check_place(plan, store, target)
     wrote = _reporting(progress, plan.nbytes)
     with _room_is_told(store, target, plan.nbytes):
         _write(plan, store, target, wrote)
 
 
+def check_place(plan: Layout | Folder, store: Store, target: str) -> None:
+    """Raise `ValueError` for a folder in a store that cannot replace it as a whole."""
+    if isinstance(plan, Folder) and not store.replaces_folders:
+        raise ValueError(
+            f"{target}: max_shard_bytes: expected a local folder, which can be replaced as a "
+            f"whole, got one of {store.kind}: save locally and copy, the index last"
+        )
+
+
 def _write(plan: Layout | Folder, store: Store, target: str, wrote: _Wrote) -> None:
     if isinstance(plan, Folder):
-        if not store.replaces_folders:
-            raise ValueError(
-                f"{target}: max_shard_bytes: expected a local folder, which can be replaced as a "
-                f"whole, got one of {store.kind}: save locally and copy, the index last"
-            )
         _write_folder(plan, target, wrote)
     elif store.rewrites:
         stream = Stream(plan)
@@ -55,8 +94,8 @@ def _write(plan: Layout | Folder, store: Store, target: str, wrote: _Wrote) -> N
 
 def _write_folder(folder: Folder, path: str, wrote: _Wrote) -> None:
     def fill(temporary: str) -> None:
-        for name, layout in folder.files.items():
-            stream = Stream(layout)
+        for name, each in folder.files.items():
+            stream = Stream(each)
             with open(os.path.join(temporary, name), "xb") as file:
                 write_chunks(file.fileno(), stream.chunks(), wrote, stream.late_head)
         if folder.index is not None:

@@ -1,12 +1,13 @@
 """Arrays in memory as sources, and the sources of what has a shape and no values here."""
 
-from typing import Any, Final, Protocol, final
+from collections.abc import Callable
+from typing import Any, Final, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from safejax._src.dtypes import Dtype
-from safejax._src.reading.source import Source, read_only, strided_array, usable_in_place
+from safejax._src.reading.source import HostArray, Source, read_only, strided_array, usable_in_place
 from safejax._src.reading.windows import Window
 from safejax.errors import LeafError, ReadError
 
@@ -15,18 +16,6 @@ DELETED: Final = (
     "save what that function returned, or, where it runs while another thread saves, give the "
     "save a copy, jax.tree.map(jax.numpy.copy, tree)"
 )
-
-
-class HostArray(Protocol):
-    """An array of another library whose values NumPy can have, such as a `jax.Array`."""
-
-    @property
-    def dtype(self) -> Any: ...
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    def __array__(self) -> NDArray[Any]: ...
 
 
 @final
@@ -39,13 +28,20 @@ class ArraySource(Source):
 
     name = "array in memory"
 
-    def __init__(self, array: NDArray[Any] | HostArray) -> None:
+    def __init__(self, array: HostArray) -> None:
         self._array = array
         self._flat: NDArray[np.uint8] | None = None
         self.immutable = not isinstance(array, np.ndarray)
 
     def __repr__(self) -> str:
         return f"ArraySource({self._array.dtype}{list(self._array.shape)})"
+
+    @property
+    def arrays(self) -> tuple[HostArray, ...]:
+        return (self._array,)
+
+    def with_arrays(self, instead: Callable[[HostArray], HostArray]) -> "ArraySource":
+        return ArraySource(instead(self._array))
 
     def cost(self, dtype: Dtype, window: Window) -> tuple[int, int]:
         del dtype, window
@@ -71,19 +67,20 @@ class ArraySource(Source):
 
     def _bytes(self) -> NDArray[np.uint8]:
         if self._flat is None:
-            host = self._on_the_host()
+            host = on_the_host(self._array)
             native = host.astype(host.dtype.newbyteorder("="), copy=False)
             self._flat = np.ascontiguousarray(native).reshape(-1).view(np.uint8)
         return self._flat
 
-    def _on_the_host(self) -> NDArray[Any]:
-        """The array as NumPy's; `LeafError` if it was deleted since the source was made."""
-        try:
-            return np.asarray(self._array)
-        except Exception as error:
-            if getattr(self._array, "is_deleted", bool)():
-                raise LeafError(DELETED) from error
-            raise
+
+def on_the_host(array: HostArray) -> NDArray[Any]:
+    """The array as NumPy's, without a copy where that is possible; `LeafError` if it is deleted."""
+    try:
+        return np.asarray(array)
+    except Exception as error:
+        if getattr(array, "is_deleted", bool)():
+            raise LeafError(DELETED) from error
+        raise
 
 
 @final

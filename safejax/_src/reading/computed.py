@@ -3,14 +3,30 @@
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any, final
+from typing import Any, Protocol, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from safejax._src.dtypes import Dtype
-from safejax._src.reading.source import Source, read_only, strided_array
+from safejax._src.reading.source import HostArray, Source, read_only, strided_array
 from safejax._src.reading.windows import Window
+
+
+class Operand(Protocol):
+    """What is in front of a barrier: a view."""
+
+    @property
+    def immutable(self) -> bool: ...
+
+    @property
+    def arrays(self) -> tuple[HostArray, ...]: ...
+
+    def with_arrays(self, instead: Callable[[HostArray], HostArray]) -> "Operand": ...
+
+    def read(self) -> NDArray[Any]: ...
+
+    def cost(self) -> tuple[int, int]: ...
 
 
 @final
@@ -19,6 +35,7 @@ class ComputedSource(Source):
 
     Any read computes the whole result, unless an earlier one is `kept`. `operand_cost` returns
     what the function requests from files: bytes, and the number of their runs.
+    `barrier` makes the source of a view, which is then its operand.
     """
 
     is_barrier = True
@@ -29,11 +46,13 @@ class ComputedSource(Source):
         name: str,
         immutable: bool,
         operand_cost: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        operand: Operand | None = None,
     ) -> None:
         self.name = name
         self.immutable = immutable
         self._compute = compute
         self._operand_cost = operand_cost
+        self._operand = operand
         self._lock = threading.Lock()
         self._keepers = 0
         self._made: NDArray[np.uint8] | None = None
@@ -50,6 +69,15 @@ class ComputedSource(Source):
     def cost(self, dtype: Dtype, window: Window) -> tuple[int, int]:
         del dtype
         return self._operand_cost() if window.size else (0, 0)
+
+    @property
+    def arrays(self) -> tuple[HostArray, ...]:
+        return () if self._operand is None else self._operand.arrays
+
+    def with_arrays(self, instead: Callable[[HostArray], HostArray]) -> "ComputedSource":
+        if self._operand is None:
+            return self
+        return barrier(self._operand.with_arrays(instead), self.name)
 
     @contextmanager
     def kept(self) -> Generator[None]:
@@ -74,3 +102,8 @@ class ComputedSource(Source):
 
     def _make(self) -> NDArray[np.uint8]:
         return np.ascontiguousarray(self._compute()).reshape(-1).view(np.uint8)
+
+
+def barrier(operand: Operand, name: str) -> ComputedSource:
+    """The source of the flat values of a view, the whole of which is read for any part."""
+    return ComputedSource(operand.read, name, operand.immutable, operand.cost, operand)

@@ -1,5 +1,6 @@
 """Concatenations: views of one dtype, one after the other along an axis."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast, final
 
@@ -7,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safejax._src.dtypes import Dtype
-from safejax._src.reading.source import Source
+from safejax._src.reading.source import HostArray, Source
 from safejax._src.reading.view import View
 from safejax._src.reading.windows import BasicIndex, Window, explicit_index
 
@@ -33,6 +34,9 @@ class Concatenation(View):
     @property
     def sources(self) -> tuple[Source, ...]:
         return tuple(dict.fromkeys(source for part in self.parts for source in part.sources))
+
+    def with_arrays(self, instead: Callable[[HostArray], HostArray]) -> "Concatenation":
+        return Concatenation(tuple(part.with_arrays(instead) for part in self.parts), self.axis)
 
     def cost(self) -> tuple[int, int]:
         costs = [part.cost() for part in self.parts]

@@ -1,6 +1,7 @@
 """Pointwise views: a function of each element of a view, such as a cast to another dtype."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -8,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safejax._src.dtypes import Dtype
-from safejax._src.reading.source import Source
+from safejax._src.reading.source import HostArray, Source
 from safejax._src.reading.view import View
 from safejax._src.reading.windows import BasicIndex
 
@@ -43,6 +44,9 @@ class Pointwise(View):
     @property
     def sources(self) -> tuple[Source, ...]:
         return self.operand.sources
+
+    def with_arrays(self, instead: Callable[[HostArray], HostArray]) -> "Pointwise":
+        return self._on(self.operand.with_arrays(instead))
 
     def cost(self) -> tuple[int, int]:
         return self.operand.cost()

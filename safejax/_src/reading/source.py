@@ -8,8 +8,9 @@ the source that is a buffer in memory.
 
 import mmap
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,18 @@ from safejax._src.reading.log import Read, open_logs, open_logs_lock
 from safejax._src.reading.memory import address, is_aligned
 from safejax._src.reading.requests import planned_cost
 from safejax._src.reading.windows import Window
+
+
+class HostArray(Protocol):
+    """An array whose values NumPy can have: its own, or one of another library."""
+
+    @property
+    def dtype(self) -> Any: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __array__(self) -> NDArray[Any]: ...
 
 
 class Source(ABC):
@@ -75,6 +88,16 @@ class Source(ABC):
     def log_read(self, nbytes: int) -> None:
         """Log a read of `nbytes` bytes, which a caller is about to take from a `strided_array`."""
         self._log(nbytes)
+
+    @property
+    def arrays(self) -> tuple[HostArray, ...]:
+        """The arrays that the values are taken from, which their owners may change or delete."""
+        return ()
+
+    def with_arrays(self, instead: Callable[[HostArray], HostArray]) -> "Source":
+        """The source that takes its values from `instead(array)` for each of its `arrays`."""
+        del instead
+        return self
 
     def kept(self) -> AbstractContextManager[None]:
         """A block in which the operand of a barrier is read once, however many parts are read."""

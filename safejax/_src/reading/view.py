@@ -11,7 +11,7 @@ This module has the interface and the strided view.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, final
@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safejax._src.dtypes import Dtype
-from safejax._src.reading.computed import ComputedSource
-from safejax._src.reading.source import Source
+from safejax._src.reading.computed import barrier
+from safejax._src.reading.source import HostArray, Source
 from safejax._src.reading.windows import BasicIndex, Window
 
 
@@ -81,6 +81,15 @@ class View(ABC):
     def in_memory(self) -> bool:
         """Whether the view is a window on memory: nothing is fetched or computed for a read."""
         return False
+
+    @property
+    def arrays(self) -> tuple[HostArray, ...]:
+        """The arrays that the values are taken from, which their owners may change or delete."""
+        return tuple(array for source in self.sources for array in source.arrays)
+
+    @abstractmethod
+    def with_arrays(self, instead: Callable[[HostArray], HostArray]) -> "View":
+        """The view that takes its values from `instead(array)` for each of its `arrays`."""
 
     @abstractmethod
     def cost(self) -> tuple[int, int]:
@@ -142,7 +151,9 @@ class View(ABC):
         in_place = self.reshape_in_place(shape)
         if in_place is not None:
             return in_place
-        return Strided(_barrier(self), 0, self.dtype, Window.whole(shape))
+        name = " and ".join(source.name for source in self.sources)
+        source = barrier(self, f"reshaped {name}")
+        return Strided(source, 0, self.dtype, Window.whole(shape))
 
     @contextmanager
     def kept(self) -> Generator[None]:
@@ -203,6 +214,9 @@ class Strided(View):
     def in_memory(self) -> bool:
         return self.source.in_memory
 
+    def with_arrays(self, instead: Callable[[HostArray], HostArray]) -> "Strided":
+        return Strided(self.source.with_arrays(instead), self.begin, self.dtype, self.window)
+
     def cost(self) -> tuple[int, int]:
         return self.source.cost(self.dtype, self.window)
 
@@ -256,8 +270,3 @@ def _proper_bools(array: NDArray[Any]) -> NDArray[Any]:
     if raw.size == 0 or raw.max() <= 1:
         return array
     return np.asarray(raw != 0)  # For a 0-d array, NumPy returns a scalar.
-
-
-def _barrier(operand: View) -> Source:
-    name = " and ".join(source.name for source in operand.sources)
-    return ComputedSource(operand.read, f"reshaped {name}", operand.immutable, operand.cost)

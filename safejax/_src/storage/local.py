@@ -46,6 +46,9 @@ class LocalStore(Store):
     def parent(self, path: str) -> str:
         return os.path.dirname(path)
 
+    def canonical(self, path: str) -> str:
+        return os.path.realpath(path)
+
     def exists(self, path: str) -> bool:
         return os.path.exists(path)
 

@@ -40,6 +40,9 @@ class RemoteStore(Store):
     def parent(self, path: str) -> str:
         return path.rpartition("/")[0]
 
+    def canonical(self, path: str) -> str:
+        return str(self.fs._strip_protocol(path))  # noqa: SLF001
+
     def exists(self, path: str) -> bool:
         return bool(self.fs.exists(path))
 

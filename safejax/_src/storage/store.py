@@ -45,6 +45,10 @@ class Store(ABC):
         """The path of the folder that holds `path`; empty for a name without a folder."""
 
     @abstractmethod
+    def canonical(self, path: str) -> str:
+        """The one path of what is at `path`, whichever links and working folder it is given by."""
+
+    @abstractmethod
     def exists(self, path: str) -> bool:
         """Whether there is a file or a folder at `path`."""
 

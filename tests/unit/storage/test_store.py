@@ -63,6 +63,19 @@ def test_a_path_has_the_parent_that_it_was_joined_to(place: Place) -> None:
     assert place.store.parent("w.safetensors") == ""
 
 
+def test_a_path_has_one_canonical_form(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, folder = place
+    path = store.join(folder, "w")
+    assert store.canonical(path) == path
+    assert store.canonical(f"{folder}/") == store.canonical(folder)
+    if isinstance(store, LocalStore):
+        (Path(folder) / "link").symlink_to("w")
+        monkeypatch.chdir(folder)
+        assert store.canonical("link") == store.canonical("./w") == path
+    elif folder == "/folder":
+        assert store.canonical("memory://folder/w") == store.canonical("folder/w") == path
+
+
 # ---- what is there
 
 

@@ -1,0 +1,199 @@
+"""Saving in the background: each save has a thread of its own, and takes its turn.
+
+Saves to one place go in the order of their calls, and so do those to a folder and to what is in
+it; others go side by side. The threads are no daemons, so that the interpreter waits for them
+before it exits, and before JAX's backends go.
+"""
+
+import contextvars
+import os
+import threading
+from dataclasses import dataclass, field
+from typing import Final, final
+
+import jax
+from jax.core import Tracer
+
+from safejax._src.arrays.materialize import Progress
+from safejax._src.checkpoint.handle import Save, SaveHandle
+from safejax._src.checkpoint.layout import Layout
+from safejax._src.checkpoint.saving import check_place, write_at
+from safejax._src.checkpoint.shards import Folder
+from safejax._src.checkpoint.snapshot import copied_bytes, snapshot
+from safejax._src.leaves.leaves import Leaves
+from safejax._src.reading.remote import FileSystem
+from safejax._src.storage.location import locate
+from safejax._src.storage.store import Store
+from safejax.errors import LeafError
+
+
+def check_is_here(leaves: Leaves) -> None:
+    """Raise `LeafError` for an array that other processes hold a part of."""
+    for name, leaf in leaves.items():
+        if (
+            isinstance(leaf, jax.Array)
+            and not isinstance(leaf, Tracer)
+            and not leaf.is_fully_addressable
+        ):
+            raise LeafError(
+                f"leaf {name!r}: expected an array that this process holds all of, got one with "
+                f"the sharding {leaf.sharding}, a part of which is on other processes: call "
+                "safejax.save, which does not save in the background"
+            )
+
+
+def begin_to_write(
+    plan: Layout | Folder,
+    path: str,
+    fs: FileSystem = None,
+    progress: Progress | None = None,
+    max_host_bytes: int | None = None,
+) -> SaveHandle:
+    """Write the file or folder to `path` in the background, as `write` does, and return a handle.
+
+    Returns when the values are safe from changes. `progress` is called in the other thread.
+    If copies of more than `max_host_bytes` bytes would be held, earlier saves are waited for. A
+    plan that needs more alone is written before this returns, block by block.
+
+    Raises `ValueError` for a folder elsewhere, and `LeafError` for arrays that are deleted. All
+    other errors are those of the handle.
+    """
+    store, target = locate(path, fs)
+    check_place(plan, store, target)
+    needed = copied_bytes(plan)
+    is_held = max_host_bytes is None or needed <= max_host_bytes
+    save = Save(path)
+    # The working folder may be another one when the file is written.
+    turn = _turns.take(
+        save, store, store.canonical(target), needed if is_held else 0, max_host_bytes
+    )
+    try:
+        if is_held:
+            plan = snapshot(plan)
+    except BaseException:
+        _turns.end(turn)
+        raise
+    job = _Job(save, turn, plan, progress)
+    del plan
+    if not (is_held and _starts(job)):
+        job.run()
+        if save.error is not None and not isinstance(save.error, Exception):
+            raise save.error  # Ctrl-C, for example.
+    return SaveHandle(save)
+
+
+@final
+@dataclass(frozen=True, eq=False, slots=True)
+class _Turn:
+    """The turn of a save: when it comes, which place it has, what it holds meanwhile."""
+
+    save: Save
+    store: Store
+    target: str
+    copies: int
+    earlier: list[threading.Event]
+    over: threading.Event = field(default_factory=threading.Event)
+
+    def wait(self) -> None:
+        """Wait until all earlier saves to the same place are over."""
+        while self.earlier:
+            self.earlier[-1].wait()
+            self.earlier.pop()
+
+    def meets(self, store: Store, target: str) -> bool:
+        """Whether a save to a place changes what this one does."""
+        ours, theirs = (store.join(path, "") for path in (self.target, target))
+        return self.store == store and (ours.startswith(theirs) or theirs.startswith(ours))
+
+
+@final
+class _Turns:
+    """The saves of this process that are not over, in the order of their calls."""
+
+    def __init__(self) -> None:
+        self._all: list[_Turn] = []
+        self._changed = threading.Condition()
+
+    def take(self, save: Save, store: Store, target: str, copies: int, most: int | None) -> _Turn:
+        """The turn of a save that holds `copies` bytes, as soon as all hold `most` at the most."""
+        with self._changed:
+            # A turn is taken, and a place in the order, when there is room: who waits for room
+            # has nothing that others wait for.
+            while copies and most is not None and self._copies() + copies > most:
+                self._changed.wait()
+            earlier = [each.over for each in self._all if each.meets(store, target)]
+            turn = _Turn(save, store, target, copies, earlier)
+            self._all.append(turn)
+            return turn
+
+    def end(self, turn: _Turn) -> None:
+        """Let those go on that wait for this turn, or for the memory that it held."""
+        with self._changed:
+            if turn in self._all:  # Not in a process that was forked meanwhile.
+                self._all.remove(turn)
+            self._changed.notify_all()
+        turn.over.set()
+
+    def leave_to_parent(self) -> None:
+        """Begin anew in a forked process, where the threads of these saves do not exist."""
+        left = self._all
+        self.__init__()
+        for turn in left:
+            turn.save.leave_to_parent()
+
+    def _copies(self) -> int:
+        return sum(turn.copies for turn in self._all)
+
+
+_turns: Final = _Turns()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_turns.leave_to_parent)
+
+
+@final
+class _Job:
+    """What the thread of a save does."""
+
+    def __init__(
+        self, save: Save, turn: _Turn, plan: Layout | Folder, progress: Progress | None
+    ) -> None:
+        self.save: Final = save
+        self._turn = turn
+        self._plan: Layout | Folder | None = plan
+        self._progress = progress
+
+    def run(self) -> None:
+        error: BaseException | None = None
+        try:
+            self._write()
+        except BaseException as raised:  # noqa: BLE001 - the handle raises it
+            error = raised
+        # First let go of the values and the turn: who waited for the handle may need both.
+        self._plan = None
+        _turns.end(self._turn)
+        self.save.end(error)
+
+    def _write(self) -> None:
+        assert self._plan is not None
+        self._turn.wait()
+        self.save.state = "writing"
+        write_at(self._plan, self._turn.store, self._turn.target, self._progress)
+
+
+def _starts(job: _Job) -> bool:
+    """Start the thread of a job; false if that cannot be, so that the job must be done here."""
+    if not threading.main_thread().is_alive():
+        return False  # The interpreter exits: it may not wait for threads that start now.
+    # What the caller has set for its own thread, such as NumPy's errstate, holds for the job.
+    thread = threading.Thread(
+        target=contextvars.copy_context().run,
+        args=(job.run,),
+        name=f"safejax-save {job.save.path}",
+        daemon=False,  # Else it would be one if the caller's thread is.
+    )
+    job.save.thread = thread
+    try:
+        thread.start()
+    except RuntimeError:  # There are too many threads.
+        return False
+    return True
