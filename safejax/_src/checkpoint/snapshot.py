@@ -49,14 +49,15 @@ def snapshot(plan: Layout | Folder) -> Layout | Folder:
             if id(array) not in held:
                 held[id(array)] = _held(array, extent.name)
 
+    def instead(array: HostArray) -> NDArray[Any]:
+        return held[id(array)]
+
     def with_held(layout: Layout) -> Layout:
-        return replace(
-            layout,
-            extents=tuple(
-                extent._replace(view=extent.view.with_arrays(lambda array: held[id(array)]))
-                for extent in layout.extents
-            ),
-        )
+        extents = [
+            Extent(name, begin, view.with_arrays(instead), stored)
+            for name, begin, view, stored in layout.extents
+        ]
+        return replace(layout, extents=tuple(extents))
 
     if isinstance(plan, Layout):
         return with_held(plan)
