@@ -120,7 +120,7 @@ def load(
 def load(
     path: Paths, *, like: Any = None, fs: FileSystem = None, **options: Unpack[LoadOptions]
 ) -> Any:
-    """The pytree at a path, with lazy leaves; only headers are read.
+    """The pytree at a path, with lazy leaves: only headers are read, unless `like` has NumPy's.
 
     `path` is a safetensors file, an index (`*.safetensors.index*.json`), a folder, or a list of
     files. Of several in a folder, that with the canonical name is taken, and a plain name before
@@ -134,8 +134,11 @@ def load(
 
     `like` is a tree of arrays or `jax.ShapeDtypeStruct`s. Its structure is rebuilt, leaves are
     matched by name, and shapes and dtypes are checked; to a type checker the result has the type
-    of `like`. Without it, the structure that the file records is built; node types that are not
-    built in come back as dicts of their fields. With `strict=False`, missing leaves are taken
+    of `like`. Where it has an array or a scalar of NumPy, so has the result, unless `sharding` has
+    one for that leaf: it is read at once, and its dtype must be that of the file even where JAX's
+    x64 mode would narrow both. Pass `like=safejax.abstract(tree)` for leaves that are all lazy.
+    Without `like`, the structure that the file records is built; node types that are not built in
+    come back as dicts of their fields. With `strict=False`, missing leaves are taken
     from `like` and unexpected ones are left out, with a `PartialLoadWarning` that names them.
 
     `sharding` is one `Sharding` or `Device`, a prefix tree of them (None is the default), or a
@@ -169,7 +172,7 @@ def load(
     `MismatchError`, which reports everything that does not match `like`; `ShardingError`, which
     reports every leaf that the sharding does not divide; `TransformError`; `ChecksumError` where
     `verify` finds no digests and, when a leaf is read, where its bytes are not those that were
-    saved.
+    saved. What is NumPy's in `like` is read by the load, which raises what reading raises.
     """
     parsed = parse_options(load, options)
     _check_source(path)
