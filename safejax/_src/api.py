@@ -125,28 +125,28 @@ def load(
     `path` is a safetensors file, an index (`*.safetensors.index*.json`), a folder, or a list of
     files. Of several in a folder, that with the canonical name is taken, and a plain name before
     its variants. An index says which tensor is in which file; a tensor that is in another file,
-    too, is a warning, and one that is missing is an error. A file that is changed in place after
-    it was opened is an error when a leaf is read; one that is replaced as a whole is still read.
+    too, or that the index omits, is a warning, and one that is missing is an error. A file that is
+    changed in place after it was opened is an error when a leaf is read; one that is replaced as a
+    whole is still read.
 
     The order is: decode, `transform`, match `like`, choose the sharding. Each leaf is read and
     placed on its devices when its values are first needed, and a process reads only the bytes
     that its own devices hold.
 
     `like` is a tree of arrays or `jax.ShapeDtypeStruct`s. Its structure is rebuilt, leaves are
-    matched by name, and shapes and dtypes are checked; to a type checker the result has the type
-    of `like`. Where it has an array or a scalar of NumPy, so has the result, unless `sharding` has
-    one for that leaf: it is read at once, and its dtype must be that of the file even where JAX's
-    x64 mode would narrow both. Pass `like=safejax.abstract(tree)` for leaves that are all lazy.
-    Without `like`, the structure that the file records is built; node types that are not built in
-    come back as dicts of their fields. With `strict=False`, missing leaves are taken
-    from `like` and unexpected ones are left out, with a `PartialLoadWarning` that names them.
+    matched by name, and shapes and dtypes are checked; to a type checker the result has the type of
+    `like`. Where it has an array or a scalar of NumPy, so has the result, unless `sharding` has one
+    for that leaf: it is read at once, and has exactly the file's dtype. With
+    `like=safejax.abstract(tree)` all are lazy. Without `like`, the structure that the file records
+    is built; node types that are not built in come back as dicts of their fields. With
+    `strict=False`, missing leaves are taken from `like` and unexpected ones are left out, with a
+    `PartialLoadWarning` that names them.
 
     `sharding` is one `Sharding` or `Device`, a prefix tree of them (None is the default), or a
     function `(name, aval) -> Sharding | Device | None`, as `sharding_rules` makes. Within
-    `jax.set_mesh(mesh)`, a `PartitionSpec` is a sharding over that mesh. A mesh alone is for
-    `like` whose shardings are over an abstract one. Where it gives no sharding, that of the leaf
-    in `like` is used if it is committed or abstract, and otherwise JAX's default device,
-    uncommitted.
+    `jax.set_mesh(mesh)`, a `PartitionSpec` is a sharding over that mesh. A mesh alone is for `like`
+    whose shardings are over an abstract one. Where it gives no sharding, that of the leaf in `like`
+    is used if it is committed or abstract, and otherwise JAX's default device, uncommitted.
 
     `transform` is a transform, a chain of them, or any function from Leaves to Leaves.
 

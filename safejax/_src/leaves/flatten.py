@@ -12,7 +12,7 @@ from safejax._src.collector import collector_paused
 from safejax._src.leaves.leaf import Unsupported, check_leaf, content_at
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.like import matched
-from safejax._src.leaves.on_host import OnHost, read_all
+from safejax._src.leaves.on_host import read_all
 from safejax._src.leaves.shardings import ShardingArgument, resolve
 from safejax._src.leaves.steps import Step
 from safejax._src.pytrees.building import build
@@ -139,7 +139,7 @@ def bound_leaves(
     an `OnHost`.
     """
     defaults: dict[str, Sharding] = {}
-    host: dict[str, OnHost] = {}
+    host: dict[str, Any] = {}
     if like is not None:
         leaves, defaults, host = matched(leaves, like, strict, file)
     for leaf in leaves.values():

@@ -52,14 +52,14 @@ def plan(
     Raises what `load` raises for a file that cannot be opened.
     """
     parsed = parse_options(plan, options)
-    if _is_path(tree_or_path):
-        source = shown_path(cast("Path", tree_or_path))
-        path = cast("Path", tree_or_path)
-        leaves = open_path(path, fs, verify=parsed.verify, access=parsed.access)
-    else:
-        source, leaves = "tree", flatten(tree_or_path)
     problems: list[str] = []
     with warnings_collected() as warned:
+        if _is_path(tree_or_path):
+            path = cast("Path", tree_or_path)
+            source = shown_path(path)
+            leaves = open_path(path, fs, verify=parsed.verify, access=parsed.access)
+        else:
+            source, leaves = "tree", flatten(tree_or_path)
         found = _planned(leaves, like, parsed, source, problems)
     warned.extend(_precision(leaf for leaf in found.values() if isinstance(leaf, LazyArray)))
     with collector_paused():
