@@ -7,11 +7,12 @@ read and placed on their devices when they are first needed.
 import importlib
 import typing as _typing  # `safejax.typing` is gone, and not that of Python
 
-from safejax._src.api import abstract, deserialize, load, metadata, save, save_async, serialize
+from safejax._src.api import deserialize, load, metadata, save, save_async, serialize
 from safejax._src.arrays.lazy import LazyArray
 from safejax._src.arrays.materialize import materialize
 from safejax._src.checkpoint.codec import decode, encode
 from safejax._src.checkpoint.handle import SaveHandle
+from safejax._src.leaves.abstract import abstract
 from safejax._src.leaves.flatten import flatten, unflatten
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.rules import sharding_rules

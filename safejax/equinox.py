@@ -78,9 +78,9 @@ def deserialize(
 ) -> _Model:
     """`like`, with its arrays and Python scalars replaced by those of the file; lazy.
 
-    Only the header is read. `like` is a model of the same structure: a newly made one, or one of
-    `jax.ShapeDtypeStruct`s from `equinox.filter_eval_shape`. Its static parts are kept. The other
-    options are those of `safejax.load`.
+    Only the header is read, and what is NumPy's in `like`. `like` is a model of the same structure:
+    a newly made one, or one of `jax.ShapeDtypeStruct`s from `equinox.filter_eval_shape`. Its static
+    parts are kept. The other options are those of `safejax.load`.
 
     Raises `MismatchError`, which reports every leaf that is missing, unexpected or of another
     shape or dtype, and whatever else `safejax.load` raises.

@@ -127,13 +127,13 @@ def deserialize(
 ) -> Any:
     """What `serialize` was given, with lazy leaves: the same container, dict or `FrozenDict`.
 
-    Only the header is read. A file that records no container, for example one of safejax 0.5,
-    gives a `FrozenDict`, as it did then. If `like` holds variables of NNX, abstract or concrete,
-    a copy of it with the values of the file comes back, and `like` keeps its own values.
-    Variables with named shardings are placed by them, on their mesh or on that of the context.
-    A file of NNX's variables without `like` gives a dict of values. With linen's variables as
-    `like`, a file of the bare parameters is read too, and the reverse. The other options are those
-    of `safejax.load`, and so are the errors.
+    Only the header is read, and what is NumPy's in `like`. A file that records no container, for
+    example one of safejax 0.5, gives a `FrozenDict`, as it did then. If `like` holds variables of
+    NNX, abstract or concrete, a copy of it with the values of the file comes back, and `like` keeps
+    its own values. Variables with named shardings are placed by them, on their mesh or on that of
+    the context. A file of NNX's variables without `like` gives a dict of values. With linen's
+    variables as `like`, a file of the bare parameters is read too, and the reverse. The other
+    options are those of `safejax.load`, and so are the errors.
     """
     parsed = parse_options(deserialize, options)
     leaves, file = fetch(path_or_bytes, fs, parsed)

@@ -112,9 +112,9 @@ def deserialize(
 ) -> Any:
     """The parameters, the state or the dict of both that `serialize` was given; lazy.
 
-    Only the header is read. Files of safejax 0.5 are read as well. With `like`, parameters are
-    read also where the file or `like` has them below `params` and the other has not. The options
-    are those of `safejax.load`, and so are the errors.
+    Only the header is read, and what is NumPy's in `like`. Files of safejax 0.5 are read as well.
+    With `like`, parameters are read also where the file or `like` has them below `params` and the
+    other has not. The options are those of `safejax.load`, and so are the errors.
     """
     parsed = parse_options(deserialize, options)
     leaves, file = fetch(path_or_bytes, fs, parsed)

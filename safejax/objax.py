@@ -98,10 +98,11 @@ def deserialize(
 ) -> VarCollection:
     """The variables in a file, as a `VarCollection` with the kinds they had; values are lazy.
 
-    Only the header is read. Shared variables are shared again, and a `TrainRef` refers to its
-    variable; with `like`, kinds and sharing are those of `like`. Files of safejax 0.5 are read
-    as well. The options are those of `safejax.load`. Transforms and sharding functions are given
-    names with their kind, `(Linear).w::TrainVar`, and every name of a shared variable.
+    Only the header is read, and what is NumPy's in `like`. Shared variables are shared again, and a
+    `TrainRef` refers to its variable; with `like`, kinds and sharing are those of `like`. Files of
+    safejax 0.5 are read as well. The options are those of `safejax.load`. Transforms and sharding
+    functions are given names with their kind, `(Linear).w::TrainVar`, and every name of a shared
+    variable.
 
     Raises `LeafError` for a file that records no kinds (written by another framework) if there
     is no `like`, and whatever `safejax.load` raises.

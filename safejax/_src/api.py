@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, TypeVar, Unpack, cast, overload
 
-import jax
-
 from safejax._src.arguments import (
     check_progress,
     check_source,
@@ -25,8 +23,6 @@ from safejax._src.checkpoint.options import (
     shows_options,
 )
 from safejax._src.checkpoint.saving import leaves_of, planned, stored_leaves, write
-from safejax._src.leaves.leaf import aval_of, is_array
-from safejax._src.leaves.like import committed_sharding
 from safejax._src.leaves.steps import TransformArgument
 from safejax._src.moved import names_new_way
 from safejax._src.public import set_module
@@ -176,30 +172,33 @@ def load(
 def load(
     path: Paths, *, like: Any = None, fs: FileSystem = None, **options: Unpack[LoadOptions]
 ) -> Any:
-    """The pytree at a path, with lazy leaves; only headers are read.
+    """The pytree at a path, with lazy leaves: only headers are read, unless `like` has NumPy's.
 
     `path` is a safetensors file, an index (`*.safetensors.index*.json`), a folder, or a list of
     files. Of several in a folder, that with the canonical name is taken, and a plain name before
     its variants. An index says which tensor is in which file; a tensor that is in another file,
-    too, is a warning, and one that is missing is an error. A file that is changed in place after
-    it was opened is an error when a leaf is read; one that is replaced as a whole is still read.
+    too, or that the index omits, is a warning, and one that is missing is an error. A file that is
+    changed in place after it was opened is an error when a leaf is read; one that is replaced as a
+    whole is still read.
 
     The order is: decode, `transform`, match `like`, choose the sharding. Each leaf is read and
     placed on its devices when its values are first needed, and a process reads only the bytes
     that its own devices hold.
 
     `like` is a tree of arrays or `jax.ShapeDtypeStruct`s. Its structure is rebuilt, leaves are
-    matched by name, and shapes and dtypes are checked; to a type checker the result has the type
-    of `like`. Without it, the structure that the file records is built; node types that are not
-    built in come back as dicts of their fields. With `strict=False`, missing leaves are taken
-    from `like` and unexpected ones are left out, with a `PartialLoadWarning` that names them.
+    matched by name, and shapes and dtypes are checked; to a type checker the result has the type of
+    `like`. Where it has an array or a scalar of NumPy, so has the result, unless `sharding` has one
+    for that leaf: it is read at once, and has exactly the file's dtype. With
+    `like=safejax.abstract(tree)` all are lazy. Without `like`, the structure that the file records
+    is built; node types that are not built in come back as dicts of their fields. With
+    `strict=False`, missing leaves are taken from `like` and unexpected ones are left out, with a
+    `PartialLoadWarning` that names them.
 
     `sharding` is one `Sharding` or `Device`, a prefix tree of them (None is the default), or a
     function `(name, aval) -> Sharding | Device | None`, as `sharding_rules` makes. Within
-    `jax.set_mesh(mesh)`, a `PartitionSpec` is a sharding over that mesh. A mesh alone is for
-    `like` whose shardings are over an abstract one. Where it gives no sharding, that of the leaf
-    in `like` is used if it is committed or abstract, and otherwise JAX's default device,
-    uncommitted.
+    `jax.set_mesh(mesh)`, a `PartitionSpec` is a sharding over that mesh. A mesh alone is for `like`
+    whose shardings are over an abstract one. Where it gives no sharding, that of the leaf in `like`
+    is used if it is committed or abstract, and otherwise JAX's default device, uncommitted.
 
     `transform` is a transform, a chain of them, or any function from Leaves to Leaves.
 
@@ -225,7 +224,7 @@ def load(
     `MismatchError`, which reports everything that does not match `like`; `ShardingError`, which
     reports every leaf that the sharding does not divide; `TransformError`; `ChecksumError` where
     `verify` finds no digests and, when a leaf is read, where its bytes are not those that were
-    saved.
+    saved. What is NumPy's in `like` is read by the load, which raises what reading raises.
     """
     parsed = parse_options(load, options)
     check_source(path)
@@ -255,33 +254,6 @@ def deserialize(data: Buffer, *, like: Any = None, **options: Unpack[TreeOptions
     parsed = parse_options(deserialize, options)
     refuse_path(like, "deserialize: like", "pass like=safejax.load(path)")
     return parsed.tree(decode(data, verify=parsed.verify), IN_MEMORY, like)
-
-
-@set_module("safejax")
-def abstract(tree: Any) -> Any:
-    """The same tree with each array as a `jax.ShapeDtypeStruct`, sharding included; reads nothing.
-
-    The result can be passed as `like`. Leaves that are not arrays are kept.
-
-    >>> import jax.numpy as jnp, safejax
-    >>> safejax.abstract({"w": jnp.ones(3), "step": 1})["step"]
-    1
-    """
-    refuse_path(tree, "abstract", "pass safejax.load(path), which reads no leaf")
-
-    def of_leaf(leaf: Any) -> Any:
-        if not is_array(leaf):
-            return leaf
-        # JAX may move an uncommitted array to others; a sharding in like would commit it.
-        aval = aval_of(leaf)
-        return jax.ShapeDtypeStruct(
-            aval.shape,
-            aval.dtype,
-            sharding=committed_sharding(leaf),
-            weak_type=aval.weak_type,
-        )
-
-    return jax.tree.map(of_leaf, tree)
 
 
 @set_module("safejax")

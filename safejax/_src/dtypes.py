@@ -6,6 +6,7 @@ Source of the codes: the safetensors format description and its reference reader
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeAlias, final
 
@@ -74,6 +75,8 @@ class Stored(NamedTuple):
     nbytes: int
 
 
+# Most leaves have the dtype and the shape of another one.
+@lru_cache(maxsize=1024)
 def stored_as(dtype: Dtype, shape: tuple[int, ...]) -> Stored | None:
     """How an array of `dtype` and `shape` is stored; None if no file can hold it."""
     count = 1

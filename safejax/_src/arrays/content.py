@@ -4,6 +4,7 @@ from functools import lru_cache, partial
 from typing import Any, Final, NamedTuple, final
 
 import jax
+import numpy as np
 
 from safejax._src.arrays.untraced import run_untraced
 from safejax._src.reading.view import View
@@ -14,7 +15,8 @@ KEY_IMPLEMENTATIONS: Final = ("threefry2x32", "rbg", "unsafe_rbg")
 
 def is_key(dtype: Any) -> bool:
     """Whether `dtype` is that of typed key arrays."""
-    return jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    # JAX looks for its own dtypes last, and NumPy has none of keys.
+    return not isinstance(dtype, np.dtype) and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
 
 
 @lru_cache(maxsize=64)

@@ -63,7 +63,9 @@ def _box(index: tuple[slice, ...], shape: tuple[int, ...]) -> Box:
 
 
 def _whole(source: Source, dtype: Any, shape: tuple[int, ...]) -> View:
-    return Strided(source, 0, np.dtype(dtype).newbyteorder("="), Window.whole(shape))
+    dtype = np.dtype(dtype)
+    native = dtype if dtype.isnative else dtype.newbyteorder("=")
+    return Strided(source, 0, native, Window.whole(shape))
 
 
 def _joined(parts: Mapping[Box, View], axis: int) -> View:

@@ -124,8 +124,8 @@ def layout(leaves: Leaves, file: str, *, checksum: bool = False) -> Layout:
     keys: dict[str, str] = {}
     weak: set[str] = set()
     for name, leaf in leaves.items():
-        check_leaf(name, leaf)
         if not is_array(leaf):
+            check_leaf(name, leaf)
             values[name] = leaf
             continue
         content = _content(name, leaf)

@@ -13,6 +13,7 @@ from typing import Any, Final, ForwardRef, TypeAlias, TypedDict, TypeVar, cast, 
 
 from safejax._src.leaves.flatten import bound_leaves
 from safejax._src.leaves.leaves import Leaves
+from safejax._src.leaves.on_host import read_all
 from safejax._src.leaves.shardings import ShardingArgument, ShardingFunction, ShardingTree
 from safejax._src.leaves.steps import TransformArgument, apply
 from safejax._src.pytrees.building import build
@@ -57,13 +58,13 @@ class Options:
     def tree(self, leaves: Leaves, file: str, like: Any = None) -> Any:
         """The tree of the leaves in `file`: transformed, matched with `like`, given shardings.
 
-        Nothing is read.
+        Nothing is read, except for leaves that are NumPy's in `like`.
         """
         bound = self.bound(leaves, file, like)
-        return build(bound, bound.structure, file)
+        return build(read_all(bound), bound.structure, file)
 
     def bound(self, leaves: Leaves, file: str, like: Any = None) -> Leaves:
-        """The leaves of that tree, by name."""
+        """The leaves of that tree, by name, with an `OnHost` for each that is to be read."""
         return bound_leaves(
             apply(self.transform, leaves),
             like=like,

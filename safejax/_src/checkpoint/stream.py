@@ -17,6 +17,12 @@ from safejax.errors import LeafError
 BLOCK_BYTES: Final = 16 << 20
 """Bytes of a leaf that are held in memory at a time while it is written."""
 
+JOINED_BYTES: Final = 1 << 20
+"""About how many bytes of small leaves are one chunk."""
+
+_SMALL: Final = 1 << 16
+"""Bytes of a chunk that is worth a chunk of its own: writing it takes longer than the call."""
+
 
 @final
 class Stream:
@@ -29,10 +35,11 @@ class Stream:
     def chunks(self) -> Iterator[memoryview]:
         """The file's bytes in order, with the layout's head.
 
-        At most about `BLOCK_BYTES` of them are copied at a time.
+        At most about `BLOCK_BYTES` of them are copied at a time. A chunk holds the data of small
+        leaves, or of a part of one leaf.
         """
         yield memoryview(self._layout.head)
-        yield from self._data()
+        yield from _joined(self._data())
 
     def head(self) -> bytes:
         """The head with the digests of the data, once all chunks have been taken."""
@@ -69,7 +76,7 @@ def final_chunks(layout: Layout) -> Iterator[memoryview]:
     if layout.block_bytes is not None:
         for _ in stream.chunks():
             pass
-    return chain([memoryview(stream.head())], _data(layout))
+    return chain([memoryview(stream.head())], _joined(_data(layout)))
 
 
 def to_bytes(layout: Layout) -> bytes:
@@ -77,6 +84,22 @@ def to_bytes(layout: Layout) -> bytes:
     stream = Stream(layout)
     _, *data = stream.chunks()
     return b"".join([stream.head(), *data])
+
+
+def _joined(chunks: Iterator[memoryview]) -> Iterator[memoryview]:
+    """The same bytes, in which small chunks that follow each other are one."""
+    small = bytearray()
+    for chunk in chunks:
+        is_small = chunk.nbytes < _SMALL
+        if is_small:
+            small += chunk
+        if small and (not is_small or len(small) >= JOINED_BYTES):
+            yield memoryview(small)
+            small = bytearray()
+        if not is_small:
+            yield chunk
+    if small:
+        yield memoryview(small)
 
 
 def _data(layout: Layout) -> Iterator[memoryview]:
@@ -89,7 +112,8 @@ def _data_of(extent: Extent) -> Iterator[memoryview]:
     view, stored = extent.view, extent.stored
     if not stored.nbytes:
         return
-    for block in [view] if dtypes.is_packed(stored.code) else view.blocks(BLOCK_BYTES):
+    whole = stored.nbytes < _SMALL or dtypes.is_packed(stored.code)
+    for block in (view,) if whole else view.blocks(BLOCK_BYTES):
         try:
             values = block.read()
         except LeafError as error:  # It was deleted since the layout was made.

@@ -7,17 +7,19 @@ from typing import Any
 from safejax._src.format.index import Index
 from safejax._src.leaves.leaf import is_tensor
 from safejax._src.leaves.leaves import Leaves
+from safejax._src.pytrees.patterns import exactly
 from safejax._src.pytrees.structure import Kind, Structure
 from safejax._src.warn import warn_caller
 from safejax.errors import InvalidFileError
 
 
 def union(parts: Sequence[tuple[str, Leaves]], index: Index | None, file: str) -> Leaves:
-    """The leaves of several files as one; an index must name exactly the tensors of its files.
+    """The leaves of several files as one.
 
     The parts of an index are those of its `files`, in that order. If a name is in several of
-    them, the index decides, with a warning. Raises `InvalidFileError` for a name that is in two
-    files without an index, or not in the file that the index gives for it.
+    them, the index decides, with a warning; a tensor that it does not name is read, with a
+    warning. Raises `InvalidFileError` for a name that is in two files and not in an index, or not
+    in the file that the index gives for it.
     """
     parts = list(parts)
     if index is not None:
@@ -27,14 +29,15 @@ def union(parts: Sequence[tuple[str, Leaves]], index: Index | None, file: str) -
     for shard, leaves in parts:
         for name, leaf in leaves.items():
             if name in owner:
+                remedy = "load an index of them" if index is None else "let the index name it"
                 raise InvalidFileError(
                     f"{file}: tensor {name!r}: expected it in one file, got it in {owner[name]} "
-                    f"and {shard}: load an index of them, which says which one is meant"
+                    f"and {shard}: {remedy}, which says which one is meant"
                 )
             owner[name] = shard
             entries[name] = leaf
     if index is not None:
-        _check_names(owner, entries, index, file)
+        _warn_of_omitted(owner, entries, index, file)
         entries = {name: entries[name] for name in (*index.weight_map, *entries)}
     metadata = _common(leaves.metadata for _, leaves in parts)
     structure = _common_structure([leaves.structure for _, leaves in parts])
@@ -55,17 +58,29 @@ def _as_decided(
     for name, shard in index.weight_map.items():
         _, leaves = of_file[shard]
         if name not in leaves:
-            place = f"it is in {elsewhere[name]}" if name in elsewhere else "no file has it"
-            raise InvalidFileError(f"{file}: tensor {name!r}: expected it in {shard}, {place}")
+            place = (
+                f"it is in {elsewhere[name]}: correct the index"
+                if name in elsewhere
+                else "no file has it: get the files again, which may be of another version"
+            )
+            names = [name for _, leaves in parts for name in leaves]
+            as_list = ", or load the files as a list" if len(set(names)) == len(names) else ""
+            raise InvalidFileError(
+                f"{file}: tensor {name!r}: expected it in {shard}, {place}{as_list}"
+            )
     if elsewhere:
-        shown = ", ".join(f"{name!r} in {path}" for name, path in sorted(elsewhere.items())[:5])
         warn_caller(
             f"{file}: {len(elsewhere)} tensors are also in files that the index does not give for "
-            f"them, and are read from those that it gives; left out: {shown}"
-            f"{' …' if len(elsewhere) > 5 else ''}",
+            f"them, and are read from those that it gives; left out: {_places(elsewhere)}",
             UserWarning,
         )
     return decided
+
+
+def _places(paths: Mapping[str, str]) -> str:
+    """The first few names, each with its file."""
+    shown = ", ".join(f"{name!r} in {path}" for name, path in sorted(paths.items())[:5])
+    return f"{shown}{' …' if len(paths) > 5 else ''}"
 
 
 def _without(names: Set[str], leaves: Leaves) -> Leaves:
@@ -74,16 +89,24 @@ def _without(names: Set[str], leaves: Leaves) -> Leaves:
     return Leaves(kept, Structure(leaves.structure.kinds, paths), leaves.metadata)
 
 
-def _check_names(
+def _warn_of_omitted(
     owner: Mapping[str, str], entries: Mapping[str, Any], index: Index, file: str
 ) -> None:
-    for name in entries.keys() - index.weight_map.keys():
-        if is_tensor(entries[name]):
-            raise InvalidFileError(
-                f"{file}: tensor {name!r} of {owner[name]}: expected the index to name every "
-                "tensor of its files, but it omits this one: load the files as a list, or "
-                "complete the index"
-            )
+    # They are read, since nothing else is meant by their names; Hugging Face's libraries read
+    # them, too.
+    omitted = {
+        name: owner[name]
+        for name in entries.keys() - index.weight_map.keys()
+        if is_tensor(entries[name])
+    }
+    if omitted:
+        first = min(omitted)
+        warn_caller(
+            f"{file}: expected the index to name every tensor of its files, but it omits "
+            f"{len(omitted)}, which are read: {_places(omitted)}: complete the index, or leave "
+            f"them out, for example with transform=drop({exactly(first)!r})",
+            UserWarning,
+        )
 
 
 def _common(tables: Iterable[Mapping[str, str]]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from safejax._src.collector import collector_paused
 from safejax._src.leaves.leaf import Unsupported, check_leaf, content_at
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.like import matched
+from safejax._src.leaves.on_host import read_all
 from safejax._src.leaves.shardings import ShardingArgument, resolve
 from safejax._src.leaves.steps import Step
 from safejax._src.pytrees.building import build
@@ -56,8 +57,9 @@ class Unflatten(Step[Leaves, _Tree]):
     """Leaves as a pytree: the one that they were flattened from, or the one that `like` has.
 
     `unflatten(leaves)` builds the tree. `unflatten(leaves, like=tree)` rebuilds the structure of
-    `like` and checks shapes and dtypes against it, matching leaves by name; `unflatten(like=tree)`
-    is that as a step. Without `like`, node types that are not built in come back as dicts of
+    `like` and checks shapes and dtypes against it, matching leaves by name; where `like` has an
+    array or a scalar of NumPy, so has the result, read at once. `unflatten(like=tree)` is that as
+    a step. Without `like`, node types that are not built in come back as dicts of
     their fields, unless the Leaves were flattened in this process and kept their names. The
     inverse is `flatten`.
 
@@ -113,12 +115,12 @@ def assemble(
     strict: bool = True,
     file: str,
 ) -> Any:
-    """The tree of `leaves`, in which each array has its sharding; reads nothing.
+    """The tree of `leaves`, in which each array has its sharding; reads only what NumPy holds.
 
     `bound_leaves` takes the same arguments.
     """
     bound = bound_leaves(leaves, like=like, sharding=sharding, strict=strict, file=file)
-    return build(bound, bound.structure, file)
+    return build(read_all(bound), bound.structure, file)
 
 
 def bound_leaves(
@@ -133,20 +135,22 @@ def bound_leaves(
 
     Leaves are matched with `like` first. Each array then gets the sharding that `sharding` gives
     it, otherwise that of its leaf in `like` if that is committed or abstract, and otherwise
-    JAX's default device.
+    JAX's default device. A leaf that is NumPy's in `like`, and to which `sharding` gives none, is
+    an `OnHost`.
     """
     defaults: dict[str, Sharding] = {}
+    host: dict[str, Any] = {}
     if like is not None:
-        leaves, defaults = matched(leaves, like, strict, file)
+        leaves, defaults, host = matched(leaves, like, strict, file)
     for leaf in leaves.values():
         if isinstance(leaf, Unsupported):
             raise leaf.error()
     if sharding is None and not defaults:
-        return leaves
+        return leaves.replace({**leaves, **host}) if host else leaves
     chosen = resolve(sharding, defaults, leaves, file)
     with collector_paused():
         entries = {
-            name: _bound(name, leaf, chosen[name]) if name in chosen else leaf
+            name: _bound(name, leaf, chosen[name]) if name in chosen else host.get(name, leaf)
             for name, leaf in leaves.items()
         }
     return leaves.replace(entries)

@@ -31,7 +31,10 @@ from safejax.errors import InvalidFileError, LeafError
 _SCALARS: Final = (bool, int, float, complex, str)
 # References to arrays, which hold other values from time to time; what they hold is stored.
 _REFS: Final[tuple[type[Any], ...]] = (jax.Ref,) if hasattr(jax, "Ref") else ()
-_ARRAYS: Final = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct, *_REFS)
+# Classes that are seldom asked for come last: those of JAX take long to ask.
+_OF_NUMPY: Final = (np.ndarray, np.generic)
+_OF_JAX: Final = (jax.Array, jax.ShapeDtypeStruct)
+_ARRAYS: Final = (*_OF_NUMPY, *_OF_JAX, *_REFS)
 
 
 @final
@@ -73,17 +76,13 @@ def is_scalar(leaf: object) -> bool:
 
 def check_leaf(name: str, leaf: object) -> None:
     """Raise `LeafError` if Leaves cannot hold `leaf`."""
-    if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+    if isinstance(leaf, _OF_NUMPY):
+        fault = _fault_of_numpy(cast("NDArray[Any]", leaf))
+        if fault is not None:
+            raise LeafError(f"leaf {name!r}: {fault}")
+    elif isinstance(leaf, _OF_JAX):
         if isinstance(leaf, Tracer):
             raise LeafError(f"leaf {name!r}: {_no_values(leaf)}")
-    elif isinstance(leaf, np.ndarray | np.generic):
-        dtype = cast("NDArray[Any]", leaf).dtype
-        if not _is_storable(dtype) or isinstance(leaf, np.ma.MaskedArray):
-            raise LeafError(
-                f"leaf {name!r}: expected an array of a dtype that JAX has, got "
-                f"{type(leaf).__module__}.{type(leaf).__qualname__} of {dtype}: "
-                f"{remedy_for_dtype(leaf)}"
-            )
     elif isinstance(leaf, Unsupported):
         raise leaf.error()
     elif not (is_scalar(leaf) or leaf is None or leaf is EMPTY or isinstance(leaf, _REFS)):
@@ -101,6 +100,17 @@ def _no_values(tracer: object) -> str:
     )
 
 
+def _fault_of_numpy(array: NDArray[Any]) -> str | None:
+    """What is wrong with an array of NumPy that no file can hold; None for any other."""
+    dtype = array.dtype
+    if _is_storable(dtype) and not isinstance(array, np.ma.MaskedArray):
+        return None
+    return (
+        f"expected an array of a dtype that JAX has, got {type(array).__module__}."
+        f"{type(array).__qualname__} of {dtype}: {remedy_for_dtype(array)}"
+    )
+
+
 @lru_cache(maxsize=256)
 def _is_storable(dtype: np.dtype[Any]) -> bool:
     return stored_as(dtype.newbyteorder("="), ()) is not None
@@ -110,8 +120,14 @@ def content_of(leaf: object) -> Content | None:
     """What an array, or an abstract one, holds; None for what is no array.
 
     Raises `LeafError` for arrays whose values cannot be had: tracers, arrays that were deleted,
-    and arrays that other processes hold a part of.
+    arrays that other processes hold a part of, and arrays of NumPy that no file can hold.
     """
+    if isinstance(leaf, _OF_NUMPY):
+        array = cast("NDArray[Any]", leaf)
+        fault = _fault_of_numpy(array)
+        if fault is not None:
+            raise LeafError(fault)
+        return Content(view_of_array(np.asarray(array)))
     if isinstance(leaf, LazyArray):
         return leaf.content
     if isinstance(leaf, _REFS):
@@ -132,8 +148,6 @@ def content_of(leaf: object) -> Content | None:
                 "jax.experimental.multihost_utils.process_allgather"
             )
         return Content(view_of_array(leaf), key, key is None and leaf.weak_type)
-    if isinstance(leaf, np.ndarray | np.generic):
-        return Content(view_of_array(np.asarray(leaf)))
     if isinstance(leaf, jax.ShapeDtypeStruct):
         shape: tuple[int, ...] = leaf.shape
         dtype: Any = leaf.dtype

@@ -1,7 +1,7 @@
 """Leaves matched by name against the tree `like`: shapes, dtypes, and one report of all faults."""
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, final
 
 import jax
 import numpy as np
@@ -22,6 +22,13 @@ from safejax._src.leaves.leaf import (
     with_weak_type,
 )
 from safejax._src.leaves.leaves import Leaves
+from safejax._src.leaves.on_host import (
+    OnHost,
+    can_be_on_host,
+    has_host_dtype,
+    is_numpy,
+    on_host,
+)
 from safejax._src.leaves.report import SHOWN, Report
 from safejax._src.pytrees.structure import EMPTY, is_something
 from safejax._src.pytrees.walk import walk
@@ -29,10 +36,24 @@ from safejax._src.warn import warn_caller
 from safejax.errors import PartialLoadWarning, ShardingError
 
 
-def matched(
-    leaves: Leaves, like: Any, strict: bool, file: str
-) -> tuple[Leaves, dict[str, Sharding]]:
-    """The leaves that `like` has, with its structure, and the shardings of its leaves by name."""
+@final
+class Matched(NamedTuple):
+    """The leaves that `like` has, with its structure, and what its leaves say by name.
+
+    `shardings` are those of its leaves. `host` has the leaves of the file that are NumPy's in
+    `like`, bound for the host.
+    """
+
+    leaves: Leaves
+    shardings: dict[str, Sharding]
+    host: dict[str, OnHost]
+
+
+def matched(leaves: Leaves, like: Any, strict: bool, file: str) -> Matched:
+    """The leaves that `like` has, all of which match; reads nothing.
+
+    Raises `MismatchError` for those that do not.
+    """
     wanted = walk(like)
     classes = Classes.of(leaves.structure, wanted.structure)
     report = Report(file, leaves, wanted.entries, _is_accepted, classes.renamings())
@@ -41,6 +62,7 @@ def matched(
     apart = set[str]() if strict else classes.apart([*leaves, *wanted.entries], file)
     entries: dict[str, Any] = {}
     shardings: dict[str, Sharding] = {}
+    host: dict[str, OnHost] = {}
     kept: list[str] = []
     with collector_paused():
         for name, expected in wanted.entries.items():
@@ -54,9 +76,11 @@ def matched(
                 kept.append(name)
                 continue
             found = leaves[name]
-            entries[name] = _accepted(name, found, expected)
-            if entries[name] is _REFUSED:
+            entries[name] = accepted = _accepted(name, found, expected)
+            if accepted is _REFUSED:
                 report.mismatched.append(name)
+            elif is_numpy(expected) and can_be_on_host(accepted):
+                host[name] = on_host(name, accepted, expected)
             sharding = committed_sharding(expected)
             if sharding is not None:
                 shardings[name] = sharding
@@ -74,7 +98,7 @@ def matched(
     report.raise_if_any(strict)
     if kept or unexpected:
         _warn_of_partial_load(file, kept, unexpected, report)
-    return Leaves(entries, wanted.structure, leaves.metadata), shardings
+    return Matched(Leaves(entries, wanted.structure, leaves.metadata), shardings, host)
 
 
 def _have_something(entries: Mapping[str, Any], kept: list[str]) -> bool:
@@ -91,9 +115,13 @@ def _accepted(name: str, found: Any, expected: Any) -> Any:
     if is_array(expected):
         weak_type = is_weakly_typed(expected)
         if is_array(found):
-            same = _same_aval(aval_of(found), aval_of(expected))
+            same = (
+                found.shape == expected.shape and has_host_dtype(name, found, expected)
+                if is_numpy(expected)
+                else _same_aval(aval_of(found), aval_of(expected))
+            )
             return with_weak_type(found, weak_type, name) if same else _REFUSED
-        accepted = _as_array(name, found, aval_of(expected)) if is_scalar(found) else _REFUSED
+        accepted = _as_array(name, found, expected) if is_scalar(found) else _REFUSED
         return accepted if accepted is _REFUSED else with_weak_type(accepted, weak_type, name)
     if is_array(found):
         is_number = is_scalar(expected) and not isinstance(expected, str)
@@ -127,20 +155,25 @@ _NUMBERS: Final[dict[type, tuple[type[np.generic], ...]]] = {
 }
 
 
-def _as_array(name: str, value: Any, expected: jax.ShapeDtypeStruct) -> Any:
-    """A stored scalar as the 0-d array in `like`, if exact or rounded as JAX rounds scalars."""
+def _as_array(name: str, value: Any, expected: Any) -> Any:
+    """A stored scalar as the 0-d array in `like`, if exact or rounded as JAX rounds scalars.
+
+    For an array of NumPy it has to be exact.
+    """
+    dtype = expected.dtype if is_numpy(expected) else aval_of(expected).dtype
     numbers = _NUMBERS.get(type(value), ())
-    if expected.shape != () or not any(jax.dtypes.issubdtype(expected.dtype, n) for n in numbers):
+    if expected.shape != () or not any(jax.dtypes.issubdtype(dtype, n) for n in numbers):
         return _REFUSED
     host = np.asarray(value)
     try:
         with np.errstate(all="ignore"):
-            array = host.astype(expected.dtype)
+            array = host.astype(dtype)
             exact = array.astype(host.dtype) == host or (value != value and array != array)
             rounded = type(value) in (float, complex) and np.isfinite(array) == np.isfinite(host)
     except (TypeError, ValueError, OverflowError):
         return _REFUSED
-    if exact or (rounded and expected.dtype == jax.dtypes.canonicalize_dtype(type(value))):
+    of_jax = not is_numpy(expected) and dtype == jax.dtypes.canonicalize_dtype(type(value))
+    if exact or (rounded and of_jax):
         return LazyArray(content_at(name, array), name)
     return _REFUSED
 

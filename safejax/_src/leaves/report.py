@@ -10,6 +10,7 @@ import numpy as np
 from safejax._src.arrays.content import is_key, key_data_shape
 from safejax._src.dtypes import is_floating
 from safejax._src.leaves.leaf import content_at, describe, is_array, key_of_dtype
+from safejax._src.leaves.on_host import host_dtype, is_numpy
 from safejax._src.pytrees.names import SEPARATOR
 from safejax._src.pytrees.patterns import exactly
 from safejax._src.pytrees.structure import is_something
@@ -188,7 +189,8 @@ class Report:
     def _mismatch(self, name: str) -> str:
         found, expected = self._stored[name], self._wanted[name]
         return (
-            f"mismatched {name!r}: expected {describe(expected)} from like, got {describe(found)}; "
+            f"mismatched {name!r}: expected {describe(expected)} from like, got "
+            f"{_as_it_counts(name, found, expected)}; "
             f"{self._remedy(name)}"
         )
 
@@ -250,6 +252,13 @@ def _each_kind(report: Report, lines: list[str]) -> list[str]:
 def pattern_of(name: str, end: str = "") -> str:
     """The pattern that matches this name, and then `end`, as Python writes it."""
     return repr(exactly(name) + end)
+
+
+def _as_it_counts(name: str, found: Any, expected: Any) -> str:
+    """A description of a leaf, which has for NumPy the dtype that is stored."""
+    if not is_array(found) or is_key(found.dtype) or not is_numpy(expected):
+        return describe(found)
+    return describe(jax.ShapeDtypeStruct(found.shape, host_dtype(name, found)))
 
 
 def _stored_dtype(name: str, leaf: Any) -> np.dtype[Any]:

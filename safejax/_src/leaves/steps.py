@@ -17,7 +17,7 @@ from safejax._src.arrays.lazy import LazyArray
 from safejax._src.leaves.leaf import check_leaf, content_at
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.public import set_module
-from safejax.errors import NotInvertibleError, TransformError
+from safejax.errors import NotInvertibleError, SafejaxError, TransformError
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -76,7 +76,15 @@ class FunctionStep(Step[_In, _Out]):
     backward: Callable[[_Out], _In] | None = None
 
     def __call__(self, value: _In, /) -> _Out:
-        return self.forward(value)
+        try:
+            return self.forward(value)
+        except (SafejaxError, Warning):  # It says by itself where it is from.
+            raise
+        except Exception as error:
+            of_leaves = isinstance(value, Leaves)
+            remedy = " to Leaves: in leaves.map(function), an error names the leaf"
+            error.add_note(f"while applying {self!r}{remedy if of_leaves else ''}")
+            raise
 
     @property
     def inverse(self) -> "FunctionStep[_Out, _In]":
@@ -129,6 +137,9 @@ def step(
     forward: Callable[[_In], _Out], inverse: Callable[[_Out], _In] | None = None
 ) -> FunctionStep[_In, _Out]:
     """A step that applies `forward`, and whose inverse, if given, applies `inverse`.
+
+    An error that a function raises gets a note with its name. In `leaves.map(function)` it names
+    the leaf, too.
 
     >>> from safejax import Leaves, step
     >>> upper = step(lambda leaves: leaves.replace({k.upper(): v for k, v in leaves.items()}),
@@ -184,7 +195,9 @@ def apply(transform: Callable[[Leaves], Leaves] | None, leaves: Leaves) -> Leave
         raise TransformError(
             f"transform: expected a function from Leaves to Leaves, got {transform!r}: {remedy}"
         )
-    result = transform(leaves)
+    # An error of a plain function names it, too.
+    applied = transform if isinstance(transform, Step) else FunctionStep(transform)
+    result = applied(leaves)
     if not isinstance(result, Leaves):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TransformError(
             f"{transform!r}: expected it to return Leaves, got {type(result).__name__}: end it "

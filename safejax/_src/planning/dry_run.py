@@ -1,7 +1,7 @@
 """The dry run: the plan of a load, made from headers alone, and the errors that it would raise."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple, Unpack, cast, final
@@ -17,6 +17,7 @@ from safejax._src.collector import collector_paused
 from safejax._src.leaves.flatten import flatten
 from safejax._src.leaves.leaf import is_weakly_typed
 from safejax._src.leaves.leaves import Leaves
+from safejax._src.leaves.on_host import OnHost
 from safejax._src.leaves.steps import apply
 from safejax._src.planning.plan import BlockPlan, Cost, LeafPlan, Plan
 from safejax._src.planning.table import listed
@@ -35,10 +36,11 @@ def plan(
 ) -> Plan:
     """What `load` with the same arguments would read, place and copy; only headers are read.
 
-    `tree_or_path` is a path, as `load` takes it, or a tree of lazy leaves that `materialize`
-    would place. Errors that a load would raise after opening the file, for example a mismatch
-    with `like` or a sharding that does not divide a leaf, are reported in `problems`; the plan
-    then leaves out what they concern. What it would only warn of is in `warnings`.
+    `tree_or_path` is a path, as `load` takes it, or a tree of lazy leaves that `materialize` would
+    place. A leaf that is NumPy's in `like`, which the load itself reads, has a block that no device
+    holds. Errors that a load would raise after opening the file, for example a mismatch with `like`
+    or a sharding that does not divide a leaf, are reported in `problems`; the plan then leaves out
+    what they concern. What it would only warn of is in `warnings`.
 
     >>> import jax.numpy as jnp, safejax, tempfile, os
     >>> path = os.path.join(tempfile.mkdtemp(), "params.safetensors")
@@ -50,26 +52,29 @@ def plan(
     Raises what `load` raises for a file that cannot be opened.
     """
     parsed = parse_options(plan, options)
-    if _is_path(tree_or_path):
-        source = shown_path(cast("Path", tree_or_path))
-        path = cast("Path", tree_or_path)
-        leaves = open_path(path, fs, verify=parsed.verify, access=parsed.access)
-    else:
-        source, leaves = "tree", flatten(tree_or_path)
     problems: list[str] = []
     with warnings_collected() as warned:
-        lazy = _planned(leaves, like, parsed, source, problems)
-    warned.extend(_precision(list(lazy.values())))
+        if _is_path(tree_or_path):
+            path = cast("Path", tree_or_path)
+            source = shown_path(path)
+            leaves = open_path(path, fs, verify=parsed.verify, access=parsed.access)
+        else:
+            source, leaves = "tree", flatten(tree_or_path)
+        found = _planned(leaves, like, parsed, source, problems)
+    warned.extend(_precision(leaf for leaf in found.values() if isinstance(leaf, LazyArray)))
     with collector_paused():
         planner = _Planner()
-        planned = tuple(planner.leaf(name, leaf) for name, leaf in lazy.items())
+        planned = tuple(
+            planner.host_leaf(leaf) if isinstance(leaf, OnHost) else planner.leaf(name, leaf)
+            for name, leaf in found.items()
+        )
     return Plan(source, planned, tuple(problems), tuple(warned))
 
 
 def _planned(
     leaves: Leaves, like: Any, options: Options, source: str, problems: list[str]
-) -> dict[str, LazyArray]:
-    """The lazy leaves of the tree by name, in the tree's order.
+) -> dict[str, LazyArray | OnHost]:
+    """The leaves of the tree that are read, by name, in the tree's order.
 
     Those that a problem concerns are left out, and the problem is added to `problems`.
     """
@@ -86,7 +91,7 @@ def _planned(
         return {}
     names: dict[int, str] = {}
     for name, leaf in bound.items():
-        if isinstance(leaf, LazyArray):
+        if isinstance(leaf, LazyArray | OnHost):
             names.setdefault(id(leaf), name)
     # A container may hold a leaf twice; it is planned once, as it is placed once.
     inside = {id(leaf): leaf for leaf in jax.tree_util.tree_leaves(tree)}
@@ -155,6 +160,13 @@ class _Planner:
         weak_type = is_weakly_typed(leaf)
         return LeafPlan(name, shape, dtype, sharding, tuple(blocks), weak_type)
 
+    def host_leaf(self, leaf: OnHost) -> LeafPlan:
+        view = leaf.view
+        reads, _, whole = self._cost(view)
+        hosts = tuple(range(jax.process_count()))
+        block = BlockPlan((), reads, view.nbytes, in_place=False, whole=whole, hosts=hosts)
+        return LeafPlan(leaf.name, view.shape, view.dtype, None, (block,))
+
     def _cost(self, block: View) -> tuple[Cost, int, bool]:
         """What reading a block costs, the number of its elements, and whether it is a barrier's."""
         if not isinstance(block, Strided):
@@ -172,7 +184,7 @@ def _is_in_place(view: View, devices: tuple[Any, ...]) -> bool:
     return view.is_in_place(alignment)
 
 
-def _precision(leaves: list[LazyArray]) -> Iterator[str]:
+def _precision(leaves: Iterable[LazyArray]) -> Iterator[str]:
     """What a load would warn of, and what it might refuse once it reads the values."""
     kinds: dict[str, list[str]] = {"floats": [], "integers": []}
     for leaf in leaves:

@@ -1,7 +1,7 @@
 """Plans: what a load would read, place and copy, in bytes, by device and by process."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from html import escape
 from typing import Any, Final, final
@@ -28,7 +28,8 @@ class BlockPlan:
     """One block of a leaf: the devices that hold it, and what it costs to read and to place.
 
     `nbytes` is its size on a device. `in_place` says that the devices use the mapped file itself;
-    `whole` says that a reshape reads all of the leaf for any part of it.
+    `whole` says that a reshape reads all of the leaf for any part of it. A leaf that is NumPy's in
+    `like` has a block that no device holds: the load itself reads it, in the processes `hosts`.
     """
 
     devices: tuple[Any, ...]
@@ -36,12 +37,21 @@ class BlockPlan:
     nbytes: int
     in_place: bool
     whole: bool
+    hosts: tuple[int, ...] = ()
+
+    @property
+    def processes(self) -> Set[int]:
+        """The indices of the processes that read it."""
+        return {*self.hosts, *(device.process_index for device in self.devices)}
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class LeafPlan:
-    """A leaf: its shape and type once it is placed, its sharding, and its distinct blocks."""
+    """A leaf: its shape and type once it is placed, its sharding, and its distinct blocks.
+
+    `sharding` is None for a leaf that stays on the host, and `dtype` is then the stored one.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -54,6 +64,11 @@ class LeafPlan:
     def in_place(self) -> bool:
         """Whether none of its bytes is copied on the host."""
         return all(block.in_place for block in self.blocks)
+
+    @property
+    def on_host(self) -> bool:
+        """Whether it is NumPy's in `like`, so that the load itself reads it, and places nothing."""
+        return any(block.hosts for block in self.blocks)
 
 
 @final
@@ -118,11 +133,11 @@ class Plan:
         """What each process reads and copies, by its index."""
         found: dict[int, ProcessPlan] = {}
         for leaf, block in self._blocks():
-            for number in {device.process_index for device in block.devices}:
+            for number in block.processes:
                 seen = found.get(number, ProcessPlan(Cost(0, 0), 0, 0))
                 copied = 0 if block.in_place else block.nbytes
                 # On the CPU the copy is the array; elsewhere it is freed once it was transferred.
-                lasts = any(
+                lasts = number in block.hosts or any(
                     device.platform == "cpu" and device.process_index == number
                     for device in block.devices
                 )
@@ -180,6 +195,9 @@ class Plan:
             f"{self.source}: {len(self.leaves)} leaves, {with_commas(self.nbytes)} bytes",
             f"{in_place} used in place, {len(self.leaves) - in_place} copied",
         ]
+        on_host = [leaf.name for leaf in self.leaves if leaf.on_host]
+        if on_host:
+            lines.append(f"read at once, as NumPy arrays: {listed(on_host)}")
         if whole:
             lines.append(f"read whole for any part of them: {listed(whole)}")
         lines.extend(f"problem: {problem}" for problem in self.problems)

@@ -125,8 +125,10 @@ def _named(children: list[tuple[Any, Any]]) -> list[tuple[str, Any, Any]]:
             case _:
                 key = str(entry)
         text = key if isinstance(key, str) else str(key)
-        # UTF-8 cannot hold half a surrogate pair; the record holds the key itself.
-        segment = _free_name(text.encode(errors="backslashreplace").decode(), taken)
+        if not text.isascii():
+            # UTF-8 cannot hold half a surrogate pair; the record holds the key itself.
+            text = text.encode(errors="backslashreplace").decode()
+        segment = _free_name(text, taken)
         taken.add(segment)
         named.append((segment, key, child))
     return named
@@ -167,11 +169,16 @@ def _record_kind(
 
 
 def _is_entry(child: Any) -> bool:
-    return child is not None and (isinstance(child, jax.Array) or jax.tree_util.all_leaves([child]))
+    if type(child) in _LEAF_TYPES or isinstance(child, jax.Array):
+        return True
+    return child is not None and jax.tree_util.all_leaves([child])
 
 
 def _in_flat(kinds: Mapping[str, Kind], name: str, segments: Segments) -> bool:
     """Whether a flat container around the leaf determines its path from its name alone."""
+    if len(segments) == 1:  # Only the root can be that container.
+        root = kinds.get("")
+        return root is not None and root.flat and segments[0] == name
     return join(segments) == name and path_of(name, kinds) == segments
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safejax._src.dtypes import Dtype
+from safejax._src.reading.log import open_logs
 from safejax._src.reading.source import HostArray, Source, read_only, strided_array, usable_in_place
 from safejax._src.reading.windows import Window
 from safejax.errors import LeafError, ReadError
@@ -51,7 +52,8 @@ class ArraySource(Source):
         assert begin == 0
         if window.size == 0:
             return np.empty(window.shape, dtype)
-        self._log(window.distinct * dtype.itemsize)
+        if open_logs:
+            self._log(window.distinct * dtype.itemsize)
         return read_only(strided_array(self._bytes(), 0, dtype, window))
 
     def in_place(
@@ -68,8 +70,9 @@ class ArraySource(Source):
     def _bytes(self) -> NDArray[np.uint8]:
         if self._flat is None:
             host = on_the_host(self._array)
-            native = host.astype(host.dtype.newbyteorder("="), copy=False)
-            self._flat = np.ascontiguousarray(native).reshape(-1).view(np.uint8)
+            if not host.dtype.isnative:
+                host = host.astype(host.dtype.newbyteorder("="))
+            self._flat = np.ascontiguousarray(host).reshape(-1).view(np.uint8)
         return self._flat
 
 

@@ -207,6 +207,10 @@ class Strided(View):
         return (self.source,)
 
     @property
+    def has_values(self) -> bool:
+        return self.source.has_values
+
+    @property
     def is_window(self) -> bool:
         return True
 

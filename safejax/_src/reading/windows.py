@@ -10,6 +10,7 @@ memory behind it, so the rules are NumPy's by construction.
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from types import EllipsisType
 from typing import Any, Final, Self, TypeAlias, final
 
@@ -50,7 +51,9 @@ class Window:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
+    # Most leaves have the shape of another one.
     @classmethod
+    @lru_cache(maxsize=1024)
     def whole(cls, shape: tuple[int, ...]) -> Self:
         """The window that shows a whole C-ordered array of `shape`, at offset 0."""
         strides: list[int] = []

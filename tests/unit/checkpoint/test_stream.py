@@ -10,7 +10,7 @@ import xxhash
 
 from safejax import Leaves, cast, decode, encode, flatten, observe_reads, transpose
 from safejax._src.checkpoint.layout import Layout, layout
-from safejax._src.checkpoint.stream import BLOCK_BYTES, Stream, final_chunks, to_bytes
+from safejax._src.checkpoint.stream import BLOCK_BYTES, JOINED_BYTES, Stream, final_chunks, to_bytes
 
 LARGE = np.arange(BLOCK_BYTES // 4 + 10, dtype=np.int32)
 TREE: dict[str, Any] = {
@@ -56,15 +56,40 @@ def test_a_chunk_is_read_when_it_is_taken(checksum: bool) -> None:
     assert list(chunks) == []
 
 
-def test_each_chunk_is_of_one_tensor_in_the_order_of_the_layout() -> None:
-    plan = layout(lazy_leaves(), "f")
-    begins = {extent.begin for extent in plan.extents if extent.nbytes}
-    reached = 0
-    for chunk in Stream(plan).chunks():
-        begins.discard(reached)
-        reached += chunk.nbytes
-    assert not begins
-    assert reached == plan.nbytes
+@pytest.mark.parametrize("checksum", [False, True])
+def test_small_leaves_are_one_chunk_and_a_large_one_is_never_copied_to_it(checksum: bool) -> None:
+    large = np.arange(JOINED_BYTES // 4, dtype=np.int32)
+    tree = {f"{number:05}": np.full(8, number, np.float32) for number in range(40_000)}
+    plan = layout(Leaves({**tree, "0001_large": large}), "f", checksum=checksum)
+    found = list(Stream(plan).chunks())
+    before = next(extent.begin for extent in plan.extents if extent.name == "0001_large")
+    small = 40_000 * 32
+    # The large one comes first: its size is a multiple of 64 bytes.
+    assert before == len(plan.head)
+    assert sizes(iter(found)) == [
+        len(plan.head),
+        JOINED_BYTES,
+        JOINED_BYTES,
+        small - JOINED_BYTES,
+    ]
+    assert np.shares_memory(np.asarray(found[1]), large)
+    assert b"".join(found[2:]) == b"".join(tree[name].tobytes() for name in sorted(tree))
+
+
+def test_what_is_joined_keeps_the_order_of_the_layout() -> None:
+    """Small leaves before, between and after those that are chunks of their own."""
+    width = 1 << 16
+    tree = {
+        name: np.full(count, number, np.uint8)
+        for number, (name, count) in enumerate(
+            {"a": 64, "b": width, "c": 128, "d": 64, "e": 2 * width, "f": 5}.items(), 1
+        )
+    }
+    plan = layout(Leaves(tree), "f")
+    assert sizes(Stream(plan).chunks())[1:] == [64, width, 192, 2 * width, 5]
+    data = to_bytes(plan)
+    for extent in plan.extents:
+        assert data[extent.begin : extent.end] == tree[extent.name].tobytes()
 
 
 # ---- digests

@@ -1,6 +1,7 @@
 """Steps: composition, inverses, equality and how they print."""
 
 import functools
+import re
 from typing import Any
 
 import jax.numpy as jnp
@@ -173,6 +174,36 @@ def test_a_transform_returns_leaves() -> None:
         apply(functools.partial(lambda _: None), leaves)
     with pytest.raises(ZeroDivisionError):
         apply(lambda leaves: 1 / 0, leaves)
+
+
+def test_an_error_of_a_function_names_the_step() -> None:
+    def fold(leaves: Leaves) -> Leaves:
+        return leaves.replace({k: np.asarray(v).reshape(3, 2) for k, v in leaves.items()})
+
+    def fold_each(leaves: Leaves) -> Leaves:
+        return leaves.map(lambda name, leaf: np.asarray(leaf).reshape(3, 2))
+
+    leaves = Leaves({"a": np.ones((2, 3), np.float32), "b": np.ones(4, np.float32)})
+    data = encode(leaves)
+    note = r"while applying step\(.*fold.*\) to Leaves: in leaves\.map\(function\), an error names"
+    steps: list[Any] = [fold, step(fold), chain(cast("bfloat16"), fold), step(double, fold).inverse]
+    for transform in steps:
+        for call in (
+            lambda transform=transform: apply(transform, leaves),
+            lambda transform=transform: safejax.deserialize(data, transform=transform),
+            lambda transform=transform: safejax.serialize(leaves, transform=transform),
+        ):
+            with pytest.raises(ValueError, match="cannot reshape array of size 4") as caught:
+                call()
+            (found,) = caught.value.__notes__
+            assert re.match(note, found)
+    # And what the note advises.
+    with pytest.raises(TransformError, match=r"leaf 'b': .*cannot reshape array of size 4") as told:
+        apply(fold_each, leaves)
+    assert not hasattr(told.value, "__notes__")
+    with pytest.raises(TypeError) as caught_other:
+        chain(increment, step(len))(3)
+    assert caught_other.value.__notes__ == ["while applying step(len)"]
 
 
 def test_results_of_numpy_become_jax_arrays() -> None:

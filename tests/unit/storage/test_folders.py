@@ -236,16 +236,12 @@ WRONG_INDICES: dict[str, tuple[Any, str]] = {
     "a tensor too many": (
         {"weight_map": {"h.0.w": "a-1.safetensors", "h.1.w": "a-1.safetensors",
                         "gone": "a-1.safetensors"}},
-        "tensor 'gone': expected it in a-1.safetensors, no file has it",
+        "tensor 'gone': expected it in a-1.safetensors, no file has it: get the files again",
     ),
     "a tensor elsewhere": (
         {"weight_map": {"h.0.w": "a-1.safetensors", "h.1.w": "a-1.safetensors",
                         "wte": "a-1.safetensors", "x": "a-2.safetensors"}},
         "'wte': expected it in a-1.safetensors, it is in .*a-2.safetensors",
-    ),
-    "a tensor too few": (
-        {"weight_map": {"h.0.w": "a-1.safetensors", "wte": "a-2.safetensors"}},
-        "tensor 'h.1.w' of .*a-1.safetensors: expected the index to name every",
     ),
     "a record that is none": (
         {"metadata": {"safejax": 1}, "weight_map": {"wte": "a-2.safetensors"}},
@@ -303,6 +299,58 @@ def test_the_index_decides_which_of_two_files_is_meant(folder: Path) -> None:
         assert_trees_identical(tree, {"h": {"0": {"w": ONE}, "1": {"w": ONE}}, "wte": TWO})
     with pytest.raises(InvalidFileError, match=r"'h\.0\.w': expected it in one file.*a-1.*a-2"):
         safejax.load(files)
+
+
+def test_a_tensor_that_the_index_omits_is_read_with_a_warning(folder: Path) -> None:
+    """Its remedy leaves it out; if two files have it, the index has to say which (R2)."""
+    whole = safejax.load(folder)
+    files = {"h.0.w": "a-1.safetensors", "wte": "a-2.safetensors"}
+    (folder / INDEX).write_text(json.dumps({"weight_map": files}))
+    message = r"omits 1, which are read: 'h\.1\.w' in .*a-1\.saf.*: complete the index, or"
+    for path in (folder, folder / INDEX):
+        with pytest.warns(UserWarning, match=message) as caught:
+            tree = safejax.load(path)
+        assert [each.filename for each in caught] == [__file__]
+        assert_trees_identical(tree, whole)
+        remedy = re.search(r"transform=(drop\(.*\))$", str(caught[0].message))
+        assert remedy is not None
+        with pytest.warns(UserWarning, match="omits 1"):
+            left = safejax.load(path, transform=eval(remedy[1], {"drop": safejax.drop}))
+        assert left["h"].keys() == {"0"}
+    assert "omits 1" in safejax.plan(folder).warnings[0]
+    safejax.save({"wte": TWO, "h.1.w": ONE * 3}, folder / "a-2.safetensors")
+    with pytest.raises(
+        InvalidFileError, match=r"got it in .*a-1.* and .*a-2.*: let the index name"
+    ):
+        safejax.load(folder)
+    (folder / INDEX).write_text(json.dumps({"weight_map": {**files, "h.1.w": "a-1.safetensors"}}))
+    with pytest.warns(UserWarning, match=r"1 tensors are also .* left out: 'h\.1\.w' in .*a-2"):
+        tree = safejax.load(folder)
+    assert safejax.flatten(tree)["h.1.w"].tolist() == whole["h"]["1"]["w"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("files", "place"),
+    [
+        ({"h.0.w": 1, "h.1.w": 1, "wte": 1, "x": 2}, r"'wte'.*, it is in .*: correct the index"),
+        ({"h.0.w": 1, "h.1.w": 1, "wte": 2, "gone": 1}, r"'gone'.*, no file has it: get the files"),
+    ],
+)
+def test_what_the_index_alone_has_is_an_error_and_its_remedy_works(
+    files: dict[str, int], place: str, folder: Path
+) -> None:
+    whole = safejax.load(folder)
+    names = {name: f"a-{number}.safetensors" for name, number in files.items()}
+    (folder / INDEX).write_text(json.dumps({"weight_map": names}))
+    with pytest.raises(InvalidFileError, match=place) as caught:
+        safejax.load(folder)
+    assert str(caught.value).endswith(", or load the files as a list")
+    assert_trees_identical(safejax.load(sorted(folder.glob("*.safetensors"))), whole)
+    # A list would not do if a name is in two of them.
+    safejax.save({"wte": TWO, "h.0.w": ONE}, folder / "a-2.safetensors")
+    with pytest.raises(InvalidFileError, match=place) as caught:
+        safejax.load(folder)
+    assert "list" not in str(caught.value)
 
 
 def test_files_of_one_name_in_two_folders_are_different_files(tmp_path: Path) -> None:
