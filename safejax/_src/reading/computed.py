@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any, final
+from typing import Any, Protocol, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +13,24 @@ from safejax._src.reading.source import Source, read_only, strided_array
 from safejax._src.reading.windows import Window
 
 
+class Operand(Protocol):
+    """What is behind a barrier: a view."""
+
+    @property
+    def has_values(self) -> bool: ...
+
+    @property
+    def elsewhere(self) -> bool: ...
+
+    def cost(self) -> tuple[int, int]: ...
+
+
 @final
 class ComputedSource(Source):
     """The flat result of a function that is called when it is read: the far side of a barrier.
 
-    Any read computes the whole result, unless an earlier one is `kept`. `operand_cost` returns
-    what the function requests from files: bytes, and the number of their runs.
+    Any read computes the whole result, unless an earlier one is `kept`. `operand` is the view that
+    the function reads, if it is one.
     """
 
     is_barrier = True
@@ -28,12 +40,15 @@ class ComputedSource(Source):
         compute: Callable[[], NDArray[Any]],
         name: str,
         immutable: bool,
-        operand_cost: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        operand: Operand | None = None,
     ) -> None:
         self.name = name
+        self.operand = operand
+        self._operand_cost = None if operand is None else operand.cost
+        self.has_values = operand is None or operand.has_values
+        self.elsewhere = operand is not None and operand.elsewhere
         self.immutable = immutable
         self._compute = compute
-        self._operand_cost = operand_cost
         self._lock = threading.Lock()
         self._keepers = 0
         self._made: NDArray[np.uint8] | None = None
@@ -49,7 +64,7 @@ class ComputedSource(Source):
 
     def cost(self, dtype: Dtype, window: Window) -> tuple[int, int]:
         del dtype
-        return self._operand_cost() if window.size else (0, 0)
+        return self._operand_cost() if self._operand_cost is not None and window.size else (0, 0)
 
     @contextmanager
     def kept(self) -> Generator[None]:
