@@ -1,14 +1,20 @@
 """Save and load: the main functions, for whole trees."""
 
-import os
 from collections.abc import Mapping
 from typing import Any, TypeVar, Unpack, cast, overload
 
 import jax
 
-from safejax._src.arguments import check_progress, is_open_file, refuse_path
+from safejax._src.arguments import check_progress, check_source, check_tree_and_path, refuse_path
 from safejax._src.arrays.materialize import Progress
 from safejax._src.checkpoint.codec import IN_MEMORY, Buffer, decode, encode
+from safejax._src.checkpoint.distributed import (
+    TIMEOUT,
+    Job,
+    divided,
+    save_by_all,
+    spans_processes,
+)
 from safejax._src.checkpoint.layout import Layout, layout
 from safejax._src.checkpoint.opening import Path, open_path, shown_path
 from safejax._src.checkpoint.options import (
@@ -44,6 +50,7 @@ def save(
     checksum: bool = False,
     progress: Progress | None = None,
     fs: FileSystem = None,
+    timeout: float = TIMEOUT,
 ) -> None:
     """Store a pytree as a safetensors file at `path`: completely, or not at all.
 
@@ -64,6 +71,13 @@ def save(
     umask is for what is new. `path` may be a URL, or a path of the fsspec file system `fs`. The
     file then appears only when it is complete, as far as that file system guarantees it.
 
+    A tree with an array that spans several processes of `jax.distributed` is saved by all of
+    them: each calls `save` with the same tree and arguments, in the same order, and writes its
+    own bytes into the one file, in a folder that all share. An error in one process is raised in
+    all of them. `timeout` is how many seconds they wait for one that shows no progress, and
+    `progress` is called with the bytes that its own process writes. `docs/many-processes.md` has
+    the rest. A tree without such arrays is saved by each process that calls `save`, alone.
+
     >>> import jax.numpy as jnp, safejax, tempfile, os
     >>> path = os.path.join(tempfile.mkdtemp(), "params.safetensors")
     >>> safejax.save({"mlp": {"w": jnp.ones((4, 2))}}, path, metadata={"step": "3"})
@@ -72,17 +86,28 @@ def save(
 
     Raises `LeafError` for a leaf that no file can hold, `TransformError` if the transform cannot
     be applied, and `OSError` if the file cannot be written; an existing file is then kept.
+    `ProcessError` if another process has another tree, failed or did not come.
     """
-    _check_tree_and_path(tree, path)
-    check_progress(progress, "save")
-    target = checked_path(path)
-    leaves = _leaves(tree, transform, metadata)
-    plan: Layout | Folder
-    if max_shard_bytes is None:
-        plan = layout(leaves, target, checksum=checksum)
+    by_all = spans_processes(tree)
+
+    def prepare() -> Job:
+        check_tree_and_path(tree, path)
+        check_progress(progress, "save")
+        target = checked_path(path)
+        leaves = tree if isinstance(tree, Leaves) else flatten(tree)
+        stored = _stored(divided(leaves) if by_all else leaves, transform, metadata)
+        plan: Layout | Folder
+        if max_shard_bytes is None:
+            plan = layout(stored, target, checksum=checksum, by_all=by_all)
+        else:
+            nbytes = _checked_size(max_shard_bytes)
+            plan = folder_of(stored, target, nbytes, checksum=checksum, by_all=by_all)
+        return Job(leaves, plan, {"max_shard_bytes": max_shard_bytes, "checksum": checksum})
+
+    if by_all:
+        save_by_all(prepare, path, fs, progress, timeout)
     else:
-        plan = folder_of(leaves, target, _checked_size(max_shard_bytes), checksum=checksum)
-    write(plan, target, fs, progress)
+        write(prepare().plan, checked_path(path), fs, progress)
 
 
 @set_module("safejax")
@@ -103,7 +128,8 @@ def serialize(
     3
     """
     refuse_path(tree, "serialize", "pass safejax.load(path), or take the file's own bytes")
-    return encode(_leaves(tree, transform, metadata), checksum=checksum)
+    leaves = tree if isinstance(tree, Leaves) else flatten(tree)
+    return encode(_stored(leaves, transform, metadata), checksum=checksum)
 
 
 @overload
@@ -172,7 +198,7 @@ def load(
     saved.
     """
     parsed = parse_options(load, options)
-    _check_source(path)
+    check_source(path)
     refuse_path(like, "load: like", "pass like=safejax.load(path)")
     files = cast("Path", path)
     leaves = open_path(files, fs, verify=parsed.verify, access=parsed.access)
@@ -244,47 +270,10 @@ def metadata(source: Paths | Buffer, *, fs: FileSystem = None) -> dict[str, str]
     return dict(open_path(cast("Path", source), fs).metadata)
 
 
-def _check_tree_and_path(tree: object, path: object) -> None:
-    """Raise `TypeError` for arguments of `save` that were meant for another call."""
-    if isinstance(path, str | os.PathLike):
-        # Of two strings it is more likely that the first one is a path than that it is the tree.
-        if isinstance(tree, str | os.PathLike):
-            raise TypeError(
-                f"save: expected a tree, got the path {tree!r}: to convert a file, call "
-                f"safejax.save(safejax.load({tree!r}), {path!r}); to store a string, give it a name"
-            )
-    elif isinstance(tree, str | os.PathLike):
-        raise TypeError(
-            f"save: expected the tree first and then its path, got the path {tree!r} and "
-            f"{type(path).__name__}: call safejax.save(tree, {tree!r})"
-        )
-    elif is_open_file(path):
-        raise TypeError(
-            f"save: expected a path (str or os.PathLike), got {type(path).__name__}, an open "
-            "file: call file.write(safejax.serialize(tree))"
-        )
-
-
-def _check_source(path: object) -> None:
-    """Raise `TypeError` for what `load` cannot open, and another function could."""
-    if isinstance(path, bytes | bytearray | memoryview):
-        remedy = "call safejax.deserialize(data)"
-    elif is_open_file(path):
-        remedy = "call safejax.deserialize(file.read())"
-    elif isinstance(path, str | os.PathLike | list | tuple):
-        return
-    else:
-        remedy = "pass the path first, and a tree as like=tree"
-    raise TypeError(
-        f"load: expected a path (str or os.PathLike), got {type(path).__name__}: {remedy}"
-    )
-
-
-def _leaves(
-    tree: Any, transform: TransformArgument | None, metadata: Mapping[str, str] | None
+def _stored(
+    leaves: Leaves, transform: TransformArgument | None, metadata: Mapping[str, str] | None
 ) -> Leaves:
-    """The Leaves of a tree as they are stored: transformed, and with the user's metadata."""
-    leaves = tree if isinstance(tree, Leaves) else flatten(tree)
+    """The Leaves as they are stored: transformed, and with the user's metadata."""
     leaves = apply(transform, leaves)
     if metadata is None:
         return leaves

@@ -39,3 +39,39 @@ def check_progress(progress: object, function: str) -> None:
             f"{function}: progress: expected a function of the bytes done and of all bytes, got "
             f"{progress!r}: pass progress=lambda done, total: print(done, total)"
         )
+
+
+def check_tree_and_path(tree: object, path: object) -> None:
+    """Raise `TypeError` for arguments of `save` that were meant for another call."""
+    if isinstance(path, str | os.PathLike):
+        # Of two strings it is more likely that the first one is a path than that it is the tree.
+        if isinstance(tree, str | os.PathLike):
+            raise TypeError(
+                f"save: expected a tree, got the path {tree!r}: to convert a file, call "
+                f"safejax.save(safejax.load({tree!r}), {path!r}); to store a string, give it a name"
+            )
+    elif isinstance(tree, str | os.PathLike):
+        raise TypeError(
+            f"save: expected the tree first and then its path, got the path {tree!r} and "
+            f"{type(path).__name__}: call safejax.save(tree, {tree!r})"
+        )
+    elif is_open_file(path):
+        raise TypeError(
+            f"save: expected a path (str or os.PathLike), got {type(path).__name__}, an open "
+            "file: call file.write(safejax.serialize(tree))"
+        )
+
+
+def check_source(path: object) -> None:
+    """Raise `TypeError` for what `load` cannot open, and another function could."""
+    if isinstance(path, bytes | bytearray | memoryview):
+        remedy = "call safejax.deserialize(data)"
+    elif is_open_file(path):
+        remedy = "call safejax.deserialize(file.read())"
+    elif isinstance(path, str | os.PathLike | list | tuple):
+        return
+    else:
+        remedy = "pass the path first, and a tree as like=tree"
+    raise TypeError(
+        f"load: expected a path (str or os.PathLike), got {type(path).__name__}: {remedy}"
+    )

@@ -44,12 +44,14 @@ class Together:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for pipe in self.pipes:
-            with contextlib.suppress(OSError):
-                pipe.send(None)
+        if all(process.is_alive() for process in self.processes):
+            for pipe in self.pipes:
+                with contextlib.suppress(OSError):
+                    pipe.send(None)
+            for process in self.processes:
+                process.join(10)
         for pipe, process in zip(self.pipes, self.processes, strict=True):
-            process.join(5)
-            process.kill()
+            process.kill()  # Those that are left cannot shut down without the others.
             process.join()
             pipe.close()
 

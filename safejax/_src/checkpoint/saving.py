@@ -19,7 +19,7 @@ from safejax._src.storage.store import Store
 
 _NO_ROOM: Final = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
-_Wrote: TypeAlias = Callable[[int], None]
+Wrote: TypeAlias = Callable[[int], None]
 """Called with a number of bytes, after they have been written."""
 
 
@@ -33,12 +33,12 @@ def write(
     `ValueError` for a folder elsewhere, and `OSError` if something cannot be written.
     """
     store, target = locate(path, fs)
-    wrote = _reporting(progress, plan.nbytes)
-    with _room_is_told(store, target, plan.nbytes):
+    wrote = reporting(progress, plan.nbytes)
+    with room_is_told(store, target, plan.nbytes):
         _write(plan, store, target, wrote)
 
 
-def _write(plan: Layout | Folder, store: Store, target: str, wrote: _Wrote) -> None:
+def _write(plan: Layout | Folder, store: Store, target: str, wrote: Wrote) -> None:
     if isinstance(plan, Folder):
         if not store.replaces_folders:
             raise ValueError(
@@ -53,7 +53,7 @@ def _write(plan: Layout | Folder, store: Store, target: str, wrote: _Wrote) -> N
         store.write(target, final_chunks(plan), wrote)
 
 
-def _write_folder(folder: Folder, path: str, wrote: _Wrote) -> None:
+def _write_folder(folder: Folder, path: str, wrote: Wrote) -> None:
     def fill(temporary: str) -> None:
         for name, layout in folder.files.items():
             stream = Stream(layout)
@@ -67,7 +67,7 @@ def _write_folder(folder: Folder, path: str, wrote: _Wrote) -> None:
 
 
 @contextlib.contextmanager
-def _room_is_told(store: Store, target: str, nbytes: int) -> Generator[None]:
+def room_is_told(store: Store, target: str, nbytes: int) -> Generator[None]:
     """An error about a disk that is full names the file, and says how many bytes it needs."""
     try:
         yield
@@ -86,7 +86,7 @@ def _room_is_told(store: Store, target: str, nbytes: int) -> Generator[None]:
         raise OSError(error.errno, reason, target) from error
 
 
-def _reporting(progress: Progress | None, total: int) -> _Wrote:
+def reporting(progress: Progress | None, total: int) -> Wrote:
     """A function to call with numbers of written bytes, which reports their sum to `progress`."""
     done = 0
 
