@@ -8,13 +8,8 @@ import jax
 from safejax._src.arguments import check_progress, check_source, check_tree_and_path, refuse_path
 from safejax._src.arrays.materialize import Progress
 from safejax._src.checkpoint.codec import IN_MEMORY, Buffer, decode, encode
-from safejax._src.checkpoint.distributed import (
-    TIMEOUT,
-    Job,
-    divided,
-    save_by_all,
-    spans_processes,
-)
+from safejax._src.checkpoint.distributed import TIMEOUT, save_by_all
+from safejax._src.checkpoint.division import spans_processes
 from safejax._src.checkpoint.layout import Layout, layout
 from safejax._src.checkpoint.opening import Path, open_path, shown_path
 from safejax._src.checkpoint.options import (
@@ -90,24 +85,25 @@ def save(
     """
     by_all = spans_processes(tree)
 
-    def prepare() -> Job:
+    def flattened() -> Leaves:
         check_tree_and_path(tree, path)
         check_progress(progress, "save")
+        checked_path(path)
+        return tree if isinstance(tree, Leaves) else flatten(tree)
+
+    def plan_of(leaves: Leaves) -> Layout | Folder:
         target = checked_path(path)
-        leaves = tree if isinstance(tree, Leaves) else flatten(tree)
-        stored = _stored(divided(leaves) if by_all else leaves, transform, metadata)
-        plan: Layout | Folder
+        stored = _stored(leaves, transform, metadata)
         if max_shard_bytes is None:
-            plan = layout(stored, target, checksum=checksum, by_all=by_all)
-        else:
-            nbytes = _checked_size(max_shard_bytes)
-            plan = folder_of(stored, target, nbytes, checksum=checksum, by_all=by_all)
-        return Job(leaves, plan, {"max_shard_bytes": max_shard_bytes, "checksum": checksum})
+            return layout(stored, target, checksum=checksum, by_all=by_all)
+        nbytes = _checked_size(max_shard_bytes)
+        return folder_of(stored, target, nbytes, checksum=checksum, by_all=by_all)
 
     if by_all:
-        save_by_all(prepare, path, fs, progress, timeout)
+        options = {"max_shard_bytes": max_shard_bytes, "checksum": checksum}
+        save_by_all(flattened, plan_of, options, path, fs, progress, timeout)
     else:
-        write(prepare().plan, checked_path(path), fs, progress)
+        write(plan_of(flattened()), checked_path(path), fs, progress)
 
 
 @set_module("safejax")

@@ -2,7 +2,8 @@
 
 The layout follows from names, shapes and dtypes, so every process knows where each byte goes.
 
-1. All agree that they have the same tree and arguments, and thus the same layout.
+1. All agree that they have the same tree and arguments, and thus the same layout. (Before that,
+   they tell each other which arrays only one of them has.)
 2. Process 0 makes the temporary file at its full size, and all learn its path.
 3. Each writes its own bytes there and flushes them, and all agree that they have.
 4. Process 0 renames the file, and all learn that it is there.
@@ -17,17 +18,12 @@ step. Whoever gives up removes the temporary file, so that nobody can rename it 
 import contextlib
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple, final
+from typing import Any, Final, TypeVar
 
-import jax
-from jax.core import Tracer
-
-from safejax._src.arrays.lazy import LazyArray
 from safejax._src.arrays.materialize import Progress
-from safejax._src.arrays.parts import holders_of, view_of_share
-from safejax._src.arrays.placing import Placement
 from safejax._src.checkpoint.digesting import finish_head, full_size, write_digests
-from safejax._src.checkpoint.facts import digest_of, facts_of, raise_difference
+from safejax._src.checkpoint.division import Runs, divided, held_alone, merged, single_holders
+from safejax._src.checkpoint.facts import Facts, digest_of, facts_of, raise_difference
 from safejax._src.checkpoint.layout import Layout
 from safejax._src.checkpoint.ours import Ours, ours_of, write_share
 from safejax._src.checkpoint.saving import Wrote, reporting, room_is_told
@@ -48,81 +44,78 @@ TIMEOUT: Final = 300.0
 """Seconds without a sign of life after which a process is given up."""
 
 
-@final
-class Job(NamedTuple):
-    """What is to be saved: the leaves of the tree, the files that they give, and the arguments."""
-
-    leaves: Leaves
-    plan: Layout | Folder
-    options: Mapping[str, Any]
-
-
-def spans_processes(tree: Any) -> bool:
-    """Whether a tree has an array of which this process does not hold all."""
-    try:
-        leaves = list(tree.values()) if isinstance(tree, Leaves) else jax.tree.leaves(tree)
-    except Exception:  # noqa: BLE001 - flatten says what is wrong with the tree
-        return False
-    return any(map(_spans_processes, leaves))
-
-
-def _spans_processes(leaf: object) -> bool:
-    if not isinstance(leaf, jax.Array) or isinstance(leaf, Tracer):
-        return False
-    return not leaf.is_fully_addressable
-
-
-def divided(leaves: Leaves) -> Leaves:
-    """The leaves, of which each lazy one that spans processes has the values of this one only."""
-
-    def own(name: str, leaf: Any) -> Any:
-        if not isinstance(leaf, LazyArray) or leaf.is_fully_addressable:
-            return leaf
-        content = leaf.content
-        holders = holders_of(leaf.sharding, content.shape)
-        share = view_of_share(content.view, holders, jax.process_index())
-        return LazyArray(content.of(share), name, Placement(leaf.sharding, committed=True))
-
-    return leaves.map(own)
-
-
 def save_by_all(
-    prepare: Callable[[], Job],
+    flattened: Callable[[], Leaves],
+    plan_of: Callable[[Leaves], Layout | Folder],
+    options: Mapping[str, Any],
     target: PathLike,
     fs: FileSystem,
     progress: Progress | None,
     timeout: Any,
 ) -> None:
-    """Save what `prepare` returns to `target`, with all other processes.
+    """Save to `target` what `plan_of` makes of the leaves, with all other processes.
 
+    `options` are the arguments that must be the same everywhere and are not seen in the plan.
     `progress` is called with the bytes that this process writes. Every error is raised in all
     processes; what was there before is kept.
     """
     valid = _is_timeout(timeout)
     with Round(f"save to {target!s}", timeout if valid else TIMEOUT) as across:
         across.note = "what was there before is unchanged"
-        ours: Ours | None = None
-        facts: Mapping[str, str] = {}
-        store: Store | None = None
-        path = ""
-        error = None
-        try:
+
+        def prepare() -> tuple[Leaves, Store, str]:
             _check_timeout(timeout, valid)
-            job = prepare()
+            leaves = flattened()
             store, path = locate(checked_path(target), fs)
             _check_store(store, path)
-            ours = ours_of(job.plan, across.process, across.processes)
-            facts = facts_of({"path": path, **job.options}, job.leaves, job.plan)
-        except Exception as failure:  # noqa: BLE001 - raised in all processes
-            error = failure
-        own = None if ours is None else [digest_of(facts), ours.nbytes, ours.of_all]
-        other = across.agree(own, _first_other, error)
-        assert ours is not None
-        assert store is not None
+            return leaves, store, path
+
+        (leaves, store, path), runs = _agreed(
+            across, prepare, lambda made: single_holders(made[0]), _merged
+        )
+        alone = held_alone(leaves, runs, across.process)
+
+        def divide() -> tuple[Ours, Facts]:
+            plan = plan_of(divided(leaves, alone, across.process))
+            ours = ours_of(plan, across.process, across.processes)
+            return ours, facts_of({"path": path, **options}, leaves, alone, plan)
+
+        (ours, facts), other = _agreed(
+            across,
+            divide,
+            lambda made: [digest_of(made[1]), made[0].nbytes, made[0].of_all],
+            _first_other,
+        )
         if other is not None:
             raise_difference(across, facts, other)
         with room_is_told(store, path, ours.plan.nbytes):
             _write(ours, path, across, reporting(progress, ours.nbytes))
+
+
+_Made = TypeVar("_Made")
+
+
+def _agreed(
+    across: Round,
+    make: Callable[[], _Made],
+    value_of: Callable[[_Made], Any],
+    decide: Callable[[list[Any]], Any],
+) -> tuple[_Made, Any]:
+    """What `make` returns, and what all decide on the values of it.
+
+    An error is given in place of a value, so that one that all have is raised as it is.
+    """
+    try:
+        made = make()
+        value = value_of(made)
+    except Exception as error:
+        across.agree(None, decide, error)
+        raise
+    return made, across.agree(value, decide)
+
+
+def _merged(values: list[Any]) -> Runs:
+    return merged(values[0], values[1]) if len(values) > 1 else values[0]
 
 
 def _is_timeout(timeout: object) -> bool:

@@ -8,10 +8,8 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, TypeAlias, cast
 
-import jax
-
 from safejax._src import dtypes
-from safejax._src.arrays.parts import holders_of
+from safejax._src.checkpoint.division import digest_of_division, is_spanning
 from safejax._src.checkpoint.layout import Layout
 from safejax._src.checkpoint.shards import Folder
 from safejax._src.leaves.leaf import content_at, describe, is_array
@@ -31,15 +29,17 @@ _LONGEST: Final = 400
 _BLOCK_BYTES: Final = 16 << 20
 
 
-def facts_of(options: Mapping[str, Any], leaves: Leaves, plan: Layout | Folder) -> Facts:
+def facts_of(
+    options: Mapping[str, Any], leaves: Leaves, alone: frozenset[str], plan: Layout | Folder
+) -> Facts:
     """The facts of a save: its options, the leaves of the tree, and the files that they give.
 
-    Reads the values that each process has for itself, such as NumPy arrays, and not those of
-    files.
+    The leaves in `alone` are in this process and in no other one. Reads the values that each
+    process has for itself, such as NumPy arrays, and not those of files.
     """
     facts = {f"the argument {name}": repr(value) for name, value in options.items()}
     for name, leaf in leaves.items():
-        facts[f"leaf {name!r}"] = _fact_of(name, leaf)
+        facts[f"leaf {name!r}"] = _fact_of(name, leaf, name in alone)
     facts["the structure of the tree"] = repr(leaves.structure)
     files = plan.files if isinstance(plan, Folder) else {"": plan}
     for file, layout in files.items():
@@ -52,12 +52,11 @@ def facts_of(options: Mapping[str, Any], leaves: Leaves, plan: Layout | Folder) 
     return facts
 
 
-def _fact_of(name: str, leaf: Any) -> str:
+def _fact_of(name: str, leaf: Any, is_alone: bool) -> str:
     if not is_array(leaf):
         return describe(leaf)
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        holders = holders_of(leaf.sharding, leaf.shape)
-        division = _digest(repr(sorted(holders.items())).encode())
+    if is_alone or is_spanning(leaf):
+        division = digest_of_division(leaf.sharding, leaf.shape)
         return f"{describe(leaf)} over {leaf.sharding}, division {division}"
     view = content_at(name, leaf).view
     if view.cost()[0]:

@@ -46,7 +46,9 @@ def mesh(shape: tuple[int, ...], order: Callable[[Any], Any] = lambda devices: d
 def spread(values: Any, over: Mesh, *spec: Any) -> jax.Array:
     values = np.asarray(values)
     sharding = NamedSharding(over, P(*spec))
-    return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+    return jax.make_array_from_callback(
+        values.shape, sharding, lambda index: values[index], dtype=values.dtype
+    )
 
 
 def reverse(devices: Any) -> Any:
@@ -218,6 +220,28 @@ def test_a_folder_has_the_files_of_a_save_in_one_process(
     assert found == expected
     assert len(found) > 5
     assert np.array_equal(np.asarray(safejax.load(tmp_path / "set")["w"]), HOST)
+
+
+def save_stages(process: int, folder: Path) -> bool:
+    """A tree of which parts are on devices of one process, as in a pipeline of stages."""
+    all_devices = devices_together()
+    tree: dict[str, Any] = {"w": spread(HOST, mesh((4,)), "x"), "local": jnp.arange(5)}
+    alone: dict[str, Any] = {"w": HOST, "local": jnp.arange(5)}
+    keys = jax.random.key_data(jax.random.key(1))
+    for number in range(6):
+        stage = Mesh(np.array(all_devices[number % 2 * 2 :][:2]), ("x",))
+        tree[f"layer{number}"] = spread(HOST + number, stage, None, "x")
+        tree[f"bias{number}"] = spread(HOST[number], stage)
+        alone |= {f"layer{number}": HOST + number, f"bias{number}": HOST[number]}
+    tree["first"] = spread(keys, Mesh(np.array(all_devices[:1]), ("x",)))
+    alone["first"] = keys
+    safejax.save(tree, folder / "m", timeout=TIMEOUT, transform=safejax.transpose("layer1"))
+    expected = safejax.serialize(alone, transform=safejax.transpose("layer1"))
+    return (folder / "m").read_bytes() == expected
+
+
+def test_arrays_that_one_process_holds_alone(pair: Together, tmp_path: Path) -> None:
+    assert pair.run(save_stages, tmp_path) == [True, True]
 
 
 def resume(process: int, folder: Path) -> None:
