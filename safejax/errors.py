@@ -76,6 +76,10 @@ class PlacementError(SafejaxError, RuntimeError):
     """Reading a leaf, or putting it on its devices, failed; the cause is chained."""
 
 
+class ProcessError(SafejaxError, RuntimeError):
+    """Another process failed in a save by several, did not come to it, or has another tree."""
+
+
 class UnsupportedJaxError(SafejaxError, RuntimeError):
     """The installed JAX lacks a hook for lazy leaves; `safejax.materialize` does not need it."""
 

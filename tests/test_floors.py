@@ -21,7 +21,7 @@ FLOORS: list[set[str]] = [
     {"arguments", "dtypes", "collector", "system", "errors", "moved", "public", "warn"},
     {"reading", "pytrees"},
     {"storage", "format", "arrays"},
-    {"leaves"},
+    {"leaves", "processes"},
     {"checkpoint", "transforms"},
     {"api", "planning", "testing"},
     {"adapters", "face"},

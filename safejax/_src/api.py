@@ -13,7 +13,10 @@ from safejax._src.arguments import (
 from safejax._src.arrays.materialize import Progress
 from safejax._src.checkpoint.background import begin_to_write, check_is_here
 from safejax._src.checkpoint.codec import IN_MEMORY, Buffer, decode, encode
+from safejax._src.checkpoint.distributed import TIMEOUT, save_by_all
+from safejax._src.checkpoint.division import spans_processes
 from safejax._src.checkpoint.handle import SaveHandle
+from safejax._src.checkpoint.layout import Layout
 from safejax._src.checkpoint.opening import Path, open_path, shown_path
 from safejax._src.checkpoint.options import (
     LoadOptions,
@@ -23,6 +26,8 @@ from safejax._src.checkpoint.options import (
     shows_options,
 )
 from safejax._src.checkpoint.saving import leaves_of, planned, stored_leaves, write
+from safejax._src.checkpoint.shards import Folder
+from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import TransformArgument
 from safejax._src.moved import names_new_way
 from safejax._src.public import set_module
@@ -43,6 +48,7 @@ def save(
     checksum: bool = False,
     progress: Progress | None = None,
     fs: FileSystem = None,
+    timeout: float = TIMEOUT,
 ) -> None:
     """Store a pytree as a safetensors file at `path`: completely, or not at all.
 
@@ -63,6 +69,13 @@ def save(
     umask is for what is new. `path` may be a URL, or a path of the fsspec file system `fs`. The
     file then appears only when it is complete, as far as that file system guarantees it.
 
+    A tree with an array that spans several processes of `jax.distributed` is saved by all of
+    them: each calls `save` with the same tree and arguments, in the same order, and writes its
+    own bytes into the one file, in a folder that all share. An error in one process is raised in
+    all of them. `timeout` is how many seconds they wait for one that shows no progress, and
+    `progress` is called with the bytes that its own process writes. `docs/many-processes.md` has
+    the rest. A tree without such arrays is saved by each process that calls `save`, alone.
+
     >>> import jax.numpy as jnp, safejax, tempfile, os
     >>> path = os.path.join(tempfile.mkdtemp(), "params.safetensors")
     >>> safejax.save({"mlp": {"w": jnp.ones((4, 2))}}, path, metadata={"step": "3"})
@@ -71,13 +84,26 @@ def save(
 
     Raises `LeafError` for a leaf that no file can hold, `TransformError` if the transform cannot
     be applied, and `OSError` if the file cannot be written; an existing file is then kept.
+    `ProcessError` if another process has another tree, failed or did not come.
     """
-    check_tree_and_path(tree, path, "save")
-    check_progress(progress, "save")
-    target = checked_path(path)
-    most = checked_size(max_shard_bytes, "max_shard_bytes", 1)
-    leaves = stored_leaves(tree, transform, metadata)
-    write(planned(leaves, target, most, checksum=checksum), target, fs, progress)
+    by_all = spans_processes(tree)
+
+    def leaves() -> Leaves:
+        check_tree_and_path(tree, path, "save")
+        check_progress(progress, "save")
+        checked_path(path)
+        return leaves_of(tree)
+
+    def plan_of(leaves: Leaves) -> Layout | Folder:
+        most = checked_size(max_shard_bytes, "max_shard_bytes", 1)
+        stored = stored_leaves(leaves, transform, metadata)
+        return planned(stored, checked_path(path), most, checksum=checksum, by_all=by_all)
+
+    if by_all:
+        options = {"max_shard_bytes": max_shard_bytes, "checksum": checksum}
+        save_by_all(leaves, plan_of, options, path, fs, progress, timeout)
+    else:
+        write(plan_of(leaves()), checked_path(path), fs, progress)
 
 
 @set_module("safejax")

@@ -1,6 +1,7 @@
 """What not every operating system has: locks, limits, reads at a position, advice about memory."""
 
 import ctypes
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -19,6 +20,10 @@ except ImportError:  # Windows
 
 CAN_READ: Final = hasattr(os, "preadv")
 """Whether the system can read at an offset into existing memory; Windows cannot."""
+
+
+CAN_WRITE_AT: Final = hasattr(os, "pwrite")
+"""Whether the system can write at an offset; Windows cannot."""
 
 
 def open_files_limit() -> int:
@@ -48,3 +53,20 @@ def sync_file_range() -> Callable[[int, int, int, int], int] | None:
     if call is not None:
         call.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
     return call
+
+
+def allocate(descriptor: int, nbytes: int) -> None:
+    """Make a new file `nbytes` long, and reserve room for all of them where that is possible.
+
+    Raises `OSError` if there is no room. Not `posix_fallocate`, which writes every block of the
+    file where the file system cannot reserve them.
+    """
+    os.ftruncate(descriptor, nbytes)
+    if sys.platform != "linux" or not nbytes:
+        return
+    call = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
+    if call is None:
+        return
+    call.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    if call(descriptor, 0, 0, nbytes) and ctypes.get_errno() == errno.ENOSPC:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

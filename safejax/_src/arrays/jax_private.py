@@ -23,6 +23,9 @@ looks at the real type: to those a leaf must not call itself one.
 Two things are found by private names too, and go by public ones where those are missing: an
 array of the blocks that its devices hold, which is faster, and the layout that a device gives an
 array, which then needs the placed array.
+
+The client of the service by which processes find each other is private as well; without it,
+several processes cannot save together.
 """
 
 import functools
@@ -30,7 +33,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from types import CodeType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -50,6 +53,28 @@ def concrete_array_type() -> type[jax.Array]:
     except ImportError:
         return jax.Array
     return ArrayImpl
+
+
+class Service(Protocol):
+    """The client of JAX's coordination service: a store of strings that all processes share."""
+
+    def key_value_set(self, key: str, value: str, allow_overwrite: bool = False) -> None: ...
+    def key_value_increment(self, key: str, increment: int) -> int: ...
+    def blocking_key_value_get(self, key: str, timeout_in_ms: int) -> str: ...
+    def key_value_dir_get(self, key: str) -> list[tuple[str, str]]: ...
+    def key_value_delete(self, key: str) -> None: ...
+
+
+def coordination_service() -> Service | None:
+    """The client that `jax.distributed.initialize` made; None without one that can do all this."""
+    try:
+        from jax._src import distributed
+
+        client: Any = distributed.global_state.client
+    except (ImportError, AttributeError):
+        return None
+    methods = [name for name in vars(Service) if name[0] != "_"]
+    return client if all(hasattr(client, name) for name in methods) else None
 
 
 def _find_batched_device_put() -> Callable[..., jax.Array] | None:

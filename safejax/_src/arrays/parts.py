@@ -4,14 +4,18 @@ NumPy would assemble such an array in a copy, which JAX then keeps for as long a
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, Final, TypeAlias, cast
 
 import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from safejax._src.dtypes import Dtype
 from safejax._src.reading.array import AbsentSource, ArraySource
 from safejax._src.reading.concatenation import concatenation
+from safejax._src.reading.held import held_by
 from safejax._src.reading.source import HostArray, Source
 from safejax._src.reading.view import Strided, View
 from safejax._src.reading.windows import Window
@@ -19,34 +23,66 @@ from safejax._src.reading.windows import Window
 Box: TypeAlias = tuple[tuple[int, int], ...]
 """The elements of an array that a shard holds: along each axis half-open, `(begin, end)`."""
 
+Holders: TypeAlias = tuple[int, ...]
+"""The processes that hold a part of an array, in rising order."""
+
 
 def view_of_array(array: jax.Array | NDArray[Any]) -> View:
     """The values of a NumPy array, or of a JAX array that has no keys; reads nothing.
 
     Of what several devices hold, the copy on the first of them in this process is read. Parts
-    that no device of this process holds are there as `AbsentSource`s.
+    that no device of this process holds are there as `AbsentSource`s; the others know then which
+    processes hold them.
     """
-    if isinstance(array, np.ndarray) or len(array.sharding.device_set) == 1:
+    if isinstance(array, np.ndarray):
         return _whole(ArraySource(array), array.dtype, array.shape)
-    sources: dict[Box, Source] = {}
+    is_whole = array.is_fully_addressable
+    if is_whole and len(array.sharding.device_set) == 1:
+        return _whole(ArraySource(array), array.dtype, array.shape)
+    parts: dict[Box, View] = {}
     for shard in array.addressable_shards:
-        sources.setdefault(
-            _box(shard.index, array.shape), ArraySource(cast("HostArray", shard.data))
-        )
-    if not array.is_fully_addressable:
-        for index in _indices(array.sharding, array.shape).values():
-            sources.setdefault(_box(index, array.shape), _ABSENT)
+        box = _box(shard.index, array.shape)
+        if box not in parts:
+            source = ArraySource(cast("HostArray", shard.data))
+            parts[box] = _whole(source, array.dtype, _sizes(box))
+    if not is_whole:
+        holders = holders_of(array.sharding, array.shape)
+        parts = {box: held_by(part, holders[box]) for box, part in parts.items()}
+    return _joined(parts, np.dtype(array.dtype), tuple((0, size) for size in array.shape), 0)
+
+
+def view_of_share(view: View, holders: Mapping[Box, Holders], process: int) -> View:
+    """What a process has of the values of `view`, if they are divided like this.
+
+    Its other parts are there as `AbsentSource`s.
+    """
     parts = {
-        box: _whole(source, array.dtype, tuple(end - begin for begin, end in box))
-        for box, source in sources.items()
+        box: held_by(view.index(tuple(slice(*bounds) for bounds in box)), each)
+        for box, each in holders.items()
+        if process in each
     }
-    return _joined(parts, 0)
+    whole = tuple((0, size) for size in view.shape)
+    # The boxes may be without the last axes, as those of keys are.
+    parts = {(*box, *whole[len(box) :]): part for box, part in parts.items()}
+    return _joined(parts, view.dtype, whole, 0)
+
+
+@lru_cache(maxsize=1024)
+def holders_of(sharding: jax.sharding.Sharding, shape: tuple[int, ...]) -> Mapping[Box, Holders]:
+    """The processes that hold each distinct part of an array of `shape`."""
+    return MappingProxyType(
+        {
+            box: tuple(sorted({device.process_index for device in devices}))
+            for box, devices in boxes_of(sharding, shape).items()
+        }
+    )
 
 
 def boxes_of(sharding: jax.sharding.Sharding, shape: tuple[int, ...]) -> dict[Box, list[Any]]:
     """The devices, of all processes, that hold each distinct part of an array of `shape`."""
     held: dict[Box, list[Any]] = {}
-    for device, index in _indices(sharding, shape).items():
+    indices = cast("dict[Any, Any]", sharding.devices_indices_map(shape))
+    for device, index in indices.items():
         held.setdefault(_box(index, shape), []).append(device)
     return held
 
@@ -54,12 +90,12 @@ def boxes_of(sharding: jax.sharding.Sharding, shape: tuple[int, ...]) -> dict[Bo
 _ABSENT: Final = AbsentSource()
 
 
-def _indices(sharding: jax.sharding.Sharding, shape: tuple[int, ...]) -> dict[Any, Any]:
-    return cast("dict[Any, Any]", sharding.devices_indices_map(shape))
-
-
 def _box(index: tuple[slice, ...], shape: tuple[int, ...]) -> Box:
     return tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
+
+
+def _sizes(box: Box) -> tuple[int, ...]:
+    return tuple(end - begin for begin, end in box)
 
 
 def _whole(source: Source, dtype: Any, shape: tuple[int, ...]) -> View:
@@ -68,11 +104,34 @@ def _whole(source: Source, dtype: Any, shape: tuple[int, ...]) -> View:
     return Strided(source, 0, native, Window.whole(shape))
 
 
-def _joined(parts: Mapping[Box, View], axis: int) -> View:
-    """The parts as one view; they agree on the axes before `axis`, and form a grid."""
-    if len(parts) == 1:
-        return next(iter(parts.values()))
+def _joined(parts: Mapping[Box, View], dtype: Dtype, whole: Box, axis: int) -> View:
+    """The parts of the box `whole` as one view; before `axis` they are as long as that.
+
+    They are some of the boxes of a grid. The gaps between them are absent, however many boxes of
+    other processes lie there.
+    """
+    if not parts:
+        return _whole(_ABSENT, dtype, _sizes(whole))
+    if axis == len(whole):
+        (part,) = parts.values()
+        return part
     along: dict[tuple[int, int], dict[Box, View]] = {}
     for box in sorted(parts):
         along.setdefault(box[axis], {})[box] = parts[box]
-    return concatenation(tuple(_joined(each, axis + 1) for each in along.values()), axis)
+    joined: list[View] = []
+
+    def absent(begin: int, end: int) -> None:
+        if begin < end:
+            joined.append(_whole(_ABSENT, dtype, _sizes(_with(whole, axis, (begin, end)))))
+
+    at, last = whole[axis]
+    for bounds, inside in along.items():
+        absent(at, bounds[0])
+        joined.append(_joined(inside, dtype, _with(whole, axis, bounds), axis + 1))
+        at = bounds[1]
+    absent(at, last)
+    return concatenation(tuple(joined), axis)
+
+
+def _with(box: Box, axis: int, bounds: tuple[int, int]) -> Box:
+    return (*box[:axis], bounds, *box[axis + 1 :])

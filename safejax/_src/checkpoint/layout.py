@@ -10,7 +10,7 @@ from safejax._src.collector import collector_paused
 from safejax._src.dtypes import Stored
 from safejax._src.format.header import MAX_HEADER_BYTES, Entry, data_order, write_header
 from safejax._src.format.record import Record, with_record
-from safejax._src.leaves.leaf import check_leaf, content_at, is_array
+from safejax._src.leaves.leaf import check_leaf, content_at, describe, is_array
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.pytrees.structure import Structure, name_in
 from safejax._src.reading.digests import (
@@ -112,10 +112,11 @@ def _head(
 
 
 @collector_paused()
-def layout(leaves: Leaves, file: str, *, checksum: bool = False) -> Layout:
+def layout(leaves: Leaves, file: str, *, checksum: bool = False, by_all: bool = False) -> Layout:
     """The layout of the file that holds `leaves`; the bytes of the file follow from it alone.
 
-    Reads nothing. Raises `LeafError` for a leaf that no file can hold.
+    If it is written `by_all` processes, some values may be elsewhere. Reads nothing. Raises
+    `LeafError` for a leaf that no file can hold.
     """
     _check_header_fits(leaves, file)
     views: dict[str, tuple[View, Stored]] = {}
@@ -128,7 +129,7 @@ def layout(leaves: Leaves, file: str, *, checksum: bool = False) -> Layout:
             check_leaf(name, leaf)
             values[name] = leaf
             continue
-        content = _content(name, leaf)
+        content = _content(name, leaf, by_all)
         stored = dtypes.stored_as(content.view.dtype, content.view.shape)
         if stored is None:
             raise LeafError(
@@ -198,10 +199,16 @@ def _of_these(leaves: Leaves) -> Structure:
     return Structure(kinds, paths)
 
 
-def _content(name: str, leaf: Any) -> Content:
+def _content(name: str, leaf: Any, by_all: bool) -> Content:
     content = content_at(name, leaf)
-    if not content.view.has_values:
+    sources = content.view.sources
+    if all(source.has_values or (by_all and source.elsewhere) for source in sources):
+        return content
+    if content.view.elsewhere:
         raise LeafError(
-            f"leaf {name!r}: expected values to store, got {leaf}: give an array instead"
+            f"leaf {name!r}: expected an array that this process holds all of, got "
+            f"{describe(leaf)}, a part of which other processes hold: call safejax.save with it "
+            "in all processes, or gather it first, with "
+            "jax.experimental.multihost_utils.process_allgather(array, tiled=True)"
         )
-    return content
+    raise LeafError(f"leaf {name!r}: expected values to store, got {leaf}: give an array instead")

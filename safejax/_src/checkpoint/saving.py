@@ -22,7 +22,7 @@ from safejax._src.storage.store import Store
 
 _NO_ROOM: Final = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
-_Wrote: TypeAlias = Callable[[int], None]
+Wrote: TypeAlias = Callable[[int], None]
 """Called with a number of bytes, after they have been written."""
 
 
@@ -42,12 +42,20 @@ def stored_leaves(
 
 
 def planned(
-    leaves: Leaves, target: str, max_shard_bytes: int | None, *, checksum: bool
+    leaves: Leaves,
+    target: str,
+    max_shard_bytes: int | None,
+    *,
+    checksum: bool,
+    by_all: bool = False,
 ) -> Layout | Folder:
-    """The file that holds `leaves` or, with `max_shard_bytes`, the folder of files."""
+    """The file that holds `leaves` or, with `max_shard_bytes`, the folder of files.
+
+    If it is written `by_all` processes, some values may be elsewhere.
+    """
     if max_shard_bytes is None:
-        return layout(leaves, target, checksum=checksum)
-    return folder_of(leaves, target, max_shard_bytes, checksum=checksum)
+        return layout(leaves, target, checksum=checksum, by_all=by_all)
+    return folder_of(leaves, target, max_shard_bytes, checksum=checksum, by_all=by_all)
 
 
 def write(
@@ -68,8 +76,8 @@ def write_at(
 ) -> None:
     """Like `write`, to a path in a store."""
     check_place(plan, store, target)
-    wrote = _reporting(progress, plan.nbytes)
-    with _room_is_told(store, target, plan.nbytes):
+    wrote = reporting(progress, plan.nbytes)
+    with room_is_told(store, target, plan.nbytes):
         _write(plan, store, target, wrote)
 
 
@@ -82,7 +90,7 @@ def check_place(plan: Layout | Folder, store: Store, target: str) -> None:
         )
 
 
-def _write(plan: Layout | Folder, store: Store, target: str, wrote: _Wrote) -> None:
+def _write(plan: Layout | Folder, store: Store, target: str, wrote: Wrote) -> None:
     if isinstance(plan, Folder):
         _write_folder(plan, target, wrote)
     elif store.rewrites:
@@ -92,7 +100,7 @@ def _write(plan: Layout | Folder, store: Store, target: str, wrote: _Wrote) -> N
         store.write(target, final_chunks(plan), wrote)
 
 
-def _write_folder(folder: Folder, path: str, wrote: _Wrote) -> None:
+def _write_folder(folder: Folder, path: str, wrote: Wrote) -> None:
     def fill(temporary: str) -> None:
         for name, each in folder.files.items():
             stream = Stream(each)
@@ -106,7 +114,7 @@ def _write_folder(folder: Folder, path: str, wrote: _Wrote) -> None:
 
 
 @contextlib.contextmanager
-def _room_is_told(store: Store, target: str, nbytes: int) -> Generator[None]:
+def room_is_told(store: Store, target: str, nbytes: int) -> Generator[None]:
     """An error about a disk that is full names the file, and says how many bytes it needs."""
     try:
         yield
@@ -125,7 +133,7 @@ def _room_is_told(store: Store, target: str, nbytes: int) -> Generator[None]:
         raise OSError(error.errno, reason, target) from error
 
 
-def _reporting(progress: Progress | None, total: int) -> _Wrote:
+def reporting(progress: Progress | None, total: int) -> Wrote:
     """A function to call with numbers of written bytes, which reports their sum to `progress`."""
     done = 0
 

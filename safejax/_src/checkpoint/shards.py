@@ -36,13 +36,16 @@ def is_ours(name: str) -> bool:
     return _OURS.fullmatch(name) is not None
 
 
-def folder_of(leaves: Leaves, file: str, max_shard_bytes: int, *, checksum: bool) -> Folder:
+def folder_of(
+    leaves: Leaves, file: str, max_shard_bytes: int, *, checksum: bool, by_all: bool = False
+) -> Folder:
     """The files that hold `leaves`, each with at most `max_shard_bytes` of data.
 
     Tensors are assigned to files in the order of their names; a tensor that is larger gets a
-    file of its own. If one file can hold them all, there is no index. Reads nothing.
+    file of its own. If one file can hold them all, there is no index. If they are written
+    `by_all` processes, some values may be elsewhere. Reads nothing.
     """
-    whole = layout(leaves, file, checksum=checksum)
+    whole = layout(leaves, file, checksum=checksum, by_all=by_all)
     sizes = {extent.name: extent.nbytes for extent in whole.extents}
     shards = _assigned(sizes, max_shard_bytes)
     if len(shards) <= 1:
@@ -52,7 +55,8 @@ def folder_of(leaves: Leaves, file: str, max_shard_bytes: int, *, checksum: bool
     for number, names in enumerate(shards, 1):
         name = f"model-{number:05}-of-{len(shards):05}.safetensors"
         part = Leaves({each: leaves[each] for each in names}, Structure(), leaves.metadata)
-        files[name] = layout(part, os.path.join(file, name), checksum=checksum)
+        target = os.path.join(file, name)
+        files[name] = layout(part, target, checksum=checksum, by_all=by_all)
         weight_map.update(dict.fromkeys(names, name))
     # What belongs to one tensor is recorded in the file that holds it.
     record = Record(whole.record.structure, whole.record.values)

@@ -119,8 +119,9 @@ def _is_storable(dtype: np.dtype[Any]) -> bool:
 def content_of(leaf: object) -> Content | None:
     """What an array, or an abstract one, holds; None for what is no array.
 
-    Raises `LeafError` for arrays whose values cannot be had: tracers, arrays that were deleted,
-    arrays that other processes hold a part of, and arrays of NumPy that no file can hold.
+        Of an array that other processes hold a part of, that part has no values here. Raises
+    `LeafError` for arrays whose values cannot be had: tracers, arrays that were deleted, and
+    arrays of NumPy that no file can hold.
     """
     if isinstance(leaf, _OF_NUMPY):
         array = cast("NDArray[Any]", leaf)
@@ -141,12 +142,6 @@ def content_of(leaf: object) -> Content | None:
         if is_key(leaf.dtype):
             key = str(jax.random.key_impl(leaf))
             leaf = jax.random.key_data(leaf)
-        if not leaf.is_fully_addressable:
-            raise LeafError(
-                "expected an array that this process holds all of, got one with the sharding "
-                f"{leaf.sharding}, a part of which is on other processes: gather it first, with "
-                "jax.experimental.multihost_utils.process_allgather"
-            )
         return Content(view_of_array(leaf), key, key is None and leaf.weak_type)
     if isinstance(leaf, jax.ShapeDtypeStruct):
         shape: tuple[int, ...] = leaf.shape

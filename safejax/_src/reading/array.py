@@ -116,6 +116,7 @@ class AbsentSource(Source):
     name = "array of other processes"
     immutable = True
     has_values = False
+    elsewhere = True
 
     def __repr__(self) -> str:
         return "AbsentSource()"

@@ -17,6 +17,12 @@ class Operand(Protocol):
     """What is in front of a barrier: a view."""
 
     @property
+    def has_values(self) -> bool: ...
+
+    @property
+    def elsewhere(self) -> bool: ...
+
+    @property
     def immutable(self) -> bool: ...
 
     @property
@@ -33,9 +39,8 @@ class Operand(Protocol):
 class ComputedSource(Source):
     """The flat result of a function that is called when it is read: the far side of a barrier.
 
-    Any read computes the whole result, unless an earlier one is `kept`. `operand_cost` returns
-    what the function requests from files: bytes, and the number of their runs.
-    `barrier` makes the source of a view, which is then its operand.
+    Any read computes the whole result, unless an earlier one is `kept`. `operand` is the view that
+    the function reads, if it is one; `barrier` makes the source of a view.
     """
 
     is_barrier = True
@@ -45,14 +50,14 @@ class ComputedSource(Source):
         compute: Callable[[], NDArray[Any]],
         name: str,
         immutable: bool,
-        operand_cost: Callable[[], tuple[int, int]] = lambda: (0, 0),
         operand: Operand | None = None,
     ) -> None:
         self.name = name
+        self.operand = self._operand = operand
+        self.has_values = operand is None or operand.has_values
+        self.elsewhere = operand is not None and operand.elsewhere
         self.immutable = immutable
         self._compute = compute
-        self._operand_cost = operand_cost
-        self._operand = operand
         self._lock = threading.Lock()
         self._keepers = 0
         self._made: NDArray[np.uint8] | None = None
@@ -68,7 +73,7 @@ class ComputedSource(Source):
 
     def cost(self, dtype: Dtype, window: Window) -> tuple[int, int]:
         del dtype
-        return self._operand_cost() if window.size else (0, 0)
+        return self._operand.cost() if self._operand is not None and window.size else (0, 0)
 
     @property
     def arrays(self) -> tuple[HostArray, ...]:
@@ -106,4 +111,4 @@ class ComputedSource(Source):
 
 def barrier(operand: Operand, name: str) -> ComputedSource:
     """The source of the flat values of a view, the whole of which is read for any part."""
-    return ComputedSource(operand.read, name, operand.immutable, operand.cost, operand)
+    return ComputedSource(operand.read, name, operand.immutable, operand)

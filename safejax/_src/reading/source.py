@@ -44,7 +44,9 @@ class Source(ABC):
     - `in_memory`: the bytes have an address in this process before anybody reads them, as those
       of a buffer or a mapped file; nothing is fetched or computed for a read.
     - `is_mapped`: they are pages of a file, which the system brings in when they are touched.
-    - `is_barrier`: the whole of an operand is read for any part.
+    - `is_barrier`: the whole of an operand is read for any part; `operand` is the view of it.
+    - `elsewhere`: some of the values are in other processes only; then `has_values` is false.
+    - `holders`: the processes that have the bytes; None if each has them, for itself.
     """
 
     name: str
@@ -53,6 +55,9 @@ class Source(ABC):
     in_memory: bool = False
     is_mapped: bool = False
     is_barrier: bool = False
+    operand: object | None = None
+    elsewhere: bool = False
+    holders: tuple[int, ...] | None = None
 
     @abstractmethod
     def read(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:

@@ -63,6 +63,11 @@ class View(ABC):
         return all(source.has_values for source in self.sources)
 
     @property
+    def elsewhere(self) -> bool:
+        """Whether some of the values are in other processes only."""
+        return any(source.elsewhere for source in self.sources)
+
+    @property
     def is_mapped(self) -> bool:
         """Whether some of the values are pages of a file, brought in when they are touched."""
         return any(source.is_mapped for source in self.sources)

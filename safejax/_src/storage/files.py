@@ -34,14 +34,22 @@ def write_atomically(
     wrote: Callable[[int], None],
     head: Callable[[], bytes] | None = None,
 ) -> None:
-    """Make the file at `path` hold `chunks`, or leave it as it was.
+    """Make the file at `path` hold `chunks`, or leave it as it was, as `fill_atomically` does.
 
-    The chunks go to a temporary file next to the target, which is flushed to disk and renamed
-    over the target; then the folder is flushed. A target that is a symbolic link is written
-    through. The mode, and where allowed the group and the owner, are those of the target; the
-    umask is for a new file. Temporary files that killed saves left behind in the folder are
-    removed. `wrote(n)` is called after every `n` bytes. With `head`, the bytes that it returns
-    once all chunks are written replace the first bytes of the file.
+    `wrote(n)` is called after every `n` bytes. With `head`, the bytes that it returns once all
+    chunks are written replace the first bytes of the file.
+    """
+    fill_atomically(path, lambda descriptor, _: write_chunks(descriptor, chunks, wrote, head))
+
+
+def fill_atomically(path: str, fill: Callable[[int, str], None]) -> None:
+    """Make the file at `path` hold what `fill` writes, or leave it as it was.
+
+    `fill(descriptor, temporary)` is called with a temporary file next to the target, and flushes
+    what it writes to disk. The file is then renamed over the target, and the folder is flushed. A
+    target that is a symbolic link is written through. The mode, and where allowed the group and
+    the owner, are those of the target; the umask is for a new file. Temporary files that killed
+    saves left behind in the folder are removed.
 
     Raises `OSError`, which names `path`: a missing or unwritable folder, a full disk, a target
     that is a folder.
@@ -52,7 +60,7 @@ def write_atomically(
     remove_litter(target)
     with errors_name(path), _temporary_file(target, 0o600 if replaced else 0o666) as opened:
         descriptor, temporary = opened
-        write_chunks(descriptor, chunks, wrote, head)
+        fill(descriptor, temporary)
         if replaced is not None:
             take_over(temporary, replaced)
         os.replace(temporary, target)

@@ -20,7 +20,7 @@ from safejax._src.reading.file import FileSource, MappedSource
 from safejax._src.storage.files import write_atomically
 from safejax._src.storage.network import is_on_network
 from safejax._src.storage.store import Access, Store
-from safejax._src.system import CAN_READ
+from safejax._src.system import CAN_READ, CAN_WRITE_AT
 
 
 @final
@@ -39,6 +39,10 @@ class LocalStore(Store):
     @property
     def rewrites(self) -> bool:
         return True
+
+    @property
+    def shares_files(self) -> bool:
+        return CAN_WRITE_AT
 
     def join(self, folder: str, name: str) -> str:
         return os.path.join(folder, name)

@@ -34,6 +34,10 @@ class RemoteStore(Store):
     def rewrites(self) -> bool:
         return False  # Bytes cannot be changed once they are sent.
 
+    @property
+    def shares_files(self) -> bool:
+        return False
+
     def join(self, folder: str, name: str) -> str:
         return f"{folder.rstrip('/')}/{name}"
 

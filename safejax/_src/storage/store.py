@@ -19,7 +19,8 @@ class Store(ABC):
 
     `kind` names the place in errors. `replaces_folders` is true if a folder can be replaced as a
     whole, so that no reader sees half of it. `rewrites` is true if the first bytes of a file can
-    be written again at the end of a `write`.
+    be written again at the end of a `write`. `shares_files` is true if several processes can write
+    parts of one file.
     """
 
     __slots__ = ()
@@ -35,6 +36,10 @@ class Store(ABC):
     @property
     @abstractmethod
     def rewrites(self) -> bool: ...
+
+    @property
+    @abstractmethod
+    def shares_files(self) -> bool: ...
 
     @abstractmethod
     def join(self, folder: str, name: str) -> str:

@@ -26,6 +26,7 @@ PRIVATE: list[tuple[str, str]] = [
     ("jax._src.array", "ArrayImpl"),
     ("jax._src.core", "pytype_aval_mappings"),
     ("jax._src.dispatch", "_batched_device_put_impl"),
+    ("jax._src.distributed", "global_state.client"),
     ("jax._src.interpreters.pxla", "batched_device_put"),
     ("jax._src.tree_util", "dispatch_registry.register_node"),
 ]

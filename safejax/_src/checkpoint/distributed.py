@@ -1,0 +1,235 @@
+"""A save by several processes into one file, of which each writes the bytes that it holds.
+
+The layout follows from names, shapes and dtypes, so every process knows where each byte goes.
+
+1. All agree that they have the same tree and arguments, and thus the same layout. (Before that,
+   they tell each other which arrays only one of them has.)
+2. Process 0 makes the temporary file at its full size, and all learn its path.
+3. Each writes its own bytes there and flushes them, and all agree that they have.
+4. Process 0 renames the file, and all learn that it is there.
+
+If there are digests, each process hashes some blocks after step 3, and puts the digests behind
+the end of the file, where process 0 takes them from before it writes the header again.
+
+No device is asked for anything but the values that it holds, so this may run next to a training
+step. Whoever gives up removes the temporary file, so that nobody can rename it later.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar
+
+from safejax._src.arrays.materialize import Progress
+from safejax._src.checkpoint.digesting import finish_head, full_size, write_digests
+from safejax._src.checkpoint.division import Runs, divided, held_alone, merged, single_holders
+from safejax._src.checkpoint.facts import Facts, digest_of, facts_of, raise_difference
+from safejax._src.checkpoint.layout import Layout
+from safejax._src.checkpoint.ours import Ours, ours_of, write_share
+from safejax._src.checkpoint.saving import Wrote, reporting, room_is_told
+from safejax._src.checkpoint.shards import Folder, is_ours
+from safejax._src.format.index import INDEX_NAME
+from safejax._src.leaves.leaves import Leaves
+from safejax._src.processes.agreement import Round
+from safejax._src.reading.remote import FileSystem
+from safejax._src.storage.files import PathLike, checked_path, errors_name, fill_atomically
+from safejax._src.storage.folders import write_folder_atomically
+from safejax._src.storage.location import locate
+from safejax._src.storage.store import Store
+from safejax._src.storage.together import SharedFile, opened_together, remove_together
+from safejax._src.system import allocate
+from safejax.errors import ProcessError
+
+TIMEOUT: Final = 300.0
+"""Seconds without a sign of life after which a process is given up."""
+
+
+def save_by_all(
+    flattened: Callable[[], Leaves],
+    plan_of: Callable[[Leaves], Layout | Folder],
+    options: Mapping[str, Any],
+    target: PathLike,
+    fs: FileSystem,
+    progress: Progress | None,
+    timeout: Any,
+) -> None:
+    """Save to `target` what `plan_of` makes of the leaves, with all other processes.
+
+    `options` are the arguments that must be the same everywhere and are not seen in the plan.
+    `progress` is called with the bytes that this process writes. Every error is raised in all
+    processes; what was there before is kept.
+    """
+    valid = _is_timeout(timeout)
+    with Round(f"save to {target!s}", timeout if valid else TIMEOUT) as across:
+        across.note = "what was there before is unchanged"
+
+        def prepare() -> tuple[Leaves, Store, str]:
+            _check_timeout(timeout, valid)
+            leaves = flattened()
+            store, path = locate(checked_path(target), fs)
+            _check_store(store, path)
+            return leaves, store, path
+
+        (leaves, store, path), runs = _agreed(
+            across, prepare, lambda made: single_holders(made[0]), _merged
+        )
+        alone = held_alone(leaves, runs, across.process)
+
+        def divide() -> tuple[Ours, Facts]:
+            plan = plan_of(divided(leaves, alone, across.process))
+            ours = ours_of(plan, across.process, across.processes)
+            return ours, facts_of({"path": path, **options}, leaves, alone, plan)
+
+        (ours, facts), other = _agreed(
+            across,
+            divide,
+            lambda made: [digest_of(made[1]), made[0].nbytes, made[0].of_all],
+            _first_other,
+        )
+        if other is not None:
+            raise_difference(across, facts, other)
+        with room_is_told(store, path, ours.plan.nbytes):
+            _write(ours, path, across, reporting(progress, ours.nbytes))
+
+
+_Made = TypeVar("_Made")
+
+
+def _agreed(
+    across: Round,
+    make: Callable[[], _Made],
+    value_of: Callable[[_Made], Any],
+    decide: Callable[[list[Any]], Any],
+) -> tuple[_Made, Any]:
+    """What `make` returns, and what all decide on the values of it.
+
+    An error is given in place of a value, so that one that all have is raised as it is.
+    """
+    try:
+        made = make()
+        value = value_of(made)
+    except Exception as error:
+        across.agree(None, decide, error)
+        raise
+    return made, across.agree(value, decide)
+
+
+def _merged(values: list[Any]) -> Runs:
+    return merged(values[0], values[1]) if len(values) > 1 else values[0]
+
+
+def _is_timeout(timeout: object) -> bool:
+    return type(timeout) in (int, float) and 0 < timeout < float("inf")  # pyright: ignore
+
+
+def _check_timeout(timeout: object, valid: bool) -> None:
+    if not valid:
+        raise ValueError(f"timeout: expected seconds, more than 0, got {timeout!r}")
+
+
+def _check_store(store: Store, target: str) -> None:
+    if not store.shares_files:
+        raise ValueError(
+            f"{target}: expected a local folder that all processes share, since each of them "
+            f"writes a part of the file, got {store.kind}: save to such a folder and copy the "
+            "file in process 0, or gather the arrays with "
+            "multihost_utils.process_allgather(x, tiled=True) and save in process 0"
+        )
+
+
+def _first_other(values: list[Any]) -> int | None:
+    """The first process whose facts are not those of process 0; `ProcessError` for bad shares."""
+    for process, value in enumerate(values):
+        if value[0] != values[0][0]:
+            return process
+    found, expected = sum(value[1] for value in values), values[0][2]
+    if found != expected:
+        raise ProcessError(
+            f"expected the shares of all processes to have {expected} bytes, got {found}: this is "
+            "an error of safejax, please report it; nothing was written"
+        )
+    return None
+
+
+# ---- writing
+
+
+def _write(ours: Ours, path: str, across: Round, wrote: Wrote) -> None:
+    if across.process != 0:
+        temporary = str(across.agree(None, _of_process_0))
+        try:
+            with errors_name(path):
+                _fill(ours, temporary, across, wrote)
+            _agree_on_the_end(across)
+        except BaseException:
+            remove_together(temporary)
+            raise
+        return
+
+    def fill(temporary: str) -> None:
+        across.agree(temporary, _of_process_0)
+        _fill(ours, temporary, across, wrote)
+
+    def fill_file(descriptor: int, temporary: str) -> None:
+        (layout,) = ours.files.values()
+        _begin(descriptor, layout)
+        fill(temporary)
+
+    def fill_folder(temporary: str) -> None:
+        for name, layout in ours.files.items():
+            with open(os.path.join(temporary, name), "xb") as file:
+                _begin(file.fileno(), layout)
+        if isinstance(ours.plan, Folder) and ours.plan.index is not None:
+            with open(os.path.join(temporary, INDEX_NAME), "xb") as file:
+                file.write(ours.plan.index)
+                file.flush()
+                os.fsync(file.fileno())
+        fill(temporary)
+
+    if isinstance(ours.plan, Folder):
+        write_folder_atomically(path, fill_folder, is_ours)
+    else:
+        fill_atomically(path, fill_file)
+    _agree_on_the_end(across)
+
+
+def _of_process_0(values: list[Any]) -> Any:
+    return values[0]
+
+
+def _agree_on_the_end(across: Round) -> None:
+    across.note = "what was there before may have been replaced"
+    across.agree(None, lambda _: None)
+
+
+def _begin(descriptor: int, layout: Layout) -> None:
+    """Give a new file its full size, and its head."""
+    allocate(descriptor, full_size(layout))
+    file = SharedFile(descriptor)
+    file.write(0, memoryview(layout.head))
+    file.flush()
+
+
+def _fill(ours: Ours, temporary: str, across: Round, wrote: Wrote) -> None:
+    """Write all that is ours into the file or folder at `temporary`, and wait for the others."""
+    with contextlib.ExitStack() as stack:
+        files: dict[str, SharedFile] = {}
+        for name, layout in ours.files.items():
+            if ours.shares[name] or across.process == 0:
+                place = os.path.join(temporary, name) if name else temporary
+                files[name] = stack.enter_context(opened_together(place, full_size(layout)))
+        for name, file in files.items():
+            for share in ours.shares[name]:
+                for nbytes in write_share(share, file):
+                    across.alive()
+                    wrote(nbytes)
+            file.flush()
+            across.alive()
+        across.agree(None, lambda _: None)
+        if any(layout.block_bytes for layout in ours.files.values()):
+            for name, file in files.items():
+                write_digests(ours.files[name], ours.shares[name], file, across)
+            across.agree(None, lambda _: None)
+            if across.process == 0:
+                for name, file in files.items():
+                    finish_head(ours.files[name], file)

@@ -1,0 +1,136 @@
+"""What one process writes of a file that several write together: its share of each tensor."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, final
+
+from safejax._src import dtypes
+from safejax._src.checkpoint.layout import Extent, Layout
+from safejax._src.checkpoint.shards import Folder
+from safejax._src.checkpoint.stream import BLOCK_BYTES
+from safejax._src.reading.shares import Region, Stripes, shares
+from safejax._src.storage.together import SharedFile
+from safejax.errors import LeafError
+
+
+@final
+class Share(NamedTuple):
+    """The regions of a tensor that this process writes."""
+
+    extent: Extent
+    regions: list[Region]
+
+    @property
+    def bits(self) -> int:
+        """The size of an element in the file."""
+        return self.extent.nbytes * 8 // self.extent.view.size
+
+    @property
+    def nbytes(self) -> int:
+        return sum(region.at.size for region in self.regions) * self.bits // 8
+
+    def has(self, byte: int) -> bool:
+        """Whether this process writes a byte of the tensor."""
+        return any(_contains(region, byte * 8 // self.bits) for region in self.regions)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Ours:
+    """What this process writes: the shares of each file, by its name, which is empty if it is one.
+
+    `nbytes` counts the bytes of tensors of this process, and `of_all` those of all.
+    """
+
+    plan: Layout | Folder
+    shares: Mapping[str, list[Share]]
+
+    @property
+    def files(self) -> Mapping[str, Layout]:
+        return self.plan.files if isinstance(self.plan, Folder) else {"": self.plan}
+
+    @property
+    def nbytes(self) -> int:
+        return sum(share.nbytes for each in self.shares.values() for share in each)
+
+    @property
+    def of_all(self) -> int:
+        return sum(layout.nbytes - len(layout.head) for layout in self.files.values())
+
+
+def ours_of(plan: Layout | Folder, process: int, processes: int) -> Ours:
+    files = plan.files if isinstance(plan, Folder) else {"": plan}
+    return Ours(
+        plan,
+        {
+            name: [_share(extent, process, processes) for extent in layout.extents if extent.nbytes]
+            for name, layout in files.items()
+        },
+    )
+
+
+def _share(extent: Extent, process: int, processes: int) -> Share:
+    view = extent.view
+    stripes = Stripes(extent.begin, extent.nbytes, extent.nbytes * 8 // view.size)
+    try:
+        share = Share(extent, list(shares(view, stripes, process, processes)))
+    except LeafError as error:
+        raise LeafError(f"leaf {extent.name!r}: {error}") from error
+    if dtypes.is_packed(extent.stored.code):
+        _check_whole_bytes(share)
+    return share
+
+
+def _check_whole_bytes(share: Share) -> None:
+    for _, at in share.regions:
+        firsts, length = at.runs()
+        moving = [s for n, s in zip(firsts.shape, firsts.strides, strict=True) if n > 1]
+        if any(each % 2 for each in (firsts.offset, length, *moving)):
+            raise LeafError(
+                f"leaf {share.extent.name!r}: expected parts that begin and end with whole bytes, "
+                f"got an odd number of elements of {share.extent.view.dtype}, of which a byte has "
+                "two: give it a sharding that does not divide its last axis"
+            )
+
+
+def _contains(region: Region, element: int) -> bool:
+    left = element - region.at.offset
+    for size, stride in zip(region.at.shape, region.at.strides, strict=True):
+        if size == 1:
+            continue
+        at = left // stride
+        if not 0 <= at < size:
+            return False
+        left -= at * stride
+    return left == 0
+
+
+def write_share(share: Share, file: SharedFile) -> Iterator[int]:
+    """Write the regions of a share; yields the number of bytes after each write."""
+    extent = share.extent
+    packed = dtypes.is_packed(extent.stored.code)
+    for region in share.regions:
+        with region.view.kept():
+            for view, at in [region] if packed else _blocks(region):
+                try:
+                    values = view.read()
+                except LeafError as error:  # It was deleted since the layout was made.
+                    raise LeafError(f"leaf {extent.name!r}: {error}") from error
+                data = dtypes.to_stored_bytes(values, extent.stored).data
+                spans = at.spans()
+                begins = extent.begin + spans.starts * share.bits // 8
+                file.write_runs(begins.tolist(), data, spans.length * share.bits // 8)
+                yield data.nbytes
+
+
+def _blocks(region: Region) -> Iterator[Region]:
+    """Parts of a region, in order, with at most about `BLOCK_BYTES` each."""
+    if region.view.nbytes <= BLOCK_BYTES or region.at.size <= 1:
+        yield region
+        return
+    axis = next(axis for axis, size in enumerate(region.at.shape) if size > 1)
+    size = region.at.shape[axis]
+    rows = max(1, BLOCK_BYTES // (region.view.nbytes // size))
+    for begin in range(0, size, rows):
+        rest = (slice(None),) * axis
+        yield from _blocks(region.part((*rest, slice(begin, begin + rows))))

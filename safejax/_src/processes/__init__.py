@@ -1,0 +1,1 @@
+"""Agreements of several processes, by the service through which JAX's processes find each other."""

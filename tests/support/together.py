@@ -1,0 +1,118 @@
+"""Processes of `jax.distributed` on this machine, which run the same functions at the same time."""
+
+import contextlib
+import os
+import socket
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import jax
+
+from safejax._src.arrays.jax_private import coordination_service
+from tests.support.children import CHILDREN
+
+DEVICES_EACH = 2
+"""The devices of each process that tests divide arrays over; it has more."""
+
+LONG = 60.0
+"""Seconds after which a process that says nothing is a failure of the test."""
+
+
+class Together:
+    """Several processes that know of each other; a context that ends them.
+
+    They live for several calls of `run`, since a process takes a second to start.
+    """
+
+    def __init__(self, processes: int = 2, heartbeat: int = 100) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        self.pipes: list[Connection] = []
+        self.processes: list[Any] = []
+        for number in range(processes):
+            here, there = CHILDREN.Pipe()
+            arguments = (there, address, processes, number, heartbeat)
+            child = CHILDREN.Process(target=_serve, args=arguments, daemon=True)
+            child.start()
+            there.close()
+            self.pipes.append(here)
+            self.processes.append(child)
+
+    def __enter__(self) -> "Together":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if all(process.is_alive() for process in self.processes):
+            for pipe in self.pipes:
+                with contextlib.suppress(OSError):
+                    pipe.send(None)
+            for process in self.processes:
+                process.join(10)
+        for pipe, process in zip(self.pipes, self.processes, strict=True):
+            process.kill()  # Those that are left cannot shut down without the others.
+            process.join()
+            pipe.close()
+
+    def run(self, task: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """What `task(process, *arguments)` returns in each process; their errors fail the test."""
+        self.begin(task, *arguments)
+        return [self.result(number) for number in range(len(self.pipes))]
+
+    def begin(self, task: Callable[..., Any], *arguments: Any) -> None:
+        for pipe in self.pipes:
+            pipe.send((task, arguments))
+
+    def result(self, number: int) -> Any:
+        """What the task returned in one process; None if the process was killed."""
+        assert self.pipes[number].poll(LONG), f"process {number} does not answer"
+        try:
+            kind, value = self.pipes[number].recv()
+        except (EOFError, ConnectionResetError):
+            return None
+        assert kind == "returned", f"process {number}: {value}"
+        return value
+
+
+def raised(call: Callable[[], Any]) -> tuple[str, str]:
+    """The class and the text of the error that a call raises; empty if it raises none."""
+    try:
+        call()
+    except BaseException as error:  # noqa: BLE001 - reported
+        return type(error).__name__, str(error)
+    return "", ""
+
+
+def keys_in_the_service() -> list[str]:
+    """All keys of safejax in JAX's coordination service."""
+    service = coordination_service()
+    assert service is not None
+    return sorted(key for key, _ in service.key_value_dir_get("safejax"))
+
+
+def devices_together() -> list[Any]:
+    """The devices that tests divide arrays over: the first ones of each process."""
+    return [
+        device
+        for process in range(jax.process_count())
+        for device in jax.local_devices(process)[:DEVICES_EACH]
+    ]
+
+
+def _serve(pipe: Connection, address: str, processes: int, number: int, heartbeat: int) -> None:
+    jax.distributed.initialize(address, processes, number, heartbeat_timeout_seconds=heartbeat)
+    while True:
+        try:
+            sent = pipe.recv()
+        except EOFError:
+            os._exit(1)  # The test has ended.
+        if sent is None:
+            jax.distributed.shutdown()
+            return
+        task, arguments = sent
+        try:
+            answer = "returned", task(number, *arguments)
+        except BaseException as error:  # noqa: BLE001 - it fails the test
+            answer = "raised", f"{type(error).__name__}: {error}"
+        pipe.send(answer)
