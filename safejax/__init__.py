@@ -9,7 +9,6 @@ import typing as _typing  # `safejax.typing` is gone, and not that of Python
 
 from safejax._src.api import deserialize, load, metadata, save, save_async, serialize
 from safejax._src.arrays.lazy import LazyArray
-from safejax._src.arrays.materialize import materialize
 from safejax._src.checkpoint.codec import decode, encode
 from safejax._src.checkpoint.handle import SaveHandle
 from safejax._src.leaves.abstract import abstract
@@ -17,6 +16,7 @@ from safejax._src.leaves.flatten import flatten, unflatten
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.rules import sharding_rules
 from safejax._src.leaves.steps import Step, Transform, chain, step
+from safejax._src.materialize import materialize
 from safejax._src.moved import attribute_error as _attribute_error
 from safejax._src.pytrees.structure import EMPTY
 from safejax._src.reading.log import ReadLog, observe_reads

@@ -31,6 +31,7 @@ FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 # Modules that form a room together without having a folder.
 ROOM_OF_MODULE = {
     "adapter": "api",
+    "materialize": "api",
     **dict.fromkeys(("flax", "nnx", "haiku", "objax", "equinox"), "adapters"),
     # The last three are modules of safejax 0.5, whose import fails and says where to go.
     **dict.fromkeys(("", "core", "utils", "typing"), "face"),

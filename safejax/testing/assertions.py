@@ -7,7 +7,7 @@ import chex
 import jax
 import numpy as np
 
-from safejax._src.arrays.materialize import materialize
+from safejax._src.arrays.materialize import place_all
 from safejax._src.checkpoint.codec import encode
 from safejax._src.leaves.flatten import flatten
 from safejax._src.leaves.leaf import content_of, describe, is_array, is_weakly_typed
@@ -97,7 +97,7 @@ def assert_reads(tree: Any, nbytes: int) -> None:
     >>> assert_reads(safejax.deserialize(data)["w"][:4], 32)
     """
     with observe_reads() as log:
-        materialize(tree)
+        place_all(tree)
     if log.nbytes != nbytes:
         raise AssertionError(f"expected {nbytes} bytes to be read, got {log.nbytes}")
 

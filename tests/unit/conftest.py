@@ -6,6 +6,8 @@ from typing import Any
 import fsspec
 import pytest
 
+from tests.support.together import Together
+
 
 @pytest.fixture
 def memory() -> Iterator[Any]:
@@ -13,3 +15,10 @@ def memory() -> Iterator[Any]:
     fs = fsspec.filesystem("memory")
     yield fs
     fs.store.clear()
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Together]:
+    """Two processes of `jax.distributed`, which live for all tests of a module."""
+    with Together(2) as together:
+        yield together

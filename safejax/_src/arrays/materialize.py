@@ -1,4 +1,4 @@
-"""Materializing: all lazy leaves of a tree read and placed at once, by several threads."""
+"""Placing all: the lazy leaves of a tree are read and placed at once, by several threads."""
 
 import os
 import threading
@@ -9,11 +9,10 @@ from typing import Any, TypeAlias, TypeVar
 import jax
 from numpy.typing import NDArray
 
-from safejax._src.arguments import check_progress, refuse_path
 from safejax._src.arrays.lazy import LazyArray
 from safejax._src.arrays.precision import needs_x64
+from safejax._src.arrays.read_once import Together, place_reading_once
 from safejax._src.arrays.untraced import run_all_untraced
-from safejax._src.public import set_module
 from safejax._src.reading.readahead import read_ahead
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -22,44 +21,51 @@ Progress: TypeAlias = Callable[[int, int], None]
 _Tree = TypeVar("_Tree")
 
 
-@set_module("safejax")
-def materialize(tree: _Tree, *, progress: Progress | None = None) -> _Tree:
+def lazy_leaves(tree: Any) -> list[LazyArray]:
+    """The lazy leaves of a tree, each once, in the tree's order."""
+    leaves = jax.tree_util.tree_leaves(tree)
+    return list({id(leaf): leaf for leaf in leaves if isinstance(leaf, LazyArray)}.values())
+
+
+def place_all(
+    tree: _Tree, progress: Progress | None = None, together: Together | None = None
+) -> _Tree:
     """The same tree with every lazy leaf a plain, placed `jax.Array`; leaves are read in parallel.
 
-    Call it before a loop: dispatch then costs what it costs for any array. Leaves that are used
-    in place in a mapped file are brought into memory in the background, ahead of their first
-    access. Leaves that are not lazy are kept. `progress(done, total)` is called with bytes of
-    leaves.
-
-    >>> import jax.numpy as jnp, safejax
-    >>> tree = safejax.deserialize(safejax.serialize({"w": jnp.ones(3)}))
-    >>> isinstance(safejax.materialize(tree)["w"], safejax.LazyArray)
-    False
+    `progress` is called with bytes of leaves. With `together`, what several processes hold is
+    read by one of them, if that can be.
     """
-    check_progress(progress, "materialize")
-    refuse_path(tree, "materialize", "pass safejax.load(path)")
-    lazy: dict[int, LazyArray] = {}
-    for leaf in jax.tree_util.tree_leaves(tree):
-        if isinstance(leaf, LazyArray):
-            lazy[id(leaf)] = leaf
-            leaf.warn_if_narrowed()
-    total = sum(leaf.nbytes for leaf in lazy.values())
+    lazy = lazy_leaves(tree)
+    for leaf in lazy:
+        leaf.warn_if_narrowed()
+    total = sum(leaf.nbytes for leaf in lazy)
     done = 0
     one_at_a_time = threading.Lock()
     in_place: list[NDArray[Any]] = []
 
-    def place(leaves: list[LazyArray]) -> None:
+    def report(leaf: LazyArray) -> None:
         nonlocal done
+        if progress is not None:
+            with one_at_a_time:
+                done += leaf.nbytes
+                progress(done, total)
+
+    def place(leaves: list[LazyArray]) -> None:
         for leaf in leaves:
             in_place.extend(leaf.place_in_this_thread())
-            if progress is not None:
-                with one_at_a_time:
-                    done += leaf.nbytes
-                    progress(done, total)
+            report(leaf)
+
+    gathered: set[int] = set()
+    if together is not None:
+        for leaf in place_reading_once(lazy, together):
+            gathered.add(id(leaf))
+            report(leaf)
 
     # A leaf that is worth a thread gets a task; the others share one task for each x64 mode.
     groups: list[list[LazyArray]] = [[], []]
-    for leaf in lazy.values():
+    for leaf in lazy:
+        if id(leaf) in gathered:
+            continue
         if leaf.is_worth_a_thread:
             groups.append([leaf])
         else:

@@ -9,7 +9,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,6 @@ TIMEOUT = 40.0
 """Seconds; far more than any task takes in which no process has to be given up."""
 
 HOST = np.arange(64 * 48, dtype=np.float32).reshape(64, 48)
-
-
-@pytest.fixture(scope="module")
-def pair() -> Iterator[Together]:
-    with Together(2) as together:
-        yield together
 
 
 def mesh(shape: tuple[int, ...], order: Callable[[Any], Any] = lambda devices: devices) -> Mesh:

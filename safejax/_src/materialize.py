@@ -1,0 +1,73 @@
+"""Materialize: all lazy leaves of a tree become plain arrays, also in many processes together."""
+
+from typing import Any, Final, TypeVar
+
+import jax
+
+from safejax._src.arguments import check_progress, refuse_path
+from safejax._src.arrays.materialize import Progress, lazy_leaves, place_all
+from safejax._src.arrays.read_once import digest_of
+from safejax._src.processes.agreement import Round
+from safejax._src.public import set_module
+from safejax.errors import ProcessError
+
+_TIMEOUT: Final = 300.0
+"""Seconds without a sign of life after which a process is given up."""
+
+_Tree = TypeVar("_Tree")
+
+
+@set_module("safejax")
+def materialize(tree: _Tree, *, progress: Progress | None = None, read_once: bool = False) -> _Tree:
+    """The same tree with every lazy leaf a plain, placed `jax.Array`; leaves are read in parallel.
+
+    Call it before a loop: dispatch then costs what it costs for any array. Leaves that are used
+    in place in a mapped file are brought into memory in the background, ahead of their first
+    access. Leaves that are not lazy are kept. `progress(done, total)` is called with bytes of
+    leaves.
+
+    In several processes each reads what its own devices hold. With `read_once=True`, values that
+    devices of several processes hold are read by one of them, and gathered by XLA: for file systems
+    that are slower than the network. It is a collective, so that all processes must call it, with
+    the same tree, none of whose leaves is placed in one of them only; no other collective may run
+    meanwhile. Leaves that the replicated axes of their mesh do not divide, unless they are
+    replicated as a whole, are read by all processes as without it.
+
+    >>> import jax.numpy as jnp, safejax
+    >>> tree = safejax.deserialize(safejax.serialize({"w": jnp.ones(3)}))
+    >>> isinstance(safejax.materialize(tree)["w"], safejax.LazyArray)
+    False
+
+    Raises what reading and placing raise and, with `read_once`, in all processes what is raised
+    in one of them while it reads, and `ProcessError` if their trees are not the same.
+    """
+    check_progress(progress, "materialize")
+    refuse_path(tree, "materialize", "pass safejax.load(path)")
+    if not read_once or jax.process_count() == 1:
+        return place_all(tree, progress)
+    with Round("materialize", _TIMEOUT) as across:
+        across.agree(digest_of(lazy_leaves(tree)), _all_the_same)
+        return place_all(tree, progress, _Together(across))
+
+
+class _Together:
+    """What reading once asks of a round."""
+
+    def __init__(self, across: Round) -> None:
+        self._across = across
+
+    def alive(self) -> None:
+        self._across.alive()
+
+    def agree(self, failure: BaseException | None) -> None:
+        self._across.agree(None, lambda _: None, failure)
+
+
+def _all_the_same(digests: list[Any]) -> None:
+    for process, digest in enumerate(digests):
+        if digest != digests[0]:
+            raise ProcessError(
+                "materialize: expected the same lazy leaves in all processes, got others in "
+                f"process {process} than in process 0: load the tree in the same way in all of "
+                "them, and use none of its leaves before"
+            )

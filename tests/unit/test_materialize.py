@@ -1,0 +1,152 @@
+"""`materialize` in several processes: each byte is read by one of them, and arrives bit for bit."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import safejax
+from safejax._src.arrays import read_once
+from tests.support.together import Together, devices_together, keys_in_the_service, raised
+
+DTYPES = (
+    "float32", "bfloat16", "float16", "int8", "bool", "complex64", "float8_e4m3fn", "float8_e5m2",
+    "int4", "uint2", "int32", "uint16",
+)  # fmt: skip
+SHAPES = ((8, 4), (3, 5), (6, 2), (4,), ())
+SPECS = (P(), P("x"), P("y"), P(None, "y"), P("x", "y"), P(None, ("x", "y")))
+
+
+def mesh(axis_type: AxisType = AxisType.Auto) -> Mesh:
+    devices = np.array(devices_together()).reshape(2, 2)
+    return Mesh(devices, ("x", "y"), axis_types=(axis_type,) * 2)
+
+
+def random_bits(name: str, shape: tuple[int, ...]) -> Any:
+    """Values of a dtype of which any bits may be set: NaNs with payloads among them."""
+    rng, dtype = np.random.default_rng(0), np.dtype(getattr(ml_dtypes, name, None) or name)
+    if name in ("bool", "int4", "uint2"):
+        low, high = {"bool": (0, 2), "int4": (-8, 8), "uint2": (0, 4)}[name]
+        return rng.integers(low, high, shape).astype(dtype)
+    nbytes = dtype.itemsize * int(np.prod(shape))
+    return np.frombuffer(rng.bytes(nbytes), dtype).reshape(shape)
+
+
+def bits(array: jax.Array) -> list[bytes]:
+    return [np.asarray(shard.data).tobytes() for shard in array.addressable_shards]
+
+
+def compare_all(process: int) -> tuple[int, list[str]]:
+    """The number of leaves that are the same, and what is wrong with others."""
+    del process
+    same, wrong = 0, list[str]()
+    for axis_type in (AxisType.Auto, AxisType.Explicit):
+        for shape in SHAPES:
+            values = {name: random_bits(name, shape) for name in DTYPES}
+            data = safejax.serialize(values)
+            for spec in SPECS:
+                sharding = NamedSharding(mesh(axis_type), spec)
+                try:
+                    plain, once = (safejax.deserialize(data, sharding=sharding) for _ in "ab")
+                except safejax.ShardingError:
+                    continue
+                materialized = safejax.materialize(once, read_once=True)
+                for name in DTYPES:
+                    got, expected = materialized[name], plain[name].placed()
+                    if (got.aval, got.sharding, bits(got)) == (
+                        expected.aval, expected.sharding, bits(expected),
+                    ):  # fmt: skip
+                        same += 1
+                    else:
+                        wrong.append(f"{name}{shape} {spec} {axis_type}")
+    return same, wrong
+
+
+def test_every_bit_arrives(pair: Together) -> None:
+    for same, wrong in pair.run(compare_all):
+        assert not wrong
+        assert same > 30 * len(DTYPES)
+
+
+def read_bytes(process: int) -> dict[str, int]:
+    """The bytes that this process reads of a leaf of 512 bytes, for each way to divide it."""
+    del process
+    read: dict[str, int] = {}
+    data = safejax.serialize({"w": np.arange(128, dtype=np.float32).reshape(16, 8)})
+    for once in (False, True):
+        for spec in SPECS:
+            tree = safejax.deserialize(data, sharding=NamedSharding(mesh(), spec))
+            with safejax.observe_reads() as log:
+                safejax.materialize(tree, read_once=once)
+            read[f"{spec} {once}"] = log.nbytes
+    # Ten elements in four parts are twelve, of which two are padding.
+    data = safejax.serialize({"w": np.arange(10, dtype=np.float32)})
+    odd = safejax.deserialize(data, sharding=NamedSharding(mesh(), P()))
+    with safejax.observe_reads() as log:
+        safejax.materialize(odd, read_once=True)
+    read["odd"] = log.nbytes
+    return read
+
+
+def test_each_byte_is_read_by_one_process(pair: Together) -> None:
+    first, second = pair.run(read_bytes)
+    for spec in SPECS:
+        assert first[f"{spec} True"] == second[f"{spec} True"] == 256
+    for spec in (P(), P("y"), P(None, "y")):  # "x" is the axis of the processes.
+        assert first[f"{spec} False"] == 512
+    assert (first["odd"], second["odd"]) == (24, 24)
+
+
+def fail_in_one(process: int) -> list[tuple[str, str]]:
+    """What is raised where one process has a damaged file, or another tree."""
+    replicated = NamedSharding(mesh(), P())
+    checked = bytearray(safejax.serialize({"w": np.ones(1024, np.float32)}, checksum=True))
+    if process == 1:
+        checked[-5] ^= 1
+    damaged = safejax.deserialize(bytes(checked), sharding=replicated, verify=True)
+    values = {"w": np.ones(8, np.float32), **({"more": np.ones(8, np.float32)} if process else {})}
+    other = safejax.deserialize(safejax.serialize(values), sharding=replicated)
+    used = safejax.deserialize(
+        safejax.serialize({"w": np.ones(8, np.float32)}), sharding=replicated
+    )
+    if process == 0:
+        used["w"].placed()
+    errors = [
+        raised(lambda tree=tree: safejax.materialize(tree, read_once=True))
+        for tree in (damaged, other, used)
+    ]
+    # And the processes are still in step.
+    whole = safejax.deserialize(
+        safejax.serialize({"w": np.ones(8, np.float32)}), sharding=replicated
+    )
+    done = list[int]()
+    safejax.materialize(whole, read_once=True, progress=lambda now, total: done.append(now))
+    assert done == [32]
+    # Process 0 deletes the keys of each round when all have come to the next.
+    assert process or len({key.split("/")[1] for key in keys_in_the_service()}) == 1
+    return errors
+
+
+def test_an_error_in_one_process_is_raised_in_both(pair: Together) -> None:
+    first, second = pair.run(fail_in_one)
+    assert first == second
+    damaged, other, used = first
+    assert damaged[0] == "ChecksumError"
+    assert "'w'" in damaged[1]
+    for kind, message in (other, used):
+        assert kind == "ProcessError"
+        assert message.startswith("materialize: expected the same lazy leaves in all processes")
+
+
+def test_in_one_process_nothing_is_different() -> None:
+    data = safejax.serialize({"w": jnp.arange(8.0)})
+    sharding = NamedSharding(jax.make_mesh((8,), ("x",)), P())
+    tree = safejax.deserialize(data, sharding=sharding)
+    assert read_once.spread_of(tree["w"]) is None
+    placed = safejax.materialize(tree, read_once=True)["w"]
+    assert placed.sharding == sharding
+    np.testing.assert_array_equal(placed, np.arange(8.0))
