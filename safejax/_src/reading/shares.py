@@ -7,11 +7,12 @@ in every process alike, such as a NumPy array, is shared by all; what is read fr
 written by process 0, as the files of others may differ.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple, final
 
-from safejax._src.reading.concatenation import Concatenation
+from safejax._src.reading.concatenation import Concatenation, concatenation
 from safejax._src.reading.pointwise import Pointwise
 from safejax._src.reading.view import Strided, View
 from safejax._src.reading.windows import Window
@@ -110,23 +111,52 @@ def _pieces(region: Region) -> Iterator[Piece]:
             values = Pointwise(piece.region.view, view.function, view.dtype)
             yield Piece(Region(values, piece.region.at), piece.holders)
     elif isinstance(view, Concatenation):
-        begin = 0
-        for part in view.parts:
-            end = begin + part.shape[view.axis]
-            place = at.index((*(slice(None),) * view.axis, slice(begin, end)))
-            if part.size:
-                yield from _pieces(Region(part, place))
-            begin = end
+        yield from _of_parts(view, at)
     else:
         assert isinstance(view, Strided)
         yield from _of_strided(view, at)
+
+
+def _of_parts(view: Concatenation, at: Window) -> Iterator[Piece]:
+    """The pieces of the parts; neighbours in rows are one piece, so that longer runs are written.
+
+    Only those of the same holders: who writes a byte must not depend on what is grouped here.
+    """
+    lead = (slice(None),) * view.axis
+    in_rows = math.prod(view.shape[: view.axis]) > 1
+    group: list[View] = []
+    holders: tuple[int, ...] | None = None
+    first = begin = 0
+
+    def grouped() -> Iterator[Piece]:
+        if group:
+            place = at.index((*lead, slice(first, begin)))
+            yield Piece(Region(concatenation(tuple(group), view.axis), place), holders)
+            group.clear()
+
+    for part in view.parts:
+        end = begin + part.shape[view.axis]
+        place = at.index((*lead, slice(begin, end)))
+        found = list(_pieces(Region(part, place))) if part.size else []
+        is_whole = len(found) == 1 and found[0].region.view.shape == part.shape
+        if in_rows and is_whole and found[0].holders is not None:
+            if found[0].holders != holders:
+                yield from grouped()
+            if not group:
+                first, holders = begin, found[0].holders
+            group.append(found[0].region.view)
+        else:
+            yield from grouped()
+            yield from found
+        begin = end
+    yield from grouped()
 
 
 def _of_strided(view: Strided, at: Window) -> Iterator[Piece]:
     source, operand = view.source, view.source.operand
     if isinstance(operand, View):
         # A reshape that shows all of its operand has the same bytes in the same order.
-        is_whole = view.begin == 0 and view.window == Window.whole(view.shape)
+        is_whole = view.window == Window.whole(view.shape) and view.size == operand.size
         place = at.reshape(operand.shape) if is_whole else None
         if place is not None:
             yield from _pieces(Region(operand, place))

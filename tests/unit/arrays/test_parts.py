@@ -7,7 +7,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import safejax
-from safejax._src.arrays.parts import boxes_of, view_of_array
+from safejax._src.arrays.parts import boxes_of, view_of_array, view_of_share
+from safejax._src.reading.shares import pieces
 
 MESH = jax.make_mesh((2, 4), ("x", "y"))
 SPECS = {
@@ -68,6 +69,45 @@ def test_boxes_cover_the_array_once(spec: str) -> None:
         covered[tuple(slice(*bounds) for bounds in box)] += 1
     assert (covered == 1).all()
     assert {device for devices in boxes.values() for device in devices} == set(jax.devices())
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_what_other_processes_hold_is_absent(spec: str) -> None:
+    whole = array(spec)
+    view = view_of_array(VALUES)
+    # As if each two of the devices were in a process.
+    holders = {
+        box: tuple(sorted({device.id // 2 for device in devices}))
+        for box, devices in boxes_of(whole.sharding, whole.shape).items()
+    }
+    covered = np.zeros(VALUES.shape, int)
+    for process in range(4):
+        share = view_of_share(view, holders, process)
+        assert share.shape == VALUES.shape
+        # The boxes of others are few parts, however many they are.
+        mine = [box for box, each in holders.items() if process in each]
+        assert len(share.sources) <= 3 * len(mine)
+        for box in holders:
+            index = tuple(slice(*bounds) for bounds in box)
+            part = share.index(index)
+            assert part.has_values == (box in mine)
+            assert part.elsewhere == (box not in mine)
+            if box in mine:
+                covered[index] += 1
+                assert np.array_equal(part.read(), VALUES[index])
+                assert {source.holders for source in part.sources} == {holders[box]}
+            else:
+                with pytest.raises(safejax.ReadError, match="that only other processes hold"):
+                    part.read()
+        assert share.elsewhere == (len(mine) < len(holders))
+    assert covered.min() >= 1
+
+
+def test_a_process_may_hold_nothing_of_an_array() -> None:
+    share = view_of_share(view_of_array(VALUES), {((0, 8), (0, 16), (0, 2)): (1,)}, 0)
+    assert len(share.sources) == 1
+    assert share.elsewhere
+    assert list(pieces(share)) == []
 
 
 def test_an_array_that_is_deleted_while_it_is_saved_is_an_error() -> None:

@@ -316,7 +316,7 @@ def bad_save(process: int, case: str, folder: Path) -> tuple[str, str]:
         options["max_shard_bytes"] = 0
     elif case == "packed":
         values = np.ones((4, 4), ml_dtypes.float4_e2m1fn)
-        tree["b"] = spread(values, mesh((4,)), None, "x")
+        tree["b"] = spread(values, mesh((4,), alternate), None, "x")
     elif case == "reshape":
         tree["w"] = spread(HOST, mesh((4,)), "x")
         turned = safejax.chain(
@@ -371,6 +371,7 @@ REFUSED: dict[str, tuple[str, str]] = {
     "timeout": ("ValueError", r"timeout: expected seconds, more than 0, got -1"),
     "shard size": ("ValueError", r"max_shard_bytes: expected a number of bytes, .* got 0"),
     "packed": ("LeafError", r"leaf 'b': expected parts that begin and end with whole bytes, .*"),
+    "reshape": ("LeafError", r"leaf 'a': expected a part of an array that one process can read .*"),
     "deleted": ("LeafError", r"leaf 'w': expected an array with values, got one that was .*"),
     "path": ("ProcessError", r"save to \S+: the argument path .* expected '\S+/m', .* got "
              r"'\S+/other' in process 1: .*"),
