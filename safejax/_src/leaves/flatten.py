@@ -147,7 +147,7 @@ def bound_leaves(
             raise leaf.error()
     if sharding is None and not defaults:
         return leaves.replace({**leaves, **host}) if host else leaves
-    chosen = resolve(sharding, defaults, leaves, file)
+    chosen = resolve(sharding, defaults, leaves, file, host.keys())
     with collector_paused():
         entries = {
             name: _bound(name, leaf, chosen[name]) if name in chosen else host.get(name, leaf)

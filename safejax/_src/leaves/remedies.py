@@ -52,14 +52,18 @@ _CODE: Final = (
 )
 
 # By the first part of the name of the module that has the class; none of them is imported.
-_OF_MODULES: Final[Mapping[str, str]] = {
-    "torch": "store x.detach().cpu().numpy(), or jax.numpy.from_dlpack(x) for a bfloat16 one",
-    "PIL": "store numpy.asarray(x)",
-    "tensorflow": "store x.numpy()",
-    "pandas": "store x.to_numpy()",
-    "polars": "store x.to_numpy()",
-    "scipy": "store x.toarray()",
-    "objax": "store a VarCollection with safejax.objax.serialize",
+# Each remedy is for objects that have the attribute, since such a package has other classes, too.
+_OF_MODULES: Final[Mapping[str, tuple[str, str]]] = {
+    "torch": (
+        "detach",
+        "store x.detach().cpu().numpy(), or jax.numpy.from_dlpack(x) for a bfloat16 one",
+    ),
+    "PIL": ("__array_interface__", "store numpy.asarray(x)"),
+    "tensorflow": ("numpy", "store x.numpy()"),
+    "pandas": ("to_numpy", "store x.to_numpy()"),
+    "polars": ("to_numpy", "store x.to_numpy()"),
+    "scipy": ("toarray", "store x.toarray()"),
+    "objax": ("__class__", "store a VarCollection with safejax.objax.serialize"),
 }
 
 
@@ -68,8 +72,8 @@ def remedy_for(leaf: object) -> str:
     for kinds, remedy in _OF_TYPES:
         if isinstance(leaf, kinds):
             return f"{remedy}, {_LEAVE_OUT}"
-    remedy = _OF_MODULES.get(type(leaf).__module__.partition(".")[0])
-    if remedy is not None:
+    attribute, remedy = _OF_MODULES.get(type(leaf).__module__.partition(".")[0], ("", ""))
+    if remedy and hasattr(leaf, attribute):
         return f"{remedy}, {_LEAVE_OUT}"
     if isinstance(leaf, _CODE) or callable(leaf):
         return "leave it out of the tree; for a model that holds functions, use safejax.equinox"

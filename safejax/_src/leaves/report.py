@@ -95,8 +95,12 @@ class Report:
     def _attempts(self) -> Iterable[tuple[str, Mapping[str, Any]]]:
         """Arguments for `load` as users write them, and the leaves that they would give."""
         for renaming in self._renamings():
-            renamed = ((renaming.rename(name), leaf) for name, leaf in self._stored.items())
-            yield renaming.text, {name: leaf for name, leaf in renamed if name is not None}
+            names = {name: renaming.rename(name) for name in self._stored}
+            if any(new != old for old, new in names.items()):  # Else it would match nothing.
+                yield (
+                    renaming.text,
+                    {new: self._stored[old] for old, new in names.items() if new is not None},
+                )
         yield from self._casts()
 
     def _renamings(self) -> Iterable[Renaming]:

@@ -1,6 +1,6 @@
 """Shardings: the argument `sharding=`, resolved to one sharding for each leaf."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, ClassVar, Final, Protocol, TypeAlias, cast
 
 import jax
@@ -72,17 +72,23 @@ _ATOMS: Final[tuple[type[Any], ...]] = (Sharding, jax.Device, PartitionSpec)
 
 
 def resolve(
-    argument: ShardingArgument, defaults: Mapping[str, Sharding], leaves: Leaves, file: str
+    argument: ShardingArgument,
+    defaults: Mapping[str, Sharding],
+    leaves: Leaves,
+    file: str,
+    host: Set[str] = frozenset(),
 ) -> dict[str, Sharding]:
     """The sharding of each array that has one; the others go to JAX's default device.
 
-    It is the one that `argument` gives, otherwise the one in `defaults`, by name. Raises one
+    It is the one that `argument` gives, otherwise the one in `defaults`, by name; the leaves named
+    in `host` need none. Raises one
     `ShardingError` that names every leaf whose shape is not divided by its sharding, or for
     which a prefix tree has no sharding.
     """
     arrays = {name: leaf for name, leaf in leaves.items() if is_array(leaf)}
     mesh = current_mesh()
-    if isinstance(argument, Mesh) and defaults.keys() >= arrays.keys():
+    for_all = defaults.keys() | host >= arrays.keys() and (defaults or not host)
+    if isinstance(argument, Mesh) and for_all:
         # The specs are those of like, whose mesh may be abstract.
         mesh, argument = argument, None
     given = _choose(argument, leaves, arrays, file)

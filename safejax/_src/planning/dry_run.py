@@ -15,7 +15,7 @@ from safejax._src.checkpoint.opening import Path, open_path, shown_path
 from safejax._src.checkpoint.options import LoadOptions, Options, parse_options, shows_options
 from safejax._src.collector import collector_paused
 from safejax._src.leaves.flatten import flatten
-from safejax._src.leaves.leaf import is_weakly_typed
+from safejax._src.leaves.leaf import Unsupported, is_weakly_typed
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.on_host import OnHost
 from safejax._src.leaves.steps import apply
@@ -26,7 +26,7 @@ from safejax._src.pytrees.building import build
 from safejax._src.reading.remote import FileSystem
 from safejax._src.reading.view import Strided, View
 from safejax._src.warn import warnings_collected
-from safejax.errors import MismatchError, ShardingError, TransformError
+from safejax.errors import InvalidFileError, MismatchError, ShardingError, TransformError
 
 
 @set_module("safejax")
@@ -80,7 +80,7 @@ def _planned(
     """
     try:
         leaves = apply(options.transform, leaves)
-    except TransformError as error:
+    except (TransformError, InvalidFileError) as error:
         problems.append(str(error))
         return {}
     bound = _without_problems(leaves, like, replace(options, transform=None), source, problems)
@@ -108,6 +108,12 @@ def _without_problems(
         except MismatchError as error:
             problems.append(str(error))
             like = None
+        except InvalidFileError as error:  # A leaf of a dtype that JAX lacks is used.
+            problems.append(str(error))
+            held = {k: leaf for k, leaf in leaves.items() if not isinstance(leaf, Unsupported)}
+            if len(held) == len(leaves):
+                return Leaves({})
+            leaves = leaves.replace(held)
         except ShardingError as error:
             problems.append(str(error))
             if options.sharding is None:

@@ -1,6 +1,7 @@
 """The walk through a pytree, one container at a time: its leaves by name, and its structure."""
 
 import contextlib
+import operator
 from collections import OrderedDict
 from collections.abc import Callable, Container, Mapping
 from typing import Any, Final, NamedTuple, cast, final
@@ -105,7 +106,30 @@ def _children(node: Any, segments: Segments) -> list[tuple[Any, Any]] | None:
         ) from error
     if len(pairs) == 1 and not pairs[0][0]:
         return None
-    return [(path[0], child) for path, child in pairs]
+    named = [(path[0], child) for path, child in pairs]
+    if of_the_user and isinstance(node, Mapping):
+        return _by_key(cast("Mapping[Any, Any]", node), named) or named
+    return named
+
+
+def _by_key(
+    mapping: Mapping[Any, Any], children: list[tuple[Any, Any]]
+) -> list[tuple[Any, Any]] | None:
+    """The values by key of a mapping whose keys JAX does not see; None if it has other leaves.
+
+    JAX flattens Haiku's maps to their leaves, which would be named by their positions.
+    """
+    if not all(isinstance(entry, FlattenedIndexKey) for entry, _ in children):
+        return None
+    try:
+        items = [(DictKey(key), mapping[key]) for key in sorted(mapping)]
+    except (TypeError, KeyError):
+        return None
+    own, of_jax = (
+        jax.tree_util.tree_leaves([child for _, child in each]) for each in (items, children)
+    )
+    same = len(own) == len(of_jax) and all(map(operator.is_, own, of_jax))
+    return items if same else None
 
 
 def _named(children: list[tuple[Any, Any]]) -> list[tuple[str, Any, Any]]:

@@ -19,8 +19,11 @@ from safejax.errors import NotInvertibleError, TransformError
 
 Function: TypeAlias = Callable[[NDArray[Any]], Any]
 
-_PROBE: Final = ((1, 0, 1, 1),)
-"""The values on which a function is tried; every dtype and most functions have these."""
+_PROBE: Final = ((1, 0, 1, 1), (0, 0, 1, 0))
+"""The values on which a function is tried; every dtype and most functions have these.
+
+They differ along each axis, so that a function that mixes elements along any of them shows.
+"""
 
 
 @final
@@ -46,7 +49,7 @@ class Elementwise(Transform):
         with np.errstate(all="ignore"):
             result = on_any(probe)
             # What the function does with each value alone.
-            alone = np.stack([on_any(probe[:, at : at + 1]) for at in (0, 1)])
+            alone = [on_any(probe[:1, at : at + 1]) for at in (0, 1)]
         if stored_as(result.dtype, ()) is None:
             raise TransformError(
                 f"{self!r}: leaf {name!r}: expected the function to return a dtype that JAX has, "

@@ -1,15 +1,19 @@
 """Haiku: unchanged programs of safejax 0.5, names with slashes, state, old files."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import haiku as hk
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from haiku.data_structures import to_immutable_dict
 
 import safejax
 from safejax.haiku import deserialize, serialize
+from safejax.testing import assert_trees_identical
 from tests.support.files import written_by_safejax_0_5
 from tests.support.leaves import bits
 
@@ -174,3 +178,50 @@ def test_like_from_eval_shape(params_and_state: Any) -> None:
     wider = jax.eval_shape(lambda key: MODEL.init(key, np.ones((3, 5)), True), jax.random.key(0))
     with pytest.raises(safejax.MismatchError, match=r"'0\.linear\.w': expected float32\[5,8\]"):
         deserialize(serialize(params_and_state), like=wider)
+
+
+def test_an_immutable_map_is_stored_by_its_keys_by_safejax_too() -> None:
+    """JAX sees no keys of it; it comes back the same by either way, with like and without (S10)."""
+    params = to_immutable_dict(
+        {"b/~/x": {"w": jnp.ones(1), "v": jnp.zeros(2)}, "a": {"w": jnp.ones(3)},
+         "c.d": {"q.r": jnp.ones(1)}}
+    )  # fmt: skip
+    assert list(safejax.flatten(params)) == ["a.w", "b/~/x.v", "b/~/x.w", "c.d.q.r"]
+    assert safejax.unflatten(safejax.flatten(params)) == params
+    like = jax.tree.map(jnp.zeros_like, params)
+    for data in (safejax.serialize(params), serialize(params)):
+        for load in (safejax.deserialize, deserialize):
+            for options in ({}, {"like": like}):
+                assert_trees_identical(load(data, **options), params)
+    inner = safejax.deserialize(safejax.serialize({"params": [params]}))
+    assert_trees_identical(inner, {"params": [params]})
+    moved = safejax.serialize(params, transform=safejax.prefix("net"))
+    assert_trees_identical(safejax.deserialize(moved), {"net": params})
+
+
+def test_a_mapping_that_has_other_leaves_than_jax_sees_is_named_by_position() -> None:
+    @jax.tree_util.register_pytree_node_class
+    class Doubled(Mapping[str, Any]):
+        def __init__(self, w: Any) -> None:
+            self.w = w
+
+        def __getitem__(self, key: str) -> Any:
+            return {"w": self.w * 2}[key]
+
+        def __iter__(self) -> Iterator[str]:
+            return iter(["w"])
+
+        def __len__(self) -> int:
+            return 1
+
+        def tree_flatten(self) -> tuple[tuple[Any], None]:
+            return (self.w,), None
+
+        @classmethod
+        def tree_unflatten(cls, aux: None, children: tuple[Any]) -> "Doubled":
+            return cls(*children)
+
+    tree = Doubled(jnp.ones(3))
+    assert list(safejax.flatten(tree)) == ["0"]
+    loaded = safejax.deserialize(safejax.serialize(tree), like=tree)
+    assert loaded.w.tolist() == [1, 1, 1]

@@ -53,6 +53,19 @@ def test_it_can_be_dropped(code: str, transform: Any) -> None:
     assert np.asarray(leaf).tolist() == [7, 8]
 
 
+@pytest.mark.parametrize("transform", [None, safejax.prefix("net"), safejax.cast("bfloat16")])
+def test_a_plan_has_it_among_its_problems(transform: Any, tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(blob())
+    planned = safejax.plan(path, transform=transform)
+    (problem,) = planned.problems
+    with pytest.raises(InvalidFileError) as caught:
+        safejax.load(path, transform=transform)
+    assert problem == str(caught.value)
+    assert [leaf.shape for leaf in planned.leaves] == [(2,)]
+    assert not safejax.plan(path, transform=safejax.drop("packed.*")).problems
+
+
 def test_like_that_has_none_takes_the_rest() -> None:
     like = {"w": jax.ShapeDtypeStruct((2,), "int8")}
     with pytest.warns(safejax.PartialLoadWarning):

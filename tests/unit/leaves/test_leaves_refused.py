@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.sparse
+import scipy.spatial.transform
 from PIL import Image
 
 import safejax
@@ -66,6 +68,16 @@ REMEDIES: dict[str, tuple[Any, str, Any]] = {
     "counter of words": (collections.UserDict({"a": 1}), "dict(x)", {"a": 1}),
     "slice": (slice(1, 3), "(x.start, x.stop, x.step)", (1, 3, None)),
     "image": (Image.new("L", (2, 2)), "numpy.asarray(x)", np.zeros((2, 2), np.uint8)),
+    "sparse": (
+        scipy.sparse.csr_array(np.float32([[0, 2], [0, 0]])),
+        "x.toarray()",
+        np.float32([[0, 2], [0, 0]]),
+    ),
+    "sparse coordinates": (
+        scipy.sparse.coo_matrix(np.int8([[0, 2]])),
+        "x.toarray()",
+        np.int8([[0, 2]]),
+    ),
     "tensor": (Tensor(), "x.detach().cpu().numpy()", np.arange(3.0)),
     "objects": (np.array([1, 2], object), "numpy.asarray(x.tolist())", np.array([1, 2])),
     "objects of kinds": (np.array(["a", 2], object), "x.tolist()", ["a", 2]),
@@ -86,6 +98,15 @@ REMEDIES: dict[str, tuple[Any, str, Any]] = {
     "long": (np.longdouble([1.5]), "x.astype(numpy.float64)", np.array([1.5])),
     "long complex": (np.clongdouble([1j]), "x.astype(numpy.complex128)", np.array([1j])),
 }
+
+
+def test_a_remedy_is_for_what_has_its_method() -> None:
+    turn = scipy.spatial.transform.Rotation.identity()
+    assert not hasattr(turn, "toarray")
+    with pytest.raises(LeafError, match=r"^leaf 'x': expected ") as caught:
+        safejax.serialize({"x": turn})
+    assert "toarray" not in str(caught.value)
+    assert "leave it out" in str(caught.value)
 
 
 def _same(found: Any, expected: Any) -> bool:

@@ -98,6 +98,21 @@ def test_a_leaf_that_is_given_a_sharding_is_placed() -> None:
     assert all(leaf.sharding == ROWS for leaf in found.values())
 
 
+def test_a_mesh_for_the_other_leaves_is_enough() -> None:
+    abstract = NamedSharding(MESH.abstract_mesh, PartitionSpec("x"))
+    like = {"w": jax.ShapeDtypeStruct((8,), "float32", sharding=abstract), "n": np.int64(0)}
+    data = safejax.serialize({"w": jnp.ones(8), "n": np.int64(MANY)})
+    for found in (
+        safejax.deserialize(data, like=like, sharding=MESH),
+        safejax.deserialize(data, like=like, sharding={"w": ROWS, "n": None}),
+    ):
+        assert type(found["n"]) is np.int64
+        assert found["n"] == MANY
+        assert found["w"].sharding == ROWS
+    with pytest.raises(safejax.ShardingError, match="a mesh needs a spec"):
+        safejax.deserialize(data, like={**like, "w": np.ones(8, np.float32)}, sharding=MESH)
+
+
 # stored, like
 OTHERS: dict[str, tuple[Any, Any]] = {
     "narrower": (np.arange(3) + MANY, np.zeros(3, np.int32)),

@@ -198,6 +198,15 @@ def test_states_of_other_optimizers_are_not_mixed() -> None:
         safejax.deserialize(data, like={"opt": fresh, "w": W})
 
 
+def test_a_transform_that_changes_nothing_is_no_remedy() -> None:
+    """All names are there, but in a container of another class (S3)."""
+    data = safejax.serialize({"a": Count(B), "b": W})
+    with pytest.warns(PartialLoadWarning, match="1 missing.*1 unexpected") as caught:
+        loaded = safejax.deserialize(data, like={"a": Other(B + 5), "b": W}, strict=False)
+    assert "pass" not in str(caught[0].message)
+    np.testing.assert_array_equal(loaded["a"].count, B + 5)
+
+
 def test_a_class_that_moved_to_another_module_is_the_same() -> None:
     moved = collections.namedtuple("Count", ["count"])
     moved.__module__ = "elsewhere"

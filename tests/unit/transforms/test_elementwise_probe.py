@@ -20,6 +20,12 @@ NOT_BY_ELEMENT: dict[str, Callable[[Any], Any]] = {
     "less the smallest": lambda x: x - x.min(),
     "by the norm": lambda x: x / np.linalg.norm(x),
     "reversed": lambda x: x[..., ::-1],
+    "turned": lambda x: x[::-1, ::-1] if x.ndim > 1 else x,
+    "the rows reversed": lambda x: x[::-1],
+    "less the mean of each column": lambda x: x - x.mean(0),
+    "less the mean of each row": lambda x: x - x.mean(-1, keepdims=True),
+    "sums of columns": lambda x: np.cumsum(x, axis=0, dtype=x.dtype),
+    "by the number of rows": lambda x: x * x.shape[0],
     "sorted": lambda x: np.sort(x, axis=-1),
     "sums": lambda x: np.cumsum(x, axis=-1, dtype=x.dtype),
     "by position": lambda x: (x * np.arange(x.shape[-1])).astype(x.dtype),
@@ -65,12 +71,12 @@ def test_an_error_of_the_function_names_the_leaf() -> None:
         elementwise(lambda x: x << 1.5, "*")(Leaves({"names": np.ones(3, np.int8)}))
 
     def later(array: Any) -> Any:
-        if array.size > 4:
+        if array.size > 8:
             raise ValueError("too many")
         return array
 
-    leaf = elementwise(later, "w")(Leaves({"w": DATA}))["w"]
-    with pytest.raises(TransformError, match=r"leaf 'w': .*float32\[2, 3\], it raised ValueError"):
+    leaf = elementwise(later, "w")(Leaves({"w": jnp.ones((3, 3))}))["w"]
+    with pytest.raises(TransformError, match=r"leaf 'w': .*float32\[3, 3\], it raised ValueError"):
         np.asarray(leaf)
 
 
