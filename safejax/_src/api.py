@@ -4,19 +4,14 @@ from collections.abc import Mapping
 from typing import Any, TypeVar, Unpack, cast, overload
 
 from safejax._src.arguments import (
-    check_progress,
     check_source,
-    check_tree_and_path,
-    checked_size,
     refuse_path,
 )
 from safejax._src.arrays.materialize import Progress
-from safejax._src.checkpoint.background import begin_to_write, check_is_here
+from safejax._src.checkpoint.background import begin_to_write, begin_to_write_by_all
 from safejax._src.checkpoint.codec import IN_MEMORY, Buffer, decode, encode
-from safejax._src.checkpoint.distributed import TIMEOUT, save_by_all
-from safejax._src.checkpoint.division import spans_processes
+from safejax._src.checkpoint.distributed import TIMEOUT
 from safejax._src.checkpoint.handle import SaveHandle
-from safejax._src.checkpoint.layout import Layout
 from safejax._src.checkpoint.opening import Path, open_path, shown_path
 from safejax._src.checkpoint.options import (
     LoadOptions,
@@ -25,14 +20,13 @@ from safejax._src.checkpoint.options import (
     parse_options,
     shows_options,
 )
-from safejax._src.checkpoint.saving import leaves_of, planned, stored_leaves, write
-from safejax._src.checkpoint.shards import Folder
-from safejax._src.leaves.leaves import Leaves
+from safejax._src.checkpoint.saving import stored_leaves, write
+from safejax._src.checkpoint.task import SaveTask
 from safejax._src.leaves.steps import TransformArgument
 from safejax._src.moved import names_new_way
 from safejax._src.public import set_module
 from safejax._src.reading.remote import FileSystem
-from safejax._src.storage.files import PathLike, checked_path
+from safejax._src.storage.files import PathLike
 
 _Tree = TypeVar("_Tree")
 
@@ -86,24 +80,15 @@ def save(
     be applied, and `OSError` if the file cannot be written; an existing file is then kept.
     `ProcessError` if another process has another tree, failed or did not come.
     """
-    by_all = spans_processes(tree)
-
-    def leaves() -> Leaves:
-        check_tree_and_path(tree, path, "save")
-        check_progress(progress, "save")
-        checked_path(path)
-        return leaves_of(tree)
-
-    def plan_of(leaves: Leaves) -> Layout | Folder:
-        most = checked_size(max_shard_bytes, "max_shard_bytes", 1)
-        stored = stored_leaves(leaves, transform, metadata)
-        return planned(stored, checked_path(path), most, checksum=checksum, by_all=by_all)
-
-    if by_all:
-        options = {"max_shard_bytes": max_shard_bytes, "checksum": checksum}
-        save_by_all(leaves, plan_of, options, path, fs, progress, timeout)
+    task = SaveTask(
+        function="save", tree=tree, path=path, transform=transform, metadata=metadata,
+        max_shard_bytes=max_shard_bytes, checksum=checksum, progress=progress, fs=fs,
+        timeout=timeout,
+    )  # fmt: skip
+    if task.spans_processes:
+        task.agree().write(progress)
     else:
-        write(plan_of(leaves()), checked_path(path), fs, progress)
+        write(task.plan(), task.target, fs, progress)
 
 
 @set_module("safejax")
@@ -117,6 +102,7 @@ def save_async(
     checksum: bool = False,
     progress: Progress | None = None,
     fs: FileSystem = None,
+    timeout: float = TIMEOUT,
     max_host_bytes: int | None = None,
 ) -> SaveHandle:
     """Store a pytree as `save` does, in the background; returns as soon as its values are safe.
@@ -137,6 +123,9 @@ def save_async(
     side by side. `progress` and the functions of `elementwise` transforms are called in another
     thread. The interpreter waits for all saves before it exits.
 
+    In several processes, all of them call it as they call `save`. They agree on what is saved
+    before the call returns, and go on in the background, where no device and no collective is used.
+
     >>> import jax, jax.numpy as jnp, safejax, tempfile, os
     >>> path = os.path.join(tempfile.mkdtemp(), "params.safetensors")
     >>> step = jax.jit(lambda params: {"w": params["w"] + 1}, donate_argnums=0)
@@ -147,20 +136,18 @@ def save_async(
     >>> safejax.load(path)["w"].tolist()
     [0.0, 0.0, 0.0]
 
-    Raises `LeafError`, also for an array that other processes hold a part of (call `save`),
-    `TransformError` and `TypeError` at once. All other errors, such as `OSError`, are raised by
-    `handle.result()`; an existing file is then kept.
+    Raises `LeafError`, `TransformError`, `TypeError`, and `ProcessError` for trees that differ, at
+    once. All other errors, such as `OSError`, are raised by `handle.result()`; an existing file is
+    then kept.
     """
-    check_tree_and_path(tree, path, "save_async")
-    check_progress(progress, "save_async")
-    target = checked_path(path)
-    most = checked_size(max_shard_bytes, "max_shard_bytes", 1)
-    held = checked_size(max_host_bytes, "max_host_bytes", 0)
-    leaves = leaves_of(tree)
-    check_is_here(leaves)
-    leaves = stored_leaves(leaves, transform, metadata)
-    plan = planned(leaves, target, most, checksum=checksum)
-    return begin_to_write(plan, target, fs, progress, held)
+    task = SaveTask(
+        function="save_async", tree=tree, path=path, transform=transform, metadata=metadata,
+        max_shard_bytes=max_shard_bytes, checksum=checksum, progress=progress, fs=fs,
+        timeout=timeout, max_host_bytes=max_host_bytes,
+    )  # fmt: skip
+    if task.spans_processes:
+        return begin_to_write_by_all(task.agree(), task.target, progress, max_host_bytes)
+    return begin_to_write(task.plan(), task.target, fs, progress, max_host_bytes)
 
 
 @set_module("safejax")

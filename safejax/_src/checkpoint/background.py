@@ -8,38 +8,20 @@ before it exits, and before JAX's backends go.
 import contextvars
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, final
 
-import jax
-from jax.core import Tracer
-
 from safejax._src.arrays.materialize import Progress
+from safejax._src.checkpoint.distributed import Joint
 from safejax._src.checkpoint.handle import Save, SaveHandle
 from safejax._src.checkpoint.layout import Layout
 from safejax._src.checkpoint.saving import check_place, write_at
 from safejax._src.checkpoint.shards import Folder
 from safejax._src.checkpoint.snapshot import copied_bytes, snapshot
-from safejax._src.leaves.leaves import Leaves
 from safejax._src.reading.remote import FileSystem
 from safejax._src.storage.location import locate
 from safejax._src.storage.store import Store
-from safejax.errors import LeafError
-
-
-def check_is_here(leaves: Leaves) -> None:
-    """Raise `LeafError` for an array that other processes hold a part of."""
-    for name, leaf in leaves.items():
-        if (
-            isinstance(leaf, jax.Array)
-            and not isinstance(leaf, Tracer)
-            and not leaf.is_fully_addressable
-        ):
-            raise LeafError(
-                f"leaf {name!r}: expected an array that this process holds all of, got one with "
-                f"the sharding {leaf.sharding}, a part of which is on other processes: call "
-                "safejax.save, which does not save in the background"
-            )
 
 
 def begin_to_write(
@@ -60,6 +42,41 @@ def begin_to_write(
     """
     store, target = locate(path, fs)
     check_place(plan, store, target)
+
+    def write(plan: Layout | Folder) -> None:
+        write_at(plan, store, target, progress)
+
+    return _begin(path, plan, store, target, write, max_host_bytes)
+
+
+def begin_to_write_by_all(
+    joint: Joint, path: str, progress: Progress | None = None, max_host_bytes: int | None = None
+) -> SaveHandle:
+    """Write what all processes have agreed on in the background, and return a handle.
+
+    As `begin_to_write`; the other processes raise what is raised here.
+    """
+
+    def write(plan: Layout | Folder) -> None:
+        joint.replace_plan(plan)
+        joint.write(progress)
+
+    try:
+        return _begin(path, joint.plan, joint.store, joint.path, write, max_host_bytes)
+    except BaseException as error:
+        joint.failed(error)
+        raise
+
+
+def _begin(
+    path: str,
+    plan: Layout | Folder,
+    store: Store,
+    target: str,
+    write: Callable[[Layout | Folder], None],
+    max_host_bytes: int | None,
+) -> SaveHandle:
+    """Call `write` in the background, with a plan whose values are safe from changes."""
     needed = copied_bytes(plan)
     is_held = max_host_bytes is None or needed <= max_host_bytes
     save = Save(path)
@@ -73,7 +90,7 @@ def begin_to_write(
     except BaseException:
         _turns.end(turn)
         raise
-    job = _Job(save, turn, plan, progress)
+    job = _Job(save, turn, plan, write)
     del plan
     if not (is_held and _starts(job)):
         job.run()
@@ -155,29 +172,30 @@ class _Job:
     """What the thread of a save does."""
 
     def __init__(
-        self, save: Save, turn: _Turn, plan: Layout | Folder, progress: Progress | None
+        self,
+        save: Save,
+        turn: _Turn,
+        plan: Layout | Folder,
+        write: Callable[[Layout | Folder], None],
     ) -> None:
         self.save: Final = save
         self._turn = turn
         self._plan: Layout | Folder | None = plan
-        self._progress = progress
+        self._write = write
 
     def run(self) -> None:
         error: BaseException | None = None
         try:
-            self._write()
+            assert self._plan is not None
+            self._turn.wait()
+            self.save.state = "writing"
+            self._write(self._plan)
         except BaseException as raised:  # noqa: BLE001 - the handle raises it
             error = raised
         # First let go of the values and the turn: who waited for the handle may need both.
         self._plan = None
         _turns.end(self._turn)
         self.save.end(error)
-
-    def _write(self) -> None:
-        assert self._plan is not None
-        self._turn.wait()
-        self.save.state = "writing"
-        write_at(self._plan, self._turn.store, self._turn.target, self._progress)
 
 
 def _starts(job: _Job) -> bool:

@@ -18,7 +18,7 @@ step. Whoever gives up removes the temporary file, so that nobody can rename it 
 import contextlib
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, final
 
 from safejax._src.arrays.materialize import Progress
 from safejax._src.checkpoint.digesting import finish_head, full_size, write_digests
@@ -44,23 +44,59 @@ TIMEOUT: Final = 300.0
 """Seconds without a sign of life after which a process is given up."""
 
 
-def save_by_all(
+@final
+class Joint:
+    """A save on which all processes have agreed, and which is still to be written.
+
+    `write` has to be called once, in any thread, or `failed` instead.
+    """
+
+    def __init__(
+        self, ours: Ours, store: Store, path: str, across: Round, still_open: contextlib.ExitStack
+    ) -> None:
+        self._ours = ours
+        self._across = across
+        self._still_open = still_open
+        self.store: Final = store
+        self.path: Final = path
+
+    @property
+    def plan(self) -> Layout | Folder:
+        """All that is to be written, by all processes together."""
+        return self._ours.plan
+
+    def replace_plan(self, plan: Layout | Folder) -> None:
+        """Take the values from another plan, which is the same but for their sources."""
+        self._ours = ours_of(plan, self._across.process, self._across.processes)
+
+    def write(self, progress: Progress | None) -> None:
+        """Write what is ours, with all other processes, and put the whole into its place."""
+        ours, across = self._ours, self._across
+        with self._still_open, room_is_told(self.store, self.path, ours.plan.nbytes):
+            _write(ours, self.path, across, reporting(progress, ours.nbytes))
+
+    def failed(self, error: BaseException) -> None:
+        """Raise an error of this process in all processes."""
+        with self._still_open:
+            raise error
+
+
+def agree_to_save(
     flattened: Callable[[], Leaves],
     plan_of: Callable[[Leaves], Layout | Folder],
     options: Mapping[str, Any],
     target: PathLike,
     fs: FileSystem,
-    progress: Progress | None,
     timeout: Any,
-) -> None:
-    """Save to `target` what `plan_of` makes of the leaves, with all other processes.
+) -> Joint:
+    """Agree with all other processes to save to `target` what `plan_of` makes of the leaves.
 
     `options` are the arguments that must be the same everywhere and are not seen in the plan.
-    `progress` is called with the bytes that this process writes. Every error is raised in all
-    processes; what was there before is kept.
+    Every error is raised in all processes, also later; what was there before is kept.
     """
     valid = _is_timeout(timeout)
-    with Round(f"save to {target!s}", timeout if valid else TIMEOUT) as across:
+    with contextlib.ExitStack() as stack:
+        across = stack.enter_context(Round(f"save to {target!s}", timeout if valid else TIMEOUT))
         across.note = "what was there before is unchanged"
 
         def prepare() -> tuple[Leaves, Store, str]:
@@ -88,8 +124,8 @@ def save_by_all(
         )
         if other is not None:
             raise_difference(across, facts, other)
-        with room_is_told(store, path, ours.plan.nbytes):
-            _write(ours, path, across, reporting(progress, ours.nbytes))
+        return Joint(ours, store, path, across, stack.pop_all())
+    raise AssertionError("the block returns or raises")
 
 
 _Made = TypeVar("_Made")

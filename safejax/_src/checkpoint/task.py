@@ -1,0 +1,73 @@
+"""Tasks: what a call of `save` or `save_async` stores, and where."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+from safejax._src.arguments import check_progress, check_tree_and_path, checked_size
+from safejax._src.arrays.materialize import Progress
+from safejax._src.checkpoint.distributed import Joint, agree_to_save
+from safejax._src.checkpoint.division import spans_processes
+from safejax._src.checkpoint.layout import Layout
+from safejax._src.checkpoint.saving import leaves_of, planned, stored_leaves
+from safejax._src.checkpoint.shards import Folder
+from safejax._src.leaves.leaves import Leaves
+from safejax._src.leaves.steps import TransformArgument
+from safejax._src.reading.remote import FileSystem
+from safejax._src.storage.files import PathLike, checked_path
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveTask:
+    """The arguments of a call of `function`, which are checked when they are used.
+
+    In a save by several processes, whatever is wrong with them is raised in all.
+    """
+
+    function: str
+    tree: Any
+    path: PathLike
+    transform: TransformArgument | None
+    metadata: Mapping[str, str] | None
+    max_shard_bytes: int | None
+    checksum: bool
+    progress: Progress | None
+    fs: FileSystem
+    timeout: float
+    max_host_bytes: int | None = None
+
+    @property
+    def spans_processes(self) -> bool:
+        """Whether all processes have to save the tree together."""
+        return spans_processes(self.tree)
+
+    @property
+    def target(self) -> str:
+        return checked_path(self.path)
+
+    def plan(self) -> Layout | Folder:
+        """What is to be written, by this process alone."""
+        return self._plan_of(self._leaves())
+
+    def agree(self) -> Joint:
+        """What is to be written, once all processes have agreed on it."""
+        options = {"max_shard_bytes": self.max_shard_bytes, "checksum": self.checksum}
+        return agree_to_save(
+            self._leaves, self._plan_by_all, options, self.path, self.fs, self.timeout
+        )
+
+    def _leaves(self) -> Leaves:
+        check_tree_and_path(self.tree, self.path, self.function)
+        check_progress(self.progress, self.function)
+        checked_path(self.path)
+        checked_size(self.max_host_bytes, "max_host_bytes", 0)
+        return leaves_of(self.tree)
+
+    def _plan_by_all(self, leaves: Leaves) -> Layout | Folder:
+        return self._plan_of(leaves, by_all=True)
+
+    def _plan_of(self, leaves: Leaves, *, by_all: bool = False) -> Layout | Folder:
+        most = checked_size(self.max_shard_bytes, "max_shard_bytes", 1)
+        stored = stored_leaves(leaves, self.transform, self.metadata)
+        return planned(stored, self.target, most, checksum=self.checksum, by_all=by_all)
