@@ -20,15 +20,17 @@ tree = {"w": np.arange(1000.0)}
 
 # ---- Ctrl-C, while the main thread waits
 
-interrupted = threading.Event()
+ready, interrupted = threading.Event(), threading.Event()
 
 def interrupt(done, total):
     if not interrupted.is_set():
+        assert ready.wait(60)
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         assert interrupted.wait(60)
 
 handle = safejax.save_async(tree, folder / "interrupted", progress=interrupt)
 try:
+    ready.set()
     handle.result()
 except KeyboardInterrupt:
     assert not handle.done()
@@ -39,7 +41,7 @@ handle.result(60)
 
 # ---- a handler of a signal saves, while the main thread waits
 
-on_signal = threading.Event()
+ready, on_signal = threading.Event(), threading.Event()
 
 def save_now(number, frame):
     safejax.save_async(tree, folder / "signal").result(60)
@@ -47,11 +49,14 @@ def save_now(number, frame):
 
 def send(done, total):
     if not on_signal.is_set():
+        assert ready.wait(60)
         signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
         assert on_signal.wait(60)
 
 signal.signal(signal.SIGUSR1, save_now)
-safejax.save_async(tree, folder / "handled", progress=send).result(60)
+handle = safejax.save_async(tree, folder / "handled", progress=send)
+ready.set()
+handle.result(60)
 
 # ---- a process that is forked while a save goes on
 
