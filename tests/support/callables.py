@@ -95,6 +95,9 @@ SKIPPED: Final[Mapping[str, tuple[str, ...]]] = {
         r"jax\.tree_util\.keystr", r"numpy\.str_",
     ),
     "is compiled to a program at which XLA ends the process, for lists": (r"jax\.numpy\.u?int2",),
+    "is compiled to a program at which XLA ends the process, for plain arrays over devices": (
+        r"jax\.scipy\.linalg\.convolution_matrix",
+    ),
     "gives what was in memory before": (r"numpy(\.ma)?\.(empty|empty_like|ndarray)",),
     "is another object for every call, with no equality": (r"scipy\.integrate\.(complex_)?ode",),
     "makes an exception": (
