@@ -3,6 +3,7 @@
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
@@ -89,6 +90,19 @@ def keys_in_the_service() -> list[str]:
     service = coordination_service()
     assert service is not None
     return sorted(key for key, _ in service.key_value_dir_get("safejax"))
+
+
+def wait_for_a_decision() -> None:
+    """Wait until other processes have come to a decision without this one."""
+    before = _decisions()
+    deadline = time.monotonic() + LONG
+    while _decisions() <= before:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _decisions() -> set[str]:
+    return {key for key in keys_in_the_service() if "/decided/" in key}
 
 
 def devices_together() -> list[Any]:

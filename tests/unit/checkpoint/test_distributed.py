@@ -24,7 +24,13 @@ from jax.sharding import PartitionSpec as P
 
 import safejax
 from safejax._src.storage.litter import is_temporary
-from tests.support.together import Together, devices_together, keys_in_the_service, raised
+from tests.support.together import (
+    Together,
+    devices_together,
+    keys_in_the_service,
+    raised,
+    wait_for_a_decision,
+)
 
 TIMEOUT = 40.0
 """Seconds; far more than any task takes in which no process has to be given up."""
@@ -441,7 +447,7 @@ def test_bytes_in_memory_need_all_values(pair: Together, tmp_path: Path) -> None
 def interrupted(process: int, who: int, folder: Path) -> tuple[str, str]:
     tree = {"w": spread(HOST, mesh((4,)), "x")}
     if process != who:
-        time.sleep(1.5)
+        wait_for_a_decision()
     else:  # It waits for the other one.
         threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT)).start()
     return raised(lambda: safejax.save(tree, folder / "m", timeout=TIMEOUT))
@@ -458,8 +464,9 @@ def test_ctrl_c_while_it_waits_ends_all(pair: Together, who: int, tmp_path: Path
 def missing(process: int, folder: Path) -> tuple[str, str]:
     tree = {"w": spread(HOST, mesh((4,)), "x")}
     if process == 1:
-        time.sleep(2)
-    return raised(lambda: safejax.save(tree, folder / "m", timeout=1))
+        wait_for_a_decision()
+    timeout = TIMEOUT if process == 1 else 1
+    return raised(lambda: safejax.save(tree, folder / "m", timeout=timeout))
 
 
 def test_a_process_that_does_not_come_in_time_is_an_error(pair: Together, tmp_path: Path) -> None:
@@ -514,7 +521,7 @@ def test_if_a_process_dies_the_other_one_raises_and_the_file_is_whole(
         kind, text, waited = together.result(0)
     assert kind == "ProcessError"
     assert "no sign of process 1 for 2 s" in text
-    assert waited < 4
+    assert waited < TIMEOUT / 2
     assert (tmp_path / "m").read_bytes() == safejax.serialize({"w": HOST + 1})
     assert os.listdir(tmp_path) == ["m"]
 
