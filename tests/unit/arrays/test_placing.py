@@ -764,18 +764,6 @@ for sharding in (NamedSharding(whole, P("x")), NamedSharding(whole, P(None, "x")
         for one, other in zip(moved.addressable_shards, plain.addressable_shards, strict=True):
             assert one.device == other.device
             assert np.asarray(one.data).tobytes() == np.asarray(other.data).tobytes()
-
-# What several processes hold is not saved in the background.
-import safejax
-for array in (plain, leaf, rows):
-    try:
-        safejax.save_async({"a": {"w": array}}, os.devnull).exception()
-    except safejax.LeafError as error:
-        assert not array.is_fully_addressable
-        assert "leaf 'a.w': expected an array that this process holds all of" in str(error)
-        assert "call safejax.save" in str(error)
-    else:
-        assert array.is_fully_addressable
 """
 
 
