@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -115,6 +116,8 @@ def devices_together() -> list[Any]:
 
 
 def _serve(pipe: Connection, address: str, processes: int, number: int, heartbeat: int) -> None:
+    # Whoever started the tests may have had it ignored, as a shell does in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     jax.distributed.initialize(address, processes, number, heartbeat_timeout_seconds=heartbeat)
     while True:
         try:

@@ -17,6 +17,8 @@ import safejax
 
 folder = Path(sys.argv[1])
 tree = {"w": np.arange(1000.0)}
+# Whoever started the tests may have had it ignored, as a shell does in the background.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # ---- Ctrl-C, while the main thread waits
 
