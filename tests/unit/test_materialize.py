@@ -17,7 +17,7 @@ DTYPES = (
     "float32", "bfloat16", "float16", "int8", "bool", "complex64", "float8_e4m3fn", "float8_e5m2",
     "int4", "uint2", "int32", "uint16",
 )  # fmt: skip
-SHAPES = ((8, 4), (3, 5), (6, 2), (4,), ())
+SHAPES = ((8, 4), (3, 5), ())
 SPECS = (P(), P("x"), P("y"), P(None, "y"), P("x", "y"), P(None, ("x", "y")))
 
 
@@ -44,9 +44,9 @@ def compare_all(process: int) -> tuple[int, list[str]]:
     """The number of leaves that are the same, and what is wrong with others."""
     del process
     same, wrong = 0, list[str]()
-    for axis_type in (AxisType.Auto, AxisType.Explicit):
+    for axis_type, dtypes in ((AxisType.Auto, DTYPES), (AxisType.Explicit, DTYPES[:3])):
         for shape in SHAPES:
-            values = {name: random_bits(name, shape) for name in DTYPES}
+            values = {name: random_bits(name, shape) for name in dtypes}
             data = safejax.serialize(values)
             for spec in SPECS:
                 sharding = NamedSharding(mesh(axis_type), spec)
@@ -55,7 +55,7 @@ def compare_all(process: int) -> tuple[int, list[str]]:
                 except safejax.ShardingError:
                     continue
                 materialized = safejax.materialize(once, read_once=True)
-                for name in DTYPES:
+                for name in dtypes:
                     got, expected = materialized[name], plain[name].placed()
                     if (got.aval, got.sharding, bits(got)) == (
                         expected.aval, expected.sharding, bits(expected),
@@ -69,7 +69,8 @@ def compare_all(process: int) -> tuple[int, list[str]]:
 def test_every_bit_arrives(pair: Together) -> None:
     for same, wrong in pair.run(compare_all):
         assert not wrong
-        assert same > 30 * len(DTYPES)
+        # The six specs for the first shape, and one for each of the others.
+        assert same == 8 * (len(DTYPES) + 3)
 
 
 def read_bytes(process: int) -> dict[str, int]:
