@@ -194,6 +194,7 @@ def failing() -> None:
         safejax.NotInvertibleError,
         safejax.PlacementError,
         safejax.PrecisionError,
+        safejax.ProcessError,
         safejax.ReadError,
         safejax.ShardingError,
         safejax.TransformError,
