@@ -77,7 +77,7 @@ class PlacementError(SafejaxError, RuntimeError):
 
 
 class ProcessError(SafejaxError, RuntimeError):
-    """Another process failed in a save by several, did not come to it, or has another tree."""
+    """Another process failed, did not come or has another tree, where several save or load."""
 
 
 class UnsupportedJaxError(SafejaxError, RuntimeError):

@@ -142,7 +142,7 @@ def _unboxed(leaves: Leaves, graph: Any) -> Leaves:
     if not boxed:
         return leaves
     second = _second_names(leaves, graph, boxed)
-    # Modules have containers of their own state beside their variables; as stored they are empty.
+    # Next to their variables, modules have containers of their own state, which are stored empty.
     return leaves.replace(
         {
             boxed.get(name, name): leaf

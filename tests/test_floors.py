@@ -104,6 +104,26 @@ def test_a_room_imports_from_lower_floors_only(module: str) -> None:
         assert other == room or FLOOR[other] < FLOOR[room], f"{module} imports {name}"
 
 
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_the_pages_show_every_room_on_its_floor(page: str) -> None:
+    text = (PACKAGE.parent / page).read_text()
+    rows = dict(re.findall(r"^\| ([1-7]) \| (.*) \|$", text, re.M))
+    for number, floor in enumerate(FLOORS, 1):
+        assert [room for room in floor if not re.search(rf"\b{room}\b", rows[str(number)])] == []
+
+
+def test_the_plan_in_contributing_has_everything_in_it() -> None:
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text()
+    plan = text[text.index("safejax/\n") : text.index("A path says")]
+    for folder in (PACKAGE, PACKAGE / "_src"):
+        for path in folder.iterdir():
+            if path.name[0] != "_" and (path.is_dir() or path.suffix == ".py"):
+                assert re.search(rf"\b{path.stem}({path.suffix}|/)", plan), path.name
+    for name in re.findall(r"`([a-z_]+/[a-z_/]*\w+\.py)`", text):
+        places = (PACKAGE.parent, PACKAGE, PACKAGE / "_src")
+        assert any((place / name).exists() for place in places), name
+
+
 def test_imports_have_no_cycle() -> None:
     graphlib.TopologicalSorter({module: own_imports(module) for module in MODULES}).prepare()
 

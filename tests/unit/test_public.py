@@ -1,4 +1,4 @@
-"""What a public name says of itself: to `repr`, to `help()`, to pickles and to who looks it up."""
+"""What `repr`, `help()`, pickles and look-ups show of a public name."""
 
 import ast
 import copy

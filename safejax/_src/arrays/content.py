@@ -1,4 +1,4 @@
-"""Contents: what a leaf holds on the host: a view, and what a view cannot tell of its type."""
+"""Contents: what a leaf holds on the host: a view, and the part of its type that a view lacks."""
 
 from functools import lru_cache, partial
 from typing import Any, Final, NamedTuple, final

@@ -1,4 +1,4 @@
-"""Handles: what is known of a save in the background, to itself and to who began it."""
+"""Handles: the state of a save in the background, for its own thread and for its caller."""
 
 import threading
 import traceback

@@ -117,7 +117,7 @@ def _is_storable(dtype: np.dtype[Any]) -> bool:
 
 
 def content_of(leaf: object) -> Content | None:
-    """What an array, or an abstract one, holds; None for what is no array.
+    """What an array, or an abstract one, holds; None for anything that is not an array.
 
         Of an array that other processes hold a part of, that part has no values here. Raises
     `LeafError` for arrays whose values cannot be had: tracers, arrays that were deleted, and

@@ -68,7 +68,7 @@ _OF_MODULES: Final[Mapping[str, tuple[str, str]]] = {
 
 
 def remedy_for(leaf: object) -> str:
-    """What to do about a leaf that is no array and no scalar."""
+    """What to do about a leaf that is neither an array nor a scalar."""
     for kinds, remedy in _OF_TYPES:
         if isinstance(leaf, kinds):
             return f"{remedy}, {_LEAVE_OUT}"
@@ -86,7 +86,7 @@ def remedy_for(leaf: object) -> str:
 
 
 def remedy_for_dtype(array: NDArray[Any] | np.generic) -> str:
-    """What to do about an array of NumPy's that JAX has no counterpart of."""
+    """What to do about a NumPy array whose dtype JAX does not have."""
     if isinstance(array, np.ma.MaskedArray):
         return "store x.data and numpy.ma.getmaskarray(x), or x.filled(value)"
     dtype = array.dtype

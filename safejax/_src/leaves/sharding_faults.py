@@ -45,7 +45,7 @@ def fault_of(name: str, sharding: Sharding, leaf: Any) -> str | None:
         if count > len(shape):
             return (
                 f"{expected}: its spec is for {count} axes: give a PartitionSpec of at most "
-                f"{len(shape)} entries"
+                f"{len(shape)} {'entry' if len(shape) == 1 else 'entries'}"
             )
         for axis, entry in enumerate(sharding.spec):
             names = entry if isinstance(entry, tuple) else (entry,)

@@ -222,7 +222,7 @@ def apply(transform: Callable[[Leaves], Leaves] | None, leaves: Leaves) -> Leave
 
 
 def _remedy_for_transform(transform: Any) -> str | None:
-    """What to write in place of what is no transform; None for what may be one."""
+    """The remedy for a value that is not a transform; None for a value that may be one."""
     if isinstance(transform, list | tuple):
         return f"pass transform=chain({', '.join(map(repr, cast('list[Any]', transform)))})"
     if isinstance(transform, Mapping):

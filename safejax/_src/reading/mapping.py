@@ -1,7 +1,7 @@
 """Mapping: a file's bytes as memory, without a descriptor that stays open for it.
 
 A process may have a few hundred files open, and a checkpoint as many shards. Python's `mmap`
-keeps a descriptor of its own, unless it is told not to, which it can be from Python 3.13 on.
+keeps a descriptor of its own; from Python 3.13 on, it can be opened without one.
 Before that, the system is called here.
 """
 

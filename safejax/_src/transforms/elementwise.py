@@ -151,7 +151,7 @@ def elementwise(
 
     Raises `TransformError` when it is built with anything that is not callable, and when it is
     applied to a leaf for which the function raises an error, returns another number of elements,
-    or returns something else for an element beside others than for the element alone.
+    or returns another value for an element next to others than for the element alone.
     """
     for called in (function,) if inverse is None else (function, inverse):
         if not callable(called):

@@ -59,6 +59,13 @@ def test_jax_has_one_of_the_private_names_that_serve_the_same_purpose(
     assert any(is_there(*way) for way in ways), f"JAX {jax.__version__} has none of {ways}"
 
 
+@pytest.mark.parametrize("method", [name for name in vars(jax_private.Service) if name[0] != "_"])
+def test_the_client_of_the_coordination_service_has(method: str) -> None:
+    assert is_there("jax._src.lib", f"_jax.DistributedRuntimeClient.{method}"), (
+        f"the DistributedRuntimeClient of JAX {jax.__version__} has no {method}"
+    )
+
+
 def test_every_hook_is_found() -> None:
     class Leaf:
         pass

@@ -262,7 +262,7 @@ def test_a_spec_for_more_axes_than_there_are_names_the_rule() -> None:
     message = str(caught.value)
     assert "50 leaves ('layer0.bias', 'layer1.bias'" in message
     assert "by the rule '*.bias': expected a sharding that divides float32[8]" in message
-    assert message.endswith("give a PartitionSpec of at most 1 entries")
+    assert message.endswith("give a PartitionSpec of at most 1 entry")
     assert len(message.splitlines()) == 2
 
 
