@@ -83,3 +83,14 @@ def checked_size(nbytes: object, argument: str, least: int) -> int | None:
     if nbytes is not None and (type(nbytes) is not int or nbytes < least):
         raise ValueError(f"{argument}: expected a number of bytes, {least} or more, got {nbytes!r}")
     return nbytes
+
+
+def is_timeout(timeout: object) -> bool:
+    """Whether it is a number of seconds, more than 0."""
+    return type(timeout) in (int, float) and 0 < timeout < float("inf")  # pyright: ignore
+
+
+def check_timeout(timeout: object) -> None:
+    """Raise `ValueError` for what is not a number of seconds."""
+    if not is_timeout(timeout):
+        raise ValueError(f"timeout: expected seconds, more than 0, got {timeout!r}")

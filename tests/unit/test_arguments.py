@@ -166,3 +166,11 @@ def test_sharding_rules_as_a_dict() -> None:
     aval = jax.ShapeDtypeStruct((4,), "float32")
     chosen = safejax.sharding_rules(mesh, pairs)("w", aval)
     assert chosen == jax.NamedSharding(mesh, P("x"))
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan"), "1", None, True])
+@pytest.mark.parametrize("save", [safejax.save, safejax.save_async])
+def test_a_timeout_is_a_number_of_seconds(save: Any, timeout: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="timeout: expected seconds, more than 0, got"):
+        save({"w": np.ones(3)}, tmp_path / "m.safetensors", timeout=timeout)
+    assert list(tmp_path.iterdir()) == []

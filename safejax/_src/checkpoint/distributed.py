@@ -20,6 +20,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar, final
 
+from safejax._src.arguments import is_timeout
 from safejax._src.arrays.materialize import Progress
 from safejax._src.checkpoint.digesting import finish_head, full_size, write_digests
 from safejax._src.checkpoint.division import Runs, divided, held_alone, merged, single_holders
@@ -94,13 +95,13 @@ def agree_to_save(
     `options` are the arguments that must be the same everywhere and are not seen in the plan.
     Every error is raised in all processes, also later; what was there before is kept.
     """
-    valid = _is_timeout(timeout)
     with contextlib.ExitStack() as stack:
-        across = stack.enter_context(Round(f"save to {target!s}", timeout if valid else TIMEOUT))
+        # One that is no timeout is found when the leaves are prepared, in the round.
+        silence = timeout if is_timeout(timeout) else TIMEOUT
+        across = stack.enter_context(Round(f"save to {target!s}", silence))
         across.note = "what was there before is unchanged"
 
         def prepare() -> tuple[Leaves, Store, str]:
-            _check_timeout(timeout, valid)
             leaves = flattened()
             store, path = locate(checked_path(target), fs)
             _check_store(store, path)
@@ -152,15 +153,6 @@ def _agreed(
 
 def _merged(values: list[Any]) -> Runs:
     return merged(values[0], values[1]) if len(values) > 1 else values[0]
-
-
-def _is_timeout(timeout: object) -> bool:
-    return type(timeout) in (int, float) and 0 < timeout < float("inf")  # pyright: ignore
-
-
-def _check_timeout(timeout: object, valid: bool) -> None:
-    if not valid:
-        raise ValueError(f"timeout: expected seconds, more than 0, got {timeout!r}")
 
 
 def _check_store(store: Store, target: str) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
-from safejax._src.arguments import check_progress, check_tree_and_path, checked_size
+from safejax._src.arguments import check_progress, check_timeout, check_tree_and_path, checked_size
 from safejax._src.arrays.materialize import Progress
 from safejax._src.checkpoint.distributed import Joint, agree_to_save
 from safejax._src.checkpoint.division import spans_processes
@@ -62,6 +62,7 @@ class SaveTask:
         check_progress(self.progress, self.function)
         checked_path(self.path)
         checked_size(self.max_host_bytes, "max_host_bytes", 0)
+        check_timeout(self.timeout)
         return leaves_of(self.tree)
 
     def _plan_by_all(self, leaves: Leaves) -> Layout | Folder:
