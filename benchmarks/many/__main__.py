@@ -10,6 +10,7 @@ import sys
 import tempfile
 from typing import Any, Final
 
+from benchmarks.many import SIDES
 from benchmarks.many.cases import CASES
 from benchmarks.report import time_text
 
@@ -52,7 +53,8 @@ def _run(processes: int, mib: int, options: argparse.Namespace) -> dict[str, Any
             subprocess.Popen(
                 [
                     sys.executable, "-m", "benchmarks.many.child", str(number), str(processes),
-                    str(port), str(mib), str(options.repeats), folder, *options.only,
+                    str(port), str(mib), str(options.repeats), folder, ",".join(options.sides),
+                    *options.only,
                 ],
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
             )
@@ -74,6 +76,10 @@ def _print(report: dict[str, Any]) -> None:
         f"{report['repeats']} rounds"
     )
     for name, sides in report["seconds"].items():
+        if len(sides) < len(SIDES):
+            fastest = ", ".join(f"{side} {time_text(min(each))}" for side, each in sides.items())
+            print(f"  {name:8} {fastest}")
+            continue
         ours, other = sides["safejax"], sides["Orbax"]
         word, target = _TARGETS[name]
         ratios = [which(ours) / which(other) for which in (min, _median)]
@@ -95,6 +101,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--size", type=int, nargs="+", default=[256, 1024], help="MiB")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES))
     parser.add_argument("--only", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--folder", help="where the files are written; by default, a temporary one")
     parser.add_argument("--json", help="a file to write the report to")

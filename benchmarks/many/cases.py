@@ -12,7 +12,6 @@ from typing import Any, Final
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging as absl_logging
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -27,15 +26,13 @@ Seconds = dict[str, dict[str, list[float]]]
 """By case and side: the seconds of each round."""
 
 
-def run(names: list[str], mib: int, repeats: int, folder: str) -> Seconds:
+def run(names: list[str], sides: list[str], mib: int, repeats: int, folder: str) -> Seconds:
     """Run the cases, the sides taking turns; the first round is not counted."""
-    absl_logging.set_verbosity(absl_logging.ERROR)
-    logging.getLogger().setLevel(logging.ERROR)
     group = Group(mib, folder)
     seconds: Seconds = {}
     for name in names:
         for turn in range(repeats + 1):
-            for side in ("safejax", "Orbax") if turn % 2 else ("Orbax", "safejax"):
+            for side in sides if turn % 2 else reversed(sides):
                 for measured, value in CASES[name](group, side).items():
                     if turn:
                         seconds.setdefault(measured, {}).setdefault(side, []).append(value)
@@ -101,8 +98,11 @@ class Group:
     def orbax(self) -> Any:
         """Orbax's checkpointer, which saves in the background."""
         import orbax.checkpoint as ocp
+        from absl import logging as absl_logging
 
         if self._orbax is None:
+            absl_logging.set_verbosity(absl_logging.ERROR)
+            logging.getLogger().setLevel(logging.ERROR)
             self._orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
         return self._orbax
 

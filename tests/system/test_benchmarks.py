@@ -42,6 +42,22 @@ def test_the_command_measures_and_writes_a_report(tmp_path: Path) -> None:
     assert {"processor", "cores", "memory_gib", "file_system"} <= report["machine"].keys()
 
 
+def test_the_command_for_many_processes(tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "benchmarks.many", "--processes", "2", "--size", "1",
+            "--repeats", "1", "--sides", "safejax", "--json", str(out), "--folder", str(tmp_path),
+        ],
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    (report,) = json.loads(out.read_text())
+    assert list(report["seconds"]) == ["save", "load", "blocked", "steps", "on disk"]
+    assert all(len(sides["safejax"]) == 1 for sides in report["seconds"].values())
+    assert list(tmp_path.iterdir()) == [out]
+
+
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_every_side_has_the_function_of_its_cases(case: Case) -> None:
     for name in case.sides:
