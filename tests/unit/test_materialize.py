@@ -117,9 +117,14 @@ def fail_in_one(process: int) -> list[tuple[str, str]]:
     )
     if process == 0:
         used["w"].placed()
+    order = -1 if process else 1
+    turned = Mesh(mesh().devices[::order], ("x", "y"))
+    in_order = safejax.deserialize(
+        safejax.serialize({"w": np.ones(8, np.float32)}), sharding=NamedSharding(turned, P("y"))
+    )
     errors = [
         raised(lambda tree=tree: safejax.materialize(tree, read_once=True))
-        for tree in (damaged, other, used)
+        for tree in (damaged, other, used, in_order)
     ]
     # And the processes are still in step.
     whole = safejax.deserialize(
@@ -136,10 +141,10 @@ def fail_in_one(process: int) -> list[tuple[str, str]]:
 def test_an_error_in_one_process_is_raised_in_both(pair: Together) -> None:
     first, second = pair.run(fail_in_one)
     assert first == second
-    damaged, other, used = first
+    damaged, other, used, in_order = first
     assert damaged[0] == "ChecksumError"
     assert "'w'" in damaged[1]
-    for kind, message in (other, used):
+    for kind, message in (other, used, in_order):
         assert kind == "ProcessError"
         assert message.startswith("materialize: expected the same lazy leaves in all processes")
 

@@ -96,11 +96,18 @@ def spread_of(leaf: LazyArray) -> Spread | None:
 
 def digest_of(leaves: Iterable[LazyArray]) -> str:
     """A digest of what has to be the same in all processes."""
-    facts = [
-        (leaf.name, leaf.is_placed, str(leaf.aval), tuple(holders_of(leaf.sharding, leaf.shape)))
-        for leaf in leaves
-    ]
-    return hashlib.sha256(repr(facts).encode()).hexdigest()
+    return hashlib.sha256(repr(list(map(_facts_of, leaves))).encode()).hexdigest()
+
+
+def _facts_of(leaf: LazyArray) -> tuple[object, ...]:
+    boxes = tuple(holders_of(leaf.sharding, leaf.shape))
+    spread = None if leaf.is_placed else spread_of(leaf)
+    how: tuple[object, ...] = ()
+    if spread is not None:
+        mesh = cast("Mesh", spread.sharding.mesh)
+        devices = [device.id for device in mesh.devices.flat]
+        how = str(spread.sharding.spec), spread.splits, spread.is_flat, devices
+    return leaf.name, leaf.is_placed, str(leaf.aval), boxes, how
 
 
 def place_reading_once(leaves: Iterable[LazyArray], together: Together) -> Iterator[LazyArray]:
