@@ -8,7 +8,12 @@ from safejax._src.arguments import (
     refuse_path,
 )
 from safejax._src.arrays.materialize import Progress
-from safejax._src.checkpoint.background import begin_to_write, begin_to_write_by_all
+from safejax._src.checkpoint.background import (
+    begin_to_write,
+    begin_to_write_by_all,
+    write_by_all_in_turn,
+    write_in_turn,
+)
 from safejax._src.checkpoint.codec import IN_MEMORY, Buffer, decode, encode
 from safejax._src.checkpoint.distributed import TIMEOUT
 from safejax._src.checkpoint.handle import SaveHandle
@@ -20,7 +25,7 @@ from safejax._src.checkpoint.options import (
     parse_options,
     shows_options,
 )
-from safejax._src.checkpoint.saving import stored_leaves, write
+from safejax._src.checkpoint.saving import stored_leaves
 from safejax._src.checkpoint.task import SaveTask
 from safejax._src.leaves.steps import TransformArgument
 from safejax._src.moved import names_new_way
@@ -86,9 +91,9 @@ def save(
         timeout=timeout,
     )  # fmt: skip
     if task.spans_processes:
-        task.agree().write(progress)
+        write_by_all_in_turn(task.agree(), progress)
     else:
-        write(task.plan(), task.target, fs, progress)
+        write_in_turn(task.plan(), task.target, fs, progress)
 
 
 @set_module("safejax")
@@ -119,9 +124,9 @@ def save_async(
     later, also if it is their file that is replaced. A JAX array that shares the memory of a NumPy
     array, as `jax.device_put` may make it on the CPU, changes with that one: leave it unchanged.
 
-    Saves to one path, and to a folder and what is in it, go in the order of the calls; others go
-    side by side. `progress` and the functions of `elementwise` transforms are called in another
-    thread. The interpreter waits for all saves before it exits.
+    Saves to one path, and to a folder and what is in it, go in the order of the calls, those of
+    `save` included; others go side by side. `progress` and the functions of `elementwise`
+    transforms are called in another thread. The interpreter waits for all saves before it exits.
 
     In several processes, all of them call it as they call `save`. They agree on what is saved
     before the call returns, and go on in the background, where no device and no collective is used.

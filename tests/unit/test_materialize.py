@@ -1,5 +1,7 @@
 """`materialize` in several processes: each byte is read by one of them, and arrives bit for bit."""
 
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -116,9 +118,14 @@ def fail_in_one(process: int) -> list[tuple[str, str]]:
     )
     if process == 0:
         used["w"].placed()
+    order = -1 if process else 1
+    turned = Mesh(mesh().devices[::order], ("x", "y"))
+    in_order = safejax.deserialize(
+        safejax.serialize({"w": np.ones(8, np.float32)}), sharding=NamedSharding(turned, P("y"))
+    )
     errors = [
         raised(lambda tree=tree: safejax.materialize(tree, read_once=True))
-        for tree in (damaged, other, used)
+        for tree in (damaged, other, used, in_order)
     ]
     # And the processes are still in step.
     whole = safejax.deserialize(
@@ -135,12 +142,67 @@ def fail_in_one(process: int) -> list[tuple[str, str]]:
 def test_an_error_in_one_process_is_raised_in_both(pair: Together) -> None:
     first, second = pair.run(fail_in_one)
     assert first == second
-    damaged, other, used = first
+    damaged, other, used, in_order = first
     assert damaged[0] == "ChecksumError"
     assert "'w'" in damaged[1]
-    for kind, message in (other, used):
+    for kind, message in (other, used, in_order):
         assert kind == "ProcessError"
         assert message.startswith("materialize: expected the same lazy leaves in all processes")
+
+
+def stopped_by_progress(process: int) -> list[tuple[str, str]]:
+    """What is raised if the `progress` of one process raises, for the first leaf and the last."""
+
+    def stop(done: int, total: int, last: bool) -> None:
+        if process == 1 and (done == total or not last):
+            raise ValueError("stopped by progress")
+
+    data = safejax.serialize({"a": np.ones(8, np.float32), "b": np.ones(8, np.float32)})
+    errors: list[tuple[str, str]] = []
+    for last in (False, True):
+        tree = safejax.deserialize(data, sharding=NamedSharding(mesh(), P()))
+        progress = partial(stop, last=last)
+        errors.append(raised(partial(safejax.materialize, tree, read_once=True, progress=progress)))
+    return errors
+
+
+def test_no_process_waits_for_one_whose_progress_raises(pair: Together) -> None:
+    first, second = pair.run(stopped_by_progress)
+    assert first == [("", "")] * 2  # It had all of its values by then.
+    assert second == [("ValueError", "process 1: stopped by progress")] * 2
+
+
+def on_two_of_three(process: int, path: Path) -> list[Any]:
+    """Leaves and arrays with devices in the first two processes only, or in the last one."""
+    devices = np.array(devices_together())
+    two, last, all_ = (Mesh(each, ("x",)) for each in (devices[:4], devices[4:], devices))
+    values = np.arange(48, dtype=np.float32).reshape(12, 4)
+    data = safejax.serialize({"w": values})
+    tree = safejax.deserialize(data, sharding=NamedSharding(two, P()))
+    placed = safejax.materialize(tree, read_once=True)["w"]
+    shardings = {
+        "all": NamedSharding(all_, P("x")), "empty": NamedSharding(two, P()),
+        "last": NamedSharding(last, P("x")), "two": NamedSharding(two, P("x")),
+    }  # fmt: skip
+    host = {name: values[: 0 if name == "empty" else 12] for name in shardings}
+    state = {
+        name: jax.make_array_from_callback(
+            host[name].shape, of, lambda index, name=name: host[name][index], dtype=values.dtype
+        )
+        for name, of in shardings.items()
+    }
+    safejax.save(state, path, checksum=True)
+    saved = path.read_bytes()
+    safejax.save_async(state, path, checksum=True).result(60)
+    right = safejax.serialize(host, checksum=True)
+    expected = [] if process == 2 else [values.tobytes()] * 2
+    return [placed.shape, bits(placed) == expected, saved == right, path.read_bytes() == right]
+
+
+def test_a_process_may_have_no_device_of_a_leaf(tmp_path: Path) -> None:
+    with Together(3) as three:
+        found = three.run(on_two_of_three, tmp_path / "m")
+    assert found == [[(12, 4), True, True, True]] * 3
 
 
 def test_in_one_process_nothing_is_different() -> None:

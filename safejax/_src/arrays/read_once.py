@@ -96,11 +96,18 @@ def spread_of(leaf: LazyArray) -> Spread | None:
 
 def digest_of(leaves: Iterable[LazyArray]) -> str:
     """A digest of what has to be the same in all processes."""
-    facts = [
-        (leaf.name, leaf.is_placed, str(leaf.aval), tuple(holders_of(leaf.sharding, leaf.shape)))
-        for leaf in leaves
-    ]
-    return hashlib.sha256(repr(facts).encode()).hexdigest()
+    return hashlib.sha256(repr(list(map(_facts_of, leaves))).encode()).hexdigest()
+
+
+def _facts_of(leaf: LazyArray) -> tuple[object, ...]:
+    boxes = tuple(holders_of(leaf.sharding, leaf.shape))
+    spread = None if leaf.is_placed else spread_of(leaf)
+    how: tuple[object, ...] = ()
+    if spread is not None:
+        mesh = cast("Mesh", spread.sharding.mesh)
+        devices = [device.id for device in mesh.devices.flat]
+        how = str(spread.sharding.spec), spread.splits, spread.is_flat, devices
+    return leaf.name, leaf.is_placed, str(leaf.aval), boxes, how
 
 
 def place_reading_once(leaves: Iterable[LazyArray], together: Together) -> Iterator[LazyArray]:
@@ -121,8 +128,9 @@ def place_reading_once(leaves: Iterable[LazyArray], together: Together) -> Itera
         together.agree(failure)
         for (leaf, spread), parts in zip(group, read, strict=True):
             run_untraced(partial(_gather, leaf, spread, parts), leaf.dtype)
-            yield leaf
         jax.block_until_ready([leaf.placed() for leaf, _ in group])
+        # Only now: if the caller raises, no other process waits for a gather of this one.
+        yield from (leaf for leaf, _ in group)
 
 
 def _groups(leaves: Iterable[LazyArray]) -> Iterator[list[tuple[LazyArray, Spread]]]:
@@ -151,7 +159,9 @@ def _gather(leaf: LazyArray, spread: Spread, parts: jax.Array) -> None:
     whole = _gathering(spread.sharding, spread.splits, shape, np.dtype(leaf.dtype))(parts)
     shards = [shard.data for shard in whole.addressable_shards]
     # The leaf's own sharding, whose mesh may have explicit axes.
-    leaf.adopt(jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, shards))
+    make = jax.make_array_from_single_device_arrays
+    # A process without a device of the leaf has no shard that tells the dtype.
+    leaf.adopt(make(leaf.shape, leaf.sharding, shards, dtype=leaf.dtype))
 
 
 @lru_cache(maxsize=256)

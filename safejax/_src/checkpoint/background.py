@@ -23,6 +23,9 @@ from safejax._src.reading.remote import FileSystem
 from safejax._src.storage.location import locate
 from safejax._src.storage.store import Store
 
+_SIGN: Final = 0.25
+"""Seconds after which a save that waits for others shows other processes that it is alive."""
+
 
 def begin_to_write(
     plan: Layout | Folder,
@@ -41,12 +44,33 @@ def begin_to_write(
     other errors are those of the handle.
     """
     store, target = locate(path, fs)
+    target = store.absolute(target)  # The working folder may be another one when it is written.
     check_place(plan, store, target)
 
     def write(plan: Layout | Folder) -> None:
         write_at(plan, store, target, progress)
 
-    return _begin(path, plan, store, target, write, max_host_bytes)
+    return _begin(path, plan, store, target, write, max_host_bytes, lambda: None)
+
+
+def write_in_turn(
+    plan: Layout | Folder, path: str, fs: FileSystem = None, progress: Progress | None = None
+) -> None:
+    """Write the file or folder to `path` as `write` does, after earlier saves in the background."""
+    store, target = locate(path, fs)
+    _turns.wait_for_earlier(store, store.canonical(target), lambda: None)
+    write_at(plan, store, target, progress)
+
+
+def write_by_all_in_turn(joint: Joint, progress: Progress | None = None) -> None:
+    """Write what all processes have agreed on, after earlier saves in the background."""
+    try:
+        target = joint.store.canonical(joint.path)
+        _turns.wait_for_earlier(joint.store, target, joint.alive)
+    except BaseException as error:
+        joint.failed(error)
+        raise
+    joint.write(progress)
 
 
 def begin_to_write_by_all(
@@ -62,7 +86,7 @@ def begin_to_write_by_all(
         joint.write(progress)
 
     try:
-        return _begin(path, joint.plan, joint.store, joint.path, write, max_host_bytes)
+        return _begin(path, joint.plan, joint.store, joint.path, write, max_host_bytes, joint.alive)
     except BaseException as error:
         joint.failed(error)
         raise
@@ -75,15 +99,17 @@ def _begin(
     target: str,
     write: Callable[[Layout | Folder], None],
     max_host_bytes: int | None,
+    alive: Callable[[], None],
 ) -> SaveHandle:
-    """Call `write` in the background, with a plan whose values are safe from changes."""
+    """Call `write` in the background, with a plan whose values are safe from changes.
+
+    `alive` is called again and again while this save waits for others.
+    """
     needed = copied_bytes(plan)
     is_held = max_host_bytes is None or needed <= max_host_bytes
     save = Save(path)
-    # The working folder may be another one when the file is written.
-    turn = _turns.take(
-        save, store, store.canonical(target), needed if is_held else 0, max_host_bytes
-    )
+    copies = needed if is_held else 0
+    turn = _turns.take(save, store, store.canonical(target), copies, max_host_bytes, alive)
     try:
         if is_held:
             plan = snapshot(plan)
@@ -99,6 +125,13 @@ def _begin(
     return SaveHandle(save)
 
 
+def _wait_for(earlier: list[threading.Event], alive: Callable[[], None]) -> None:
+    while earlier:
+        while not earlier[-1].wait(_SIGN):
+            alive()
+        earlier.pop()
+
+
 @final
 @dataclass(frozen=True, eq=False, slots=True)
 class _Turn:
@@ -108,14 +141,13 @@ class _Turn:
     store: Store
     target: str
     copies: int
+    alive: Callable[[], None]
     earlier: list[threading.Event]
     over: threading.Event = field(default_factory=threading.Event)
 
     def wait(self) -> None:
         """Wait until all earlier saves to the same place are over."""
-        while self.earlier:
-            self.earlier[-1].wait()
-            self.earlier.pop()
+        _wait_for(self.earlier, self.alive)
 
     def meets(self, store: Store, target: str) -> bool:
         """Whether a save to a place changes what this one does."""
@@ -131,17 +163,37 @@ class _Turns:
         self._all: list[_Turn] = []
         self._changed = threading.Condition()
 
-    def take(self, save: Save, store: Store, target: str, copies: int, most: int | None) -> _Turn:
+    def take(
+        self,
+        save: Save,
+        store: Store,
+        target: str,
+        copies: int,
+        most: int | None,
+        alive: Callable[[], None],
+    ) -> _Turn:
         """The turn of a save that holds `copies` bytes, as soon as all hold `most` at the most."""
         with self._changed:
             # A turn is taken, and a place in the order, when there is room: who waits for room
             # has nothing that others wait for.
             while copies and most is not None and self._copies() + copies > most:
-                self._changed.wait()
+                self._changed.wait(_SIGN)
+                alive()
             earlier = [each.over for each in self._all if each.meets(store, target)]
-            turn = _Turn(save, store, target, copies, earlier)
+            turn = _Turn(save, store, target, copies, alive, earlier)
             self._all.append(turn)
             return turn
+
+    def wait_for_earlier(self, store: Store, target: str, alive: Callable[[], None]) -> None:
+        """Wait until the saves to a place are over whose calls were before this one.
+
+        Not for one that goes on in this thread, and has called a function that saves.
+        """
+        here = threading.current_thread()
+        with self._changed:
+            met = [each for each in self._all if each.meets(store, target)]
+            earlier = [each.over for each in met if each.save.thread is not here]
+        _wait_for(earlier, alive)
 
     def end(self, turn: _Turn) -> None:
         """Let those go on that wait for this turn, or for the memory that it held."""

@@ -59,12 +59,16 @@ class Joint:
         self._across = across
         self._still_open = still_open
         self.store: Final = store
-        self.path: Final = path
+        self.path: Final = store.absolute(path)
 
     @property
     def plan(self) -> Layout | Folder:
         """All that is to be written, by all processes together."""
         return self._ours.plan
+
+    def alive(self) -> None:
+        """Show the others that this process is at work; raises what failed elsewhere."""
+        self._across.alive()
 
     def replace_plan(self, plan: Layout | Folder) -> None:
         """Take the values from another plan, which is the same but for their sources."""

@@ -27,11 +27,24 @@ Runs: TypeAlias = list[list[int]]
 
 def spans_processes(tree: Any) -> bool:
     """Whether a tree has an array of which this process does not hold all."""
+    return any(map(is_spanning, _leaves_of(tree)))
+
+
+def only_holder(tree: Any) -> int | None:
+    """The one other process that has all arrays of a tree, if there is one.
+
+    For that process they are local arrays, so that it saves them alone.
+    """
+    arrays = [leaf for leaf in _leaves_of(tree) if isinstance(leaf, jax.Array)]
+    holders = {_single_holder(leaf.sharding) if is_spanning(leaf) else -1 for leaf in arrays}
+    return None if len(holders) != 1 or -1 in holders else holders.pop()
+
+
+def _leaves_of(tree: Any) -> list[Any]:
     try:
-        leaves = list(tree.values()) if isinstance(tree, Leaves) else jax.tree.leaves(tree)
+        return list(tree.values()) if isinstance(tree, Leaves) else jax.tree.leaves(tree)
     except Exception:  # noqa: BLE001 - flatten says what is wrong with the tree
-        return False
-    return any(map(is_spanning, leaves))
+        return []
 
 
 def is_spanning(leaf: object) -> bool:

@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
+import jax
+
 from safejax._src.arguments import check_progress, check_timeout, check_tree_and_path, checked_size
 from safejax._src.arrays.materialize import Progress
 from safejax._src.checkpoint.distributed import Joint, agree_to_save
-from safejax._src.checkpoint.division import spans_processes
+from safejax._src.checkpoint.division import only_holder, spans_processes
 from safejax._src.checkpoint.layout import Layout
 from safejax._src.checkpoint.saving import leaves_of, planned, stored_leaves
 from safejax._src.checkpoint.shards import Folder
@@ -15,6 +17,7 @@ from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import TransformArgument
 from safejax._src.reading.remote import FileSystem
 from safejax._src.storage.files import PathLike, checked_path
+from safejax.errors import ProcessError
 
 
 @final
@@ -52,6 +55,14 @@ class SaveTask:
 
     def agree(self) -> Joint:
         """What is to be written, once all processes have agreed on it."""
+        holder = only_holder(self.tree)
+        if holder is not None:
+            # That process does not wait for this one, so there is nothing to agree on.
+            raise ProcessError(
+                f"{self.function} to {self.path!s}: expected process {holder} to save this tree, "
+                f"of which it alone has the arrays, got process {jax.process_index()}: call it "
+                f"with `if jax.process_index() == {holder}`"
+            )
         options = {"max_shard_bytes": self.max_shard_bytes, "checksum": self.checksum}
         return agree_to_save(
             self._leaves, self._plan_by_all, options, self.path, self.fs, self.timeout

@@ -75,7 +75,7 @@ def errors_name(path: str) -> Generator[None]:
     except OSError as error:
         if error.errno is None or not is_temporary(str(error.filename)):
             raise
-        reason = os.strerror(error.errno)
+        reason = error.strerror or os.strerror(error.errno)
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             reason += (
                 "; a save makes a new file next to the old one: expected a folder that may be "
@@ -85,8 +85,8 @@ def errors_name(path: str) -> Generator[None]:
 
 
 def home_remedy(path: str) -> str:
-    """What to do about a path that begins with `~`, which is not expanded; empty for others."""
-    if re.match(r"~[^/\\]*[/\\]", path) is None:
+    """What to do about a path with a folder `~`, which is not expanded; empty for others."""
+    if re.search(r"(?:^|[/\\])~[^/\\]*[/\\]", path) is None:
         return ""
     return "; '~' is not expanded: pass os.path.expanduser(path)"
 

@@ -53,6 +53,9 @@ class LocalStore(Store):
     def canonical(self, path: str) -> str:
         return os.path.realpath(path)
 
+    def absolute(self, path: str) -> str:
+        return os.path.abspath(path)
+
     def exists(self, path: str) -> bool:
         return os.path.exists(path)
 

@@ -53,6 +53,10 @@ class Store(ABC):
     def canonical(self, path: str) -> str:
         """The one path of what is at `path`, whichever links and working folder it is given by."""
 
+    def absolute(self, path: str) -> str:
+        """The path of the same place, whatever the working folder is later."""
+        return path
+
     @abstractmethod
     def exists(self, path: str) -> bool:
         """Whether there is a file or a folder at `path`."""

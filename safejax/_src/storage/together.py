@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Generator, Iterable
 from typing import Final, final
 
+from safejax._src.storage.litter import temporary_name
 from safejax._src.system import sync_file_range
 
 _START: Final = 2
@@ -94,6 +95,9 @@ def remove_together(temporary: str) -> None:
     """Remove a temporary file or folder, so that it cannot be renamed; others may do so, too."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         if os.path.isdir(temporary):
-            shutil.rmtree(temporary)
+            # In one step, since another process may just put the folder into its place.
+            away = temporary_name(temporary)
+            os.rename(temporary, away)
+            shutil.rmtree(away)
         else:
             os.unlink(temporary)

@@ -5,6 +5,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -360,6 +361,47 @@ def test_saves_to_one_path_go_in_order(
     assert began == sorted(began)
     assert np.asarray(safejax.load(path)["w"]).tolist() == [5, 5, 5]
     assert (tmp_path / "link").is_symlink()
+
+
+def test_a_save_waits_for_those_in_the_background(path: Path, gate: Gate, busy: SaveHandle) -> None:
+    seen: list[bool] = []
+
+    def progress(done: int, total: int) -> None:
+        del done, total
+        seen.append(busy.done())
+
+    with ThreadPoolExecutor(1) as other:
+        second = other.submit(save, {"second": np.ones(3)}, path, progress=progress)
+        wait([second], 0.2)
+        gate.opened.set()
+        second.result(LONG)
+    assert seen
+    assert all(seen)
+    assert list(safejax.load(path)) == ["second"]
+
+
+def test_a_save_to_the_same_path_from_within_one_does_not_wait_for_it(path: Path) -> None:
+    def progress(done: int, total: int) -> None:
+        if done == total:
+            save({"inner": np.ones(3)}, path)
+
+    save_async({"outer": np.ones(3)}, path, progress=progress).result(LONG)
+    assert list(safejax.load(path)) == ["outer"]
+
+
+def test_a_relative_path_is_that_of_the_call_also_for_a_save_that_waits(
+    tmp_path: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    first = save_async({"first": np.zeros(3)}, "m", progress=gate)
+    second = save_async({"second": np.zeros(3)}, "m")
+    monkeypatch.chdir(tmp_path / "other")
+    gate.opened.set()
+    first.result(LONG)
+    second.result(LONG)
+    assert list(safejax.load(tmp_path / "m")) == ["second"]
+    assert os.listdir() == []
 
 
 def test_saves_to_a_folder_and_to_what_is_in_it_go_in_order(tmp_path: Path, gate: Gate) -> None:

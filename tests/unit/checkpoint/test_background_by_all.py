@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,31 @@ def train_and_save(process: int, folder: Path, steps: int) -> list[str]:
 def test_saves_go_on_next_to_steps_with_collectives(pair: Together, tmp_path: Path) -> None:
     assert pair.run(train_and_save, tmp_path, 250 if LARGE else 30) == [[], []]
     assert len(os.listdir(tmp_path)) == 5
+
+
+def wait_for_another(process: int, folder: Path) -> list[Any]:
+    """Both save where process 0 is still saving something of its own, for longer than `timeout`."""
+    path, state, opened = folder / "state.safetensors", on_devices(state_at(1)), threading.Event()
+
+    def progress(done: int, total: int) -> None:
+        del done, total
+        assert opened.wait(60)
+
+    multihost_utils.sync_global_devices("before")
+    if process == 0:
+        safejax.save_async({"own": np.ones(3)}, path, progress=progress)
+        threading.Timer(5, opened.set).start()
+    handle = safejax.save_async(state, path, timeout=2)
+    errors = [
+        raised(lambda: safejax.save({**state, "count": 2}, path, timeout=2)),
+        raised(lambda: handle.result(60)),
+    ]
+    multihost_utils.sync_global_devices("saved")
+    return [*errors, safejax.load(path).get("count")]
+
+
+def test_a_process_that_waits_for_its_turn_is_alive(pair: Together, tmp_path: Path) -> None:
+    assert pair.run(wait_for_another, tmp_path) == [[("", ""), ("", ""), 2]] * 2
 
 
 def fail_in_one(process: int, folder: Path) -> list[tuple[str, str]]:

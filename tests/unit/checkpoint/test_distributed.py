@@ -244,6 +244,30 @@ def test_arrays_that_one_process_holds_alone(pair: Together, tmp_path: Path) -> 
     assert pair.run(save_stages, tmp_path) == [True, True]
 
 
+def save_arrays_of_one(process: int, folder: Path) -> list[tuple[str, str]]:
+    """A tree whose arrays are all in process 1, and a save by both afterwards."""
+    one = Mesh(np.array(devices_together()[2:]), ("x",))
+    tree: dict[str, Any] = {"w": spread(HOST, one, "x"), "v": spread(HOST, one), "step": 1}
+    both = {"w": spread(HOST, mesh((4,)), "x")}
+    return [
+        raised(lambda: safejax.save(tree, folder / "one", timeout=TIMEOUT)),
+        raised(lambda: safejax.save_async(tree, folder / "one", timeout=TIMEOUT).result()),
+        raised(lambda: safejax.save(both, folder / "both", timeout=TIMEOUT)),
+    ]
+
+
+def test_arrays_that_are_all_in_one_process_are_saved_by_that_one(
+    pair: Together, tmp_path: Path
+) -> None:
+    first, second = pair.run(save_arrays_of_one, tmp_path)
+    assert second == [("", "")] * 3
+    assert first[2] == ("", "")
+    for kind, text in first[:2]:
+        assert kind == "ProcessError"
+        assert "expected process 1 to save this tree" in text
+    assert (tmp_path / "one").read_bytes() == safejax.serialize({"w": HOST, "v": HOST, "step": 1})
+
+
 def resume(process: int, folder: Path) -> None:
     path = folder / "m"
     safejax.save({"w": spread(HOST, mesh((4,)), "x"), "step": 2}, path, timeout=TIMEOUT)

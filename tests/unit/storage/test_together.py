@@ -1,10 +1,14 @@
 """Files that several processes write: each its own bytes, in the file that one of them made."""
 
 import errno
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 
+from safejax._src.storage.files import errors_name
+from safejax._src.storage.litter import is_temporary, temporary_name
 from safejax._src.storage.together import opened_together, remove_together
 
 
@@ -21,6 +25,38 @@ def test_runs_are_written_where_they_belong(tmp_path: Path) -> None:
             one.read(10, 3)
         one.cut(8)
     assert path.read_bytes() == b"abefg-cd"
+
+
+def test_the_error_about_a_folder_that_is_not_shared_keeps_its_remedy(tmp_path: Path) -> None:
+    temporary, path = temporary_name(str(tmp_path / "m")), str(tmp_path / "m")
+    with (
+        pytest.raises(FileNotFoundError, match="save to a folder that all processes share") as it,
+        errors_name(path),
+        opened_together(temporary, 3),
+    ):
+        pass
+    assert it.value.filename == path
+
+
+def test_a_folder_is_taken_away_before_it_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "file").write_bytes(b"")
+    there: list[bool] = []
+    remove = shutil.rmtree
+
+    def watched(path: str) -> None:
+        # What another process renames to its place now must be whole, or not be there.
+        there.append(folder.exists())
+        assert is_temporary(str(path))
+        remove(path)
+
+    monkeypatch.setattr(shutil, "rmtree", watched)
+    remove_together(str(folder))
+    assert there == [False]
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("there", [None, b"another size"])
