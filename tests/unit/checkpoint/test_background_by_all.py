@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-import threading
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -88,20 +88,23 @@ def test_saves_go_on_next_to_steps_with_collectives(pair: Together, tmp_path: Pa
 
 
 def wait_for_another(process: int, folder: Path) -> list[Any]:
-    """Both save where process 0 is still saving something of its own, for longer than `timeout`."""
-    path, state, opened = folder / "state.safetensors", on_devices(state_at(1)), threading.Event()
+    """Both save where process 0 saves something of its own, until the others can see it waiting."""
+    path, state = folder / "state.safetensors", on_devices(state_at(1))
+    multihost_utils.sync_global_devices("before")
+    before = set(keys_in_the_service())
 
     def progress(done: int, total: int) -> None:
         del done, total
-        assert opened.wait(60)
+        end = time.monotonic() + 60
+        while not any("/alive/0" in key for key in {*keys_in_the_service()} - before):
+            assert time.monotonic() < end
+            time.sleep(0.01)
 
-    multihost_utils.sync_global_devices("before")
     if process == 0:
         safejax.save_async({"own": np.ones(3)}, path, progress=progress)
-        threading.Timer(5, opened.set).start()
-    handle = safejax.save_async(state, path, timeout=2)
+    handle = safejax.save_async(state, path)
     errors = [
-        raised(lambda: safejax.save({**state, "count": 2}, path, timeout=2)),
+        raised(lambda: safejax.save({**state, "count": 2}, path)),
         raised(lambda: handle.result(60)),
     ]
     multihost_utils.sync_global_devices("saved")

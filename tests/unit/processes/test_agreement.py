@@ -137,7 +137,7 @@ def missing(process: int) -> tuple[str, str]:
         wait_for_a_decision()
 
     def call() -> None:
-        with Round("work", TIMEOUT if process == 2 else 1.5) as across:
+        with Round("work", TIMEOUT if process == 2 else 3) as across:
             across.note = "nothing was done"
             across.agree(None, len)
 
@@ -148,7 +148,7 @@ def test_a_process_that_does_not_come_is_named_and_raises_too(three: Together) -
     kind, text = the_same(three, missing)
     assert kind == "ProcessError"
     assert text.startswith("work: expected all 3 processes to come to step 0 of it, got no sign of")
-    assert "process 2 for 1.5 s" in text
+    assert "process 2 for 3 s" in text
     assert text.endswith("; nothing was done")
 
 
