@@ -77,7 +77,7 @@ SKIPPED: Final[Mapping[str, tuple[str, ...]]] = {
     "is the class's own": (
         r"Array\.__(annotations|class|delattr|dict|dir|doc|getattr|getattribute|getstate)__",
         r"Array\.__(init|init_subclass|module|new|setattr|sizeof|slots|subclasshook|weakref)__",
-        r"Array\.__(firstlineno|static_attributes)__",
+        r"Array\.__(firstlineno|slotnames|static_attributes)__",
         r"builtins\.(classmethod|delattr|dir|getattr|setattr|staticmethod|super|type|vars)",
         r"functools\.(cached_property|update_wrapper|wraps)",
     ),
