@@ -143,7 +143,8 @@ def bound_leaves(
     if like is not None:
         leaves, defaults, host = matched(leaves, like, strict, file)
     for leaf in leaves.values():
-        if isinstance(leaf, Unsupported):
+        # isinstance would ask each lazy leaf for its class, which makes its content.
+        if type(leaf) is Unsupported:
             raise leaf.error()
     if sharding is None and not defaults:
         return leaves.replace({**leaves, **host}) if host else leaves
