@@ -15,7 +15,6 @@ from safejax._src.checkpoint.background import (
     write_in_turn,
 )
 from safejax._src.checkpoint.codec import IN_MEMORY, Buffer, decode, encode
-from safejax._src.checkpoint.distributed import TIMEOUT
 from safejax._src.checkpoint.handle import SaveHandle
 from safejax._src.checkpoint.opening import Path, open_path, shown_path
 from safejax._src.checkpoint.options import (
@@ -29,6 +28,7 @@ from safejax._src.checkpoint.saving import stored_leaves
 from safejax._src.checkpoint.task import SaveTask
 from safejax._src.leaves.steps import TransformArgument
 from safejax._src.moved import names_new_way
+from safejax._src.processes.agreement import TIMEOUT
 from safejax._src.public import set_module
 from safejax._src.reading.remote import FileSystem
 from safejax._src.storage.files import PathLike

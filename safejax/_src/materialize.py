@@ -1,18 +1,15 @@
 """Materialize: all lazy leaves of a tree become plain arrays, also in many processes together."""
 
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import jax
 
 from safejax._src.arguments import check_progress, refuse_path
 from safejax._src.arrays.materialize import Progress, lazy_leaves, place_all
 from safejax._src.arrays.read_once import digest_of
-from safejax._src.processes.agreement import Round
+from safejax._src.processes.agreement import TIMEOUT, Round
 from safejax._src.public import set_module
 from safejax.errors import ProcessError
-
-_TIMEOUT: Final = 300.0
-"""Seconds without a sign of life after which a process is given up."""
 
 _Tree = TypeVar("_Tree")
 
@@ -45,7 +42,7 @@ def materialize(tree: _Tree, *, progress: Progress | None = None, read_once: boo
     refuse_path(tree, "materialize", "pass safejax.load(path)")
     if not read_once or jax.process_count() == 1:
         return place_all(tree, progress)
-    with Round("materialize", _TIMEOUT) as across:
+    with Round("materialize", TIMEOUT) as across:
         across.agree(digest_of(lazy_leaves(tree)), _all_the_same)
         return place_all(tree, progress, _Together(across))
 

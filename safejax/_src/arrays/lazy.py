@@ -184,9 +184,13 @@ class LazyArray(jax.Array):
                 return Format(layout, sharding)
         return cast("Any", self.placed()).format
 
+    @property
+    def _has_keys(self) -> bool:
+        content = self._content  # No family has keys, so that its content need not be made.
+        return isinstance(content, Content) and content.key is not None
+
     def _refuse_for_keys(self, attribute: str) -> None:
-        content = self._content  # No family has keys.
-        if isinstance(content, Content) and content.key is not None:
+        if self._has_keys:
             raise AttributeError(f"'LazyArray' object has no attribute {attribute!r}")
 
     @property
@@ -457,7 +461,7 @@ class LazyArray(jax.Array):
     # which looks at the real type, are told the truth.
     @property
     def __class__(self) -> type[Any]:  # pyright: ignore
-        if self.content.key is not None:
+        if self._has_keys:
             return LazyArray
         caller = sys._getframe(1).f_code  # pyright: ignore[reportPrivateUsage]
         return LazyArray if caller in jax_private.LOOK_AT_REAL_TYPES else _ARRAY_TYPE

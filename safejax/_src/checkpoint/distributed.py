@@ -31,7 +31,7 @@ from safejax._src.checkpoint.saving import Wrote, reporting, room_is_told
 from safejax._src.checkpoint.shards import Folder, is_ours
 from safejax._src.format.index import INDEX_NAME
 from safejax._src.leaves.leaves import Leaves
-from safejax._src.processes.agreement import Round
+from safejax._src.processes.agreement import TIMEOUT, Round
 from safejax._src.reading.remote import FileSystem
 from safejax._src.storage.files import PathLike, checked_path, errors_name, fill_atomically
 from safejax._src.storage.folders import write_folder_atomically
@@ -40,9 +40,6 @@ from safejax._src.storage.store import Store
 from safejax._src.storage.together import SharedFile, opened_together, remove_together
 from safejax._src.system import allocate
 from safejax.errors import ProcessError
-
-TIMEOUT: Final = 300.0
-"""Seconds without a sign of life after which a process is given up."""
 
 
 @final

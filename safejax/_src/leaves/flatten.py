@@ -143,7 +143,7 @@ def bound_leaves(
     if like is not None:
         leaves, defaults, host = matched(leaves, like, strict, file)
     for leaf in leaves.values():
-        # isinstance would ask each lazy leaf for its class, which makes its content.
+        # isinstance would ask each lazy leaf for its class, which takes longer than this.
         if type(leaf) is Unsupported:
             raise leaf.error()
     if sharding is None and not defaults:

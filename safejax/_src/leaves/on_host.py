@@ -76,7 +76,7 @@ def read_all(leaves: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(leaves)
     large: list[OnHost] = []
     for name, leaf in leaves.items():
-        # isinstance would ask each lazy leaf for its class, which makes its content.
+        # isinstance would ask each lazy leaf for its class, which takes longer than this.
         if type(leaf) is OnHost:
             if leaf.view.in_memory and leaf.view.nbytes < _WORTH_A_THREAD:
                 found[name] = leaf.read()

@@ -23,6 +23,9 @@ from safejax._src.arrays.jax_private import Service, coordination_service
 from safejax._src.processes.failures import described, error_of, is_shared
 from safejax.errors import ProcessError
 
+TIMEOUT: Final = 300.0
+"""Seconds without a sign of life after which a process is given up, if nobody says otherwise."""
+
 _SLICE: Final = 0.5
 """Seconds of one request that waits; between two of them, Ctrl-C is heard."""
 

@@ -1,5 +1,6 @@
 """Arrays in memory as sources, and the sources of what has a shape and no values here."""
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, Final, final
 
@@ -86,16 +87,14 @@ def on_the_host(array: HostArray) -> NDArray[Any]:
         raise
 
 
-@final
-class AbstractSource(Source):
-    """A source without values, for a leaf that is only a shape and a dtype."""
+class _WithoutValues(Source):
+    """A source of which nothing can be read: `read` raises what `fault` says."""
 
-    name = "abstract leaf"
     immutable = True
     has_values = False
 
     def __repr__(self) -> str:
-        return "AbstractSource()"
+        return f"{type(self).__name__}()"
 
     def cost(self, dtype: Dtype, window: Window) -> tuple[int, int]:
         del dtype, window
@@ -103,31 +102,32 @@ class AbstractSource(Source):
 
     def read(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
         del begin
-        raise ReadError(
-            f"expected values, got a leaf that is only abstract, {dtype}{list(window.shape)}: "
+        raise ReadError(self.fault(f"{dtype}{list(window.shape)}"))
+
+    @abstractmethod
+    def fault(self, asked: str) -> str:
+        """The message for a read of what is asked, described by its dtype and shape."""
+
+
+@final
+class AbstractSource(_WithoutValues):
+    """A source without values, for a leaf that is only a shape and a dtype."""
+
+    name = "abstract leaf"
+
+    def fault(self, asked: str) -> str:
+        return (
+            f"expected values, got a leaf that is only abstract, {asked}: "
             "give an array instead of a jax.ShapeDtypeStruct"
         )
 
 
 @final
-class AbsentSource(Source):
+class AbsentSource(_WithoutValues):
     """The source of a part of an array that only other processes hold."""
 
     name = "array of other processes"
-    immutable = True
-    has_values = False
     elsewhere = True
 
-    def __repr__(self) -> str:
-        return "AbsentSource()"
-
-    def cost(self, dtype: Dtype, window: Window) -> tuple[int, int]:
-        del dtype, window
-        return 0, 0
-
-    def read(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
-        del begin
-        raise ReadError(
-            f"expected values of this process, got {dtype}{list(window.shape)} that only other "
-            "processes hold"
-        )
+    def fault(self, asked: str) -> str:
+        return f"expected values of this process, got {asked} that only other processes hold"
