@@ -71,6 +71,20 @@ def _opening(count: int) -> Case:
     )  # fmt: skip
 
 
+def _saving(count: int) -> Case:
+    return Case(
+        f"save_{count}", f"save {count:,} small tensors, flushed", "save",
+        ("safejax", "safetensors.numpy"), group="open", nbytes=count * 256, count=count,
+    )  # fmt: skip
+
+
+def _planning(count: int) -> Case:
+    return replace(
+        _opening(count), name=f"plan_{count}", title=f"plan a file of {count:,} tensors",
+        function="plan_file", sides=("safejax",),
+    )  # fmt: skip
+
+
 def _sized(mib: int, function: str, sides: tuple[str, ...]) -> Case:
     return Case(
         f"{function}_{mib}", f"{function}, {mib} MiB", function, sides, group="scaling",
@@ -127,6 +141,8 @@ _CASES: Final = (
         _opening(1_000), name="open_1000_large", title="open a file of 1,000 large tensors",
         nbytes=None,
     ),
+    _saving(40_000),
+    _planning(100_000),
     Case(
         "row", "one row of one leaf as NumPy", "row",
         ("safejax", "numpy.memmap", "numpy.memmap, mapped anew"), group="part", scale=4.0,

@@ -146,6 +146,8 @@ TARGETS: Final[tuple[Target, ...]] = (
     *(requested(case) for case in (*_LOADS, "row", "convert")),
     *(private(case, 64) for case in _LOADS),
     within("open_100000", "safetensors.numpy", 4),
+    independent("plan_100000", "open_100000", 2),
+    within("save_40000", "safetensors.numpy", 1.3),
     independent("open_1000_large", "open_1000", 1.25),
     header("open_100000", 1.05),
     within("row", "numpy.memmap", 2),

@@ -121,6 +121,15 @@ def row(job: Job) -> Work:
     return Work(lambda: np.array(leaf[row]), check, facts, calls=20_000)
 
 
+def plan_file(job: Job) -> Work:
+    """Open a file, and plan how each of its leaves is read."""
+
+    def check(plan: safejax.Plan) -> None:
+        assert len(plan.leaves) == len(job.spec.shapes())
+
+    return Work(lambda: safejax.plan(job.path), check)
+
+
 def open_file(job: Job) -> Work:
     """Open a file, as the tree of its leaves."""
 

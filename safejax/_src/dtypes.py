@@ -144,6 +144,13 @@ def to_stored_bytes(block: NDArray[Any], stored: Stored) -> NDArray[np.uint8]:
     return flat
 
 
+def stored_bytes(block: NDArray[Any], stored: Stored) -> bytes:
+    """A copy of what `to_stored_bytes` returns, which takes less time for a small block."""
+    if stored.recorded in _BY_VALUE or is_packed(stored.code):
+        return to_stored_bytes(block, stored).tobytes()
+    return block.tobytes()
+
+
 def unpack(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The elements of packed bytes, two per byte, low half first, each in a byte of its own."""
     halves = np.empty(2 * packed.size, np.uint8)

@@ -201,8 +201,10 @@ def _of_these(leaves: Leaves) -> Structure:
 
 def _content(name: str, leaf: Any, by_all: bool) -> Content:
     content = content_at(name, leaf)
+    if content.view.has_values:
+        return content
     sources = content.view.sources
-    if all(source.has_values or (by_all and source.elsewhere) for source in sources):
+    if by_all and all(source.has_values or source.elsewhere for source in sources):
         return content
     if content.view.elsewhere:
         raise LeafError(

@@ -61,7 +61,8 @@ class Options:
         Nothing is read, except for leaves that are NumPy's in `like`.
         """
         bound = self.bound(leaves, file, like)
-        return build(read_all(bound), bound.structure, file)
+        # Only `like` can say that a leaf is for the host.
+        return build(bound if like is None else read_all(bound), bound.structure, file)
 
     def bound(self, leaves: Leaves, file: str, like: Any = None) -> Leaves:
         """The leaves of that tree, by name, with an `OnHost` for each that is to be read."""

@@ -118,4 +118,7 @@ def _data_of(extent: Extent) -> Iterator[memoryview]:
             values = block.read()
         except LeafError as error:  # It was deleted since the layout was made.
             raise LeafError(f"leaf {extent.name!r}: {error}") from error
-        yield dtypes.to_stored_bytes(values, stored).data
+        if stored.nbytes < _SMALL:
+            yield memoryview(dtypes.stored_bytes(values, stored))
+        else:
+            yield dtypes.to_stored_bytes(values, stored).data

@@ -9,6 +9,7 @@ import math
 import re
 import reprlib
 import sys
+from json.encoder import encode_basestring
 from typing import Any, Final, NoReturn
 
 from safejax._src.collector import collector_paused
@@ -52,6 +53,10 @@ def parse(text: str, *, allow_surrogates: bool = False) -> Any:  # Any: whatever
 def write(value: Any, *, ascii_only: bool = False) -> str:
     """The shortest JSON text of `value`, always the same; `value` must not hold floats."""
     return json.dumps(value, ensure_ascii=ascii_only, separators=(",", ":"), allow_nan=False)
+
+
+write_string: Final = encode_basestring
+"""The JSON text of a string, as `write` has it."""
 
 
 def write_for_people(value: Any) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
 from safejax._src.collector import collector_paused, collector_resumed
-from safejax._src.pytrees.names import METADATA_NAME, SEPARATOR, join, split
+from safejax._src.pytrees.names import METADATA_NAME, SEPARATOR, join
 from safejax._src.pytrees.structure import (
     EMPTY,
     MAX_DEPTH,
@@ -63,9 +63,13 @@ def walk(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> Walk:
                 inner = [((*segments, segment), child) for segment, _, child in reversed(named)]
                 pending.extend(inner)
                 continue
+            name = join(segments)
             # `__metadata__` is not the name of a tensor.
-            name = _free_name(join(segments), entries, METADATA_NAME)
-            if split(name) != segments and not _in_flat(kinds, name, segments):
+            if name in entries or name == METADATA_NAME:
+                name = _free_name(name, entries, METADATA_NAME)
+                paths[name] = segments
+            # With a dot in a segment, the name splits at more places.
+            elif name.count(SEPARATOR) != len(segments) - 1 and not _in_flat(kinds, name, segments):
                 paths[name] = segments
             if children is None:
                 names.append(name)
@@ -87,9 +91,15 @@ _CONTAINER_TYPES: Final = frozenset({dict, list, tuple, OrderedDict, type(None)}
 
 
 def _children(node: Any, segments: Segments) -> list[tuple[Any, Any]] | None:
-    """The key entry and value of each child, in JAX's order; None for a leaf."""
+    """The key entry and value of each child, in JAX's order; None for a leaf.
+
+    The entry of a string in a dict may be the string itself.
+    """
     if type(node) in _LEAF_TYPES or isinstance(node, jax.Array):
         return None
+    if type(node) is dict and all(type(key) is str for key in cast("dict[Any, Any]", node)):
+        # As JAX does it, in less time.
+        return [(key, node[key]) for key in sorted(cast("dict[str, Any]", node))]
     of_the_user = type(node) not in _CONTAINER_TYPES
     # Only the node itself is flattened, and nothing in it, not even if it contains itself.
     is_leaf = iter([False])
@@ -138,6 +148,8 @@ def _named(children: list[tuple[Any, Any]]) -> list[tuple[str, Any, Any]]:
     taken: set[str] = set()
     for entry, child in children:
         match entry:
+            case str():
+                key = entry
             case DictKey():
                 key = _plain_key(entry.key)
             case GetAttrKey():
@@ -152,7 +164,7 @@ def _named(children: list[tuple[Any, Any]]) -> list[tuple[str, Any, Any]]:
         if not text.isascii():
             # UTF-8 cannot hold half a surrogate pair; the record holds the key itself.
             text = text.encode(errors="backslashreplace").decode()
-        segment = _free_name(text, taken)
+        segment = text if text not in taken else _free_name(text, taken)
         taken.add(segment)
         named.append((segment, key, child))
     return named

@@ -55,7 +55,18 @@ class ArraySource(Source):
             return np.empty(window.shape, dtype)
         if open_logs:
             self._log(window.distinct * dtype.itemsize)
-        return read_only(strided_array(self._bytes(), 0, dtype, window))
+        array = self._host_array(dtype, window)
+        return read_only(strided_array(self._bytes(), 0, dtype, window)) if array is None else array
+
+    def _host_array(self, dtype: Dtype, window: Window) -> NDArray[Any] | None:
+        """The whole array as it lies on the host, if that is what `window` shows of it.
+
+        Many arrays are small and are read once: to have them as flat bytes would take longer.
+        """
+        if self._flat is not None or window is not Window.whole(self._array.shape):
+            return None
+        host = on_the_host(self._array)
+        return read_only(host.view()) if host.dtype == dtype else None
 
     def in_place(
         self, begin: int, dtype: Dtype, window: Window, alignment: int

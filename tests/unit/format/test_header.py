@@ -1,10 +1,13 @@
 """The header is read and written, and a hostile one is refused at once with the reason."""
 
+import json
 import random
 import time
 
 import pytest
 import safetensors
+from hypothesis import given
+from hypothesis import strategies as st
 
 from safejax._src.format.header import (
     MAX_HEADER_BYTES,
@@ -166,6 +169,25 @@ def test_the_header_lists_tensors_in_the_order_of_their_data():
         b'"b":{"dtype":"U8","shape":[64],"data_offsets":[0,64]},'
         b'"a":{"dtype":"U8","shape":[1],"data_offsets":[64,65]}}'
     )
+
+
+_TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+
+
+@given(
+    tensors=st.dictionaries(
+        _TEXTS.filter(lambda name: name != "__metadata__"),
+        st.tuples(st.sampled_from(["F32", "U8", "F8_E4M3"]), st.lists(st.integers(0, 99))),
+    ),
+    metadata=st.dictionaries(_TEXTS, _TEXTS),
+)
+def test_the_header_is_the_text_that_json_writes_of_the_table(tensors, metadata):
+    entries = [Entry(name, code, tuple(shape), 64) for name, (code, shape) in tensors.items()]
+    table = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    for number, (name, (code, shape)) in enumerate(tensors.items()):
+        table[name] = info(code, shape, (64 * number, 64 * number + 64))
+    expected = json.dumps(table, ensure_ascii=False, separators=(",", ":"))
+    assert write_header(entries, metadata, "m")[8:].decode().rstrip(" ") == expected.rstrip(" ")
 
 
 def test_without_metadata_the_header_has_no_entry_for_it():
