@@ -15,6 +15,13 @@ os.environ["XLA_FLAGS"] = (
 # The number of XLA's threads. One per core is too few for JAX 0.8: devices that wait for each
 # other hold threads that a large matrix product needs, which is a deadlock.
 os.environ["NPROC"] = "32"
+# What XLA has compiled is kept, so that the tests take two thirds of the time when they run again.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR",
+    os.path.join(os.path.dirname(os.path.abspath(__file__)), ".pytest_cache", "compiled"),
+)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import doctest
 import inspect
