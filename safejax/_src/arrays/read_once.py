@@ -164,7 +164,7 @@ def _read(leaf: LazyArray, spread: Spread) -> jax.Array:
 
 def _gather(leaf: LazyArray, spread: Spread, parts: jax.Array) -> None:
     shape = leaf.shape if spread.is_flat else None
-    whole = _gathering(spread.sharding, spread.splits, shape, np.dtype(leaf.dtype))(parts)
+    whole = gathering(spread.sharding, spread.splits, shape, np.dtype(leaf.dtype))(parts)
     shards = [shard.data for shard in whole.addressable_shards]
     # The leaf's own sharding, whose mesh may have explicit axes.
     make = jax.make_array_from_single_device_arrays
@@ -173,7 +173,7 @@ def _gather(leaf: LazyArray, spread: Spread, parts: jax.Array) -> None:
 
 
 @lru_cache(maxsize=256)
-def _gathering(
+def gathering(
     sharding: NamedSharding, splits: tuple[Split, ...], shape: tuple[int, ...] | None, dtype: Dtype
 ) -> Callable[[jax.Array], jax.Array]:
     """The compiled function that undoes `splits`; with `shape`, of a leaf that was flat."""
