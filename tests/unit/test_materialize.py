@@ -149,7 +149,11 @@ SIZES = re.compile(r"\w\d+\[([\d,]+)\]")
 
 
 def groups_in(line: str) -> list[list[int]]:
-    """The groups of devices of a collective: listed, or as an iota that is reshaped."""
+    """The groups of devices of a collective: axes of a mesh, listed, or a reshaped iota."""
+    axes = re.search(r"replica_groups=mesh\['x'=2,'y'=2\] \{([^}]*)\}", line)
+    if axes is not None:  # JAX 0.12
+        groups = np.arange(4).reshape(2, 2)
+        return {"'x'": groups.T, "'y'": groups}.get(axes[1], groups.reshape(1, 4)).tolist()
     listed = re.search(r"replica_groups=\{(\{[\d,{}]+\})\}", line)
     if listed is not None:
         return [list(map(int, each.split(","))) for each in re.findall(r"[\d,]+\d", listed[1])]

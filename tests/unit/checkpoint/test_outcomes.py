@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -112,21 +113,28 @@ def at_the_moment(process: int, moment: str, path: Path, act: Callable[[], None]
     return {"transform": transform, "progress": progress}
 
 
-def when_it_is_renamed(path: Path, act: Callable[[], None]) -> None:
-    """Call `act` in another thread, as soon as there is another file."""
-    before = path.stat().st_ino
+def send_to_one_that_waits(pid: int, sent: int) -> None:
+    """Send a signal to process 1 once it has come to the last step, as process 0 has not."""
 
-    def watch() -> None:
-        end = time.monotonic() + LONG
-        while path.stat().st_ino == before and time.monotonic() < end:
-            time.sleep(0.001)
-        act()
+    def came() -> list[str]:
+        keys = set(keys_in_the_service())
+        steps = {key.removesuffix("/came") for key in keys if key.endswith("/came")}
+        return [step for step in steps if f"{step}/of/0" not in keys]
 
-    threading.Thread(target=watch, daemon=True).start()
+    end = time.monotonic() + LONG
+    while not came():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+    os.kill(pid, sent)
+    if sent == signal.SIGINT:
+        wait_for_a_decision()
 
 
-def fail(process: int, who: int, moment: str, how: str, folder: Path) -> tuple[str, str]:
-    """A save over an older one, in which process `who` fails; what it raises in this process."""
+def fail(process: int, who: int, moment: str, how: str, folder: Path, pid: int) -> tuple[str, str]:
+    """A save over an older one, in which process `who` fails; what it raises in this process.
+
+    `pid` is the number that the system gives process 1.
+    """
     global _seen_by_hook
     _seen_by_hook = None
     path = folder / "m"
@@ -143,15 +151,15 @@ def fail(process: int, who: int, moment: str, how: str, folder: Path) -> tuple[s
     }
     if process == who:
         options = {"timeout": TIMEOUT}
-        if moment == MOMENTS[-1] and process != 0:
-            # It only waits for process 0 then. So it is stopped, killed or interrupted as it is.
-            signals = {"hangs": signal.SIGSTOP, "is killed": signal.SIGKILL}
-            sent = signals.get(how, signal.SIGINT)
-            when_it_is_renamed(path, lambda: os.kill(os.getpid(), sent))
-        else:
-            options |= at_the_moment(process, moment, path, acts[how])
-    elif moment == MOMENTS[-1] and how == "raises" and process == 0:
-        options |= at_the_moment(process, moment, path, wait_for_a_decision)
+    if (who, moment) == (1, MOMENTS[-1]):
+        # It only waits for process 0 then. So that one stops, kills or interrupts it.
+        options = {"timeout": TIMEOUT}
+        signals = {"hangs": signal.SIGSTOP, "is killed": signal.SIGKILL, "raises": signal.SIGINT}
+        if process == 0:
+            send = partial(send_to_one_that_waits, pid, signals[how])
+            options |= at_the_moment(process, moment, path, send)
+    elif process == who:
+        options |= at_the_moment(process, moment, path, acts[how])
     return raised(lambda: safejax.save(state(1), path, **options))
 
 
@@ -183,7 +191,7 @@ def check(path: Path, who: int, moment: str, how: str, outcome: tuple[str, str])
 def test_if_a_process_raises_or_hangs_all_have_the_same_error(
     pair: Together, moment: str, who: int, how: str, tmp_path: Path
 ) -> None:
-    pair.begin(fail, who, moment, how, tmp_path)
+    pair.begin(fail, who, moment, how, tmp_path, pair.processes[1].pid)
     outcomes = [pair.result(0)]
     if (who, moment, how) == (1, MOMENTS[-1], "hangs"):
         os.kill(pair.processes[1].pid, signal.SIGCONT)
@@ -205,7 +213,7 @@ SOME_DEATHS = [(MOMENTS[0], 1), (MOMENTS[3], 1), (MOMENTS[3], 0), (MOMENTS[4], 0
 def test_if_a_process_dies_the_file_is_whole(moment: str, who: int, tmp_path: Path) -> None:
     begun = time.monotonic()
     with Together(2) as together:
-        together.begin(fail, who, moment, "is killed", tmp_path)
+        together.begin(fail, who, moment, "is killed", tmp_path, together.processes[1].pid)
         outcomes = [together.result(0), together.result(1)]
     assert time.monotonic() - begun < TIMEOUT / 2
     assert outcomes[who] is None
