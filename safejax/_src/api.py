@@ -91,7 +91,7 @@ def save(
         timeout=timeout,
     )  # fmt: skip
     if task.spans_processes:
-        write_by_all_in_turn(task.agree(), progress)
+        task.agree(lambda joint: write_by_all_in_turn(joint, progress))
     else:
         write_in_turn(task.plan(), task.target, fs, progress)
 
@@ -151,7 +151,9 @@ def save_async(
         timeout=timeout, max_host_bytes=max_host_bytes,
     )  # fmt: skip
     if task.spans_processes:
-        return begin_to_write_by_all(task.agree(), task.target, progress, max_host_bytes)
+        return task.agree(
+            lambda joint: begin_to_write_by_all(joint, task.target, progress, max_host_bytes)
+        )
     return begin_to_write(task.plan(), task.target, fs, progress, max_host_bytes)
 
 

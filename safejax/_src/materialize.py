@@ -6,7 +6,7 @@ import jax
 
 from safejax._src.arguments import check_progress, refuse_path
 from safejax._src.arrays.materialize import Progress, lazy_leaves, place_all
-from safejax._src.arrays.read_once import digest_of
+from safejax._src.arrays.read_once import digest_of, place_reading_once, spreads_of
 from safejax._src.processes.agreement import TIMEOUT, Round
 from safejax._src.public import set_module
 from safejax.errors import ProcessError
@@ -43,8 +43,9 @@ def materialize(tree: _Tree, *, progress: Progress | None = None, read_once: boo
     if not read_once or jax.process_count() == 1:
         return place_all(tree, progress)
     with Round("materialize", TIMEOUT) as across:
-        across.agree(digest_of(lazy_leaves(tree)), _all_the_same)
-        return place_all(tree, progress, _Together(across))
+        spreads = spreads_of(lazy_leaves(tree))
+        across.agree(digest_of(spreads), _all_the_same)
+        return place_all(tree, progress, place_reading_once(spreads, _Together(across)))
 
 
 class _Together:

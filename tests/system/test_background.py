@@ -134,5 +134,5 @@ def test_saves_outlive_ctrl_c_forks_and_the_main_thread(tmp_path: Path) -> None:
         assert report.startswith(f"safejax-save {tmp_path / name}")
         assert "Traceback" in report
         assert error in report
-        assert f"Nothing was saved to '{tmp_path / name}" in report
+        assert f"The save to '{tmp_path / name}" in report
         assert "call handle.result()" in report

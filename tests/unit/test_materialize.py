@@ -1,5 +1,6 @@
 """`materialize` in several processes: each byte is read by one of them, and arrives bit for bit."""
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,75 @@ def test_each_byte_is_read_by_one_process(pair: Together) -> None:
     for spec in (P(), P("y"), P(None, "y")):  # "x" is the axis of the processes.
         assert first[f"{spec} False"] == 512
     assert (first["odd"], second["odd"]) == (24, 24)
+
+
+def collectives(process: int) -> tuple[int, list[str]]:
+    """The number of gathers that reading once compiles, and what is wrong in the programs."""
+    del process
+    gathers, wrong = 0, list[str]()
+    for shape in ((16, 8), (3, 5)):
+        data = safejax.serialize({"w": np.zeros(shape, np.float32)})
+        for spec in SPECS if shape == (16, 8) else (P(),):
+            leaf = safejax.deserialize(data, sharding=NamedSharding(mesh(), spec))["w"]
+            spread = read_once.spread_of(leaf)
+            if spread is None:
+                continue
+            parts = jax.ShapeDtypeStruct(spread.content.shape, leaf.dtype, sharding=spread.sharding)
+            flat = shape if spread.is_flat else None
+            gather: Any = read_once.gathering(spread.sharding, spread.splits, flat, leaf.dtype)
+            text = gather.lower(parts).compile().as_text()
+            used = {name for entry in spec for name in np.ravel(entry) if name is not None}
+            for line in text.splitlines():
+                found = COLLECTIVE.search(line)
+                if found is None:
+                    continue
+                groups = groups_in(line) if found[1] == "all-gather" else []
+                # Devices that hold the same values have the same place along all other axes.
+                places = np.indices((2, 2)).reshape(2, 4).T
+                same = all(
+                    (places[group][:, axis] == places[group[0], axis]).all()
+                    for group in groups
+                    for axis, name in enumerate("xy")
+                    if name in used
+                )
+                held = int(np.prod(leaf.sharding.shard_shape(shape))) + 3  # The padding.
+                sizes = [list(map(int, each.split(","))) for each in SIZES.findall(line)]
+                gathers += 1
+                if found[1] != "all-gather" or not same or max(map(np.prod, sizes)) > held:
+                    wrong.append(f"{shape} {spec}: {line}")
+    return gathers, wrong
+
+
+COLLECTIVE = re.compile(
+    r" (all-\w+(?:-\w+)?|collective-\w+|reduce-scatter|ragged-\w+|send|recv)(?:-start)?\("
+)
+SIZES = re.compile(r"\w\d+\[([\d,]+)\]")
+
+
+def groups_in(line: str) -> list[list[int]]:
+    """The groups of devices of a collective: axes of a mesh, listed, or a reshaped iota."""
+    axes = re.search(r"replica_groups=mesh\['x'=2,'y'=2\] \{([^}]*)\}", line)
+    if axes is not None:  # JAX 0.12
+        groups = np.arange(4).reshape(2, 2)
+        return {"'x'": groups.T, "'y'": groups}.get(axes[1], groups.reshape(1, 4)).tolist()
+    listed = re.search(r"replica_groups=\{(\{[\d,{}]+\})\}", line)
+    if listed is not None:
+        return [list(map(int, each.split(","))) for each in re.findall(r"[\d,]+\d", listed[1])]
+    iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
+    assert iota is not None, line
+    shape, sizes = (list(map(int, iota[n].split(","))) for n in (1, 2))
+    numbers = np.arange(np.prod(sizes)).reshape(sizes)
+    if iota[3]:
+        numbers = numbers.transpose(list(map(int, iota[3].split(","))))
+    return numbers.reshape(shape).tolist()
+
+
+def test_only_gathers_along_the_replicated_axes_are_compiled(pair: Together) -> None:
+    for gathers, wrong in pair.run(collectives):
+        assert not wrong
+        # One for each replicated axis: two for P() and for the leaf that is flat, one for P("y")
+        # and for P(None, "y"). With P("x"), no two processes hold the same.
+        assert gathers == 2 + 2 + 1 + 1
 
 
 def fail_in_one(process: int) -> list[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from safejax._src.arrays.lazy import LazyArray
 from safejax._src.arrays.precision import needs_x64
-from safejax._src.arrays.read_once import Together, place_reading_once
 from safejax._src.arrays.untraced import run_all_untraced
 from safejax._src.reading.readahead import read_ahead
 
@@ -28,12 +27,12 @@ def lazy_leaves(tree: Any) -> list[LazyArray]:
 
 
 def place_all(
-    tree: _Tree, progress: Progress | None = None, together: Together | None = None
+    tree: _Tree, progress: Progress | None = None, first: Iterable[LazyArray] = ()
 ) -> _Tree:
     """The same tree with every lazy leaf a plain, placed `jax.Array`; leaves are read in parallel.
 
-    `progress` is called with bytes of leaves. With `together`, what several processes hold is
-    read by one of them, if that can be.
+    `progress` is called with bytes of leaves. Before all others come the leaves that `first`
+    yields, which places them.
     """
     lazy = lazy_leaves(tree)
     for leaf in lazy:
@@ -56,10 +55,9 @@ def place_all(
             report(leaf)
 
     gathered: set[int] = set()
-    if together is not None:
-        for leaf in place_reading_once(lazy, together):
-            gathered.add(id(leaf))
-            report(leaf)
+    for leaf in first:
+        gathered.add(id(leaf))
+        report(leaf)
 
     # A leaf that is worth a thread gets a task; the others share one task for each x64 mode.
     groups: list[list[LazyArray]] = [[], []]

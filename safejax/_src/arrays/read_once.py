@@ -7,9 +7,9 @@ with the same leaves.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
-from typing import Final, NamedTuple, Protocol, cast, final
+from typing import Final, NamedTuple, Protocol, TypeAlias, cast, final
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +63,10 @@ class Spread(NamedTuple):
     is_flat: bool
 
 
+Spreads: TypeAlias = Sequence[tuple[LazyArray, Spread | None]]
+"""Leaves, each with how to read it in parts; None if it is not to be."""
+
+
 def spread_of(leaf: LazyArray) -> Spread | None:
     """How to read the leaf in parts; None if each process has to read all that it holds.
 
@@ -94,14 +98,19 @@ def spread_of(leaf: LazyArray) -> Spread | None:
     return Spread(padded, NamedSharding(mesh, PartitionSpec(mesh.axis_names)), splits, is_flat=True)
 
 
-def digest_of(leaves: Iterable[LazyArray]) -> str:
+def spreads_of(leaves: Iterable[LazyArray]) -> Spreads:
+    """The leaves, each with how to read it in parts, if it can be."""
+    return [(leaf, None if leaf.is_placed else spread_of(leaf)) for leaf in leaves]
+
+
+def digest_of(spreads: Spreads) -> str:
     """A digest of what has to be the same in all processes."""
-    return hashlib.sha256(repr(list(map(_facts_of, leaves))).encode()).hexdigest()
+    facts = [_facts_of(leaf, spread) for leaf, spread in spreads]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
-def _facts_of(leaf: LazyArray) -> tuple[object, ...]:
+def _facts_of(leaf: LazyArray, spread: Spread | None) -> tuple[object, ...]:
     boxes = tuple(holders_of(leaf.sharding, leaf.shape))
-    spread = None if leaf.is_placed else spread_of(leaf)
     how: tuple[object, ...] = ()
     if spread is not None:
         mesh = cast("Mesh", spread.sharding.mesh)
@@ -110,13 +119,13 @@ def _facts_of(leaf: LazyArray) -> tuple[object, ...]:
     return leaf.name, leaf.is_placed, str(leaf.aval), boxes, how
 
 
-def place_reading_once(leaves: Iterable[LazyArray], together: Together) -> Iterator[LazyArray]:
+def place_reading_once(spreads: Spreads, together: Together) -> Iterator[LazyArray]:
     """Place the leaves that can be read in parts, and yield each once it is placed.
 
     All processes call this with the same leaves in the same order. They agree between reading and
     passing on, since a process that raised would leave the others waiting.
     """
-    for group in _groups(leaves):
+    for group in _groups(spreads):
         read: list[jax.Array] = []
         failure: BaseException | None = None
         try:
@@ -133,11 +142,10 @@ def place_reading_once(leaves: Iterable[LazyArray], together: Together) -> Itera
         yield from (leaf for leaf, _ in group)
 
 
-def _groups(leaves: Iterable[LazyArray]) -> Iterator[list[tuple[LazyArray, Spread]]]:
+def _groups(spreads: Spreads) -> Iterator[list[tuple[LazyArray, Spread]]]:
     group: list[tuple[LazyArray, Spread]] = []
     nbytes = 0
-    for leaf in leaves:
-        spread = None if leaf.is_placed else spread_of(leaf)
+    for leaf, spread in spreads:
         if spread is None:
             continue
         if group and nbytes + leaf.nbytes > GROUP_BYTES:
@@ -156,7 +164,7 @@ def _read(leaf: LazyArray, spread: Spread) -> jax.Array:
 
 def _gather(leaf: LazyArray, spread: Spread, parts: jax.Array) -> None:
     shape = leaf.shape if spread.is_flat else None
-    whole = _gathering(spread.sharding, spread.splits, shape, np.dtype(leaf.dtype))(parts)
+    whole = gathering(spread.sharding, spread.splits, shape, np.dtype(leaf.dtype))(parts)
     shards = [shard.data for shard in whole.addressable_shards]
     # The leaf's own sharding, whose mesh may have explicit axes.
     make = jax.make_array_from_single_device_arrays
@@ -165,7 +173,7 @@ def _gather(leaf: LazyArray, spread: Spread, parts: jax.Array) -> None:
 
 
 @lru_cache(maxsize=256)
-def _gathering(
+def gathering(
     sharding: NamedSharding, splits: tuple[Split, ...], shape: tuple[int, ...] | None, dtype: Dtype
 ) -> Callable[[jax.Array], jax.Array]:
     """The compiled function that undoes `splits`; with `shape`, of a leaf that was flat."""

@@ -9,6 +9,7 @@ import contextvars
 import os
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Final, final
 
@@ -50,7 +51,7 @@ def begin_to_write(
     def write(plan: Layout | Folder) -> None:
         write_at(plan, store, target, progress)
 
-    return _begin(path, plan, store, target, write, max_host_bytes, lambda: None)
+    return _begin(path, plan, _Work(store, target, snapshot, write), max_host_bytes)
 
 
 def write_in_turn(
@@ -64,12 +65,8 @@ def write_in_turn(
 
 def write_by_all_in_turn(joint: Joint, progress: Progress | None = None) -> None:
     """Write what all processes have agreed on, after earlier saves in the background."""
-    try:
-        target = joint.store.canonical(joint.path)
-        _turns.wait_for_earlier(joint.store, target, joint.alive)
-    except BaseException as error:
-        joint.failed(error)
-        raise
+    target = joint.store.canonical(joint.path)
+    _turns.wait_for_earlier(joint.store, target, joint.alive)
     joint.write(progress)
 
 
@@ -78,50 +75,57 @@ def begin_to_write_by_all(
 ) -> SaveHandle:
     """Write what all processes have agreed on in the background, and return a handle.
 
-    As `begin_to_write`; the other processes raise what is raised here.
+    As `begin_to_write`. What is raised later, in the other thread, is raised in all processes, too.
+    """
+    joint.round.leave()
+    work = _Work(
+        joint.store,
+        joint.path,
+        joint.hold,
+        lambda _: joint.write(progress),
+        joint.alive,
+        joint.round.taken,
+    )
+    return _begin(path, joint.plan, work, max_host_bytes)
+
+
+@final
+@dataclass(frozen=True, eq=False, slots=True)
+class _Work:
+    """What a save does with its plan: it holds its values, and writes them to a place.
+
+    `alive` is called again and again while the save waits for others, and all that its thread does
+    is in the context `taken()`.
     """
 
-    def write(plan: Layout | Folder) -> None:
-        joint.replace_plan(plan)
-        joint.write(progress)
-
-    try:
-        return _begin(path, joint.plan, joint.store, joint.path, write, max_host_bytes, joint.alive)
-    except BaseException as error:
-        joint.failed(error)
-        raise
+    store: Store
+    target: str
+    hold: Callable[[Layout | Folder], Layout | Folder]
+    write: Callable[[Layout | Folder], None]
+    alive: Callable[[], None] = lambda: None
+    taken: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
-def _begin(
-    path: str,
-    plan: Layout | Folder,
-    store: Store,
-    target: str,
-    write: Callable[[Layout | Folder], None],
-    max_host_bytes: int | None,
-    alive: Callable[[], None],
-) -> SaveHandle:
-    """Call `write` in the background, with a plan whose values are safe from changes.
-
-    `alive` is called again and again while this save waits for others.
-    """
+def _begin(path: str, plan: Layout | Folder, work: _Work, max_host_bytes: int | None) -> SaveHandle:
+    """Write a plan in the background, with values that are safe from changes."""
     needed = copied_bytes(plan)
     is_held = max_host_bytes is None or needed <= max_host_bytes
     save = Save(path)
-    copies = needed if is_held else 0
-    turn = _turns.take(save, store, store.canonical(target), copies, max_host_bytes, alive)
+    target = work.store.canonical(work.target)
+    turn = _Turn(save, work.store, target, needed if is_held else 0, work.alive)
+    job = _Job(save, turn, work)
     try:
-        if is_held:
-            plan = snapshot(plan)
+        _turns.take(turn, max_host_bytes)
+        job.plan = work.hold(plan) if is_held else plan
+        del plan
+        is_begun = is_held and _starts(job)
+        if not is_begun:
+            job.run()
     except BaseException:
-        _turns.end(turn)
+        job.give_up()
         raise
-    job = _Job(save, turn, plan, write)
-    del plan
-    if not (is_held and _starts(job)):
-        job.run()
-        if save.error is not None and not isinstance(save.error, Exception):
-            raise save.error  # Ctrl-C, for example.
+    if not (is_begun or save.error is None or isinstance(save.error, Exception)):
+        raise save.error  # Ctrl-C, for example.
     return SaveHandle(save)
 
 
@@ -142,7 +146,7 @@ class _Turn:
     target: str
     copies: int
     alive: Callable[[], None]
-    earlier: list[threading.Event]
+    earlier: list[threading.Event] = field(default_factory=list[threading.Event])
     over: threading.Event = field(default_factory=threading.Event)
 
     def wait(self) -> None:
@@ -161,28 +165,25 @@ class _Turns:
 
     def __init__(self) -> None:
         self._all: list[_Turn] = []
-        self._changed = threading.Condition()
+        # Ctrl-C may be heard before `Condition.__exit__`, but not before that of a lock.
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
 
-    def take(
-        self,
-        save: Save,
-        store: Store,
-        target: str,
-        copies: int,
-        most: int | None,
-        alive: Callable[[], None],
-    ) -> _Turn:
-        """The turn of a save that holds `copies` bytes, as soon as all hold `most` at the most."""
-        with self._changed:
+    def take(self, turn: _Turn, most: int | None) -> None:
+        """Put a turn behind all others, as soon as they hold `most` bytes with it at the most.
+
+        The caller ends it, also if an interrupt leaves this.
+        """
+        with self._lock:
             # A turn is taken, and a place in the order, when there is room: who waits for room
             # has nothing that others wait for.
-            while copies and most is not None and self._copies() + copies > most:
+            while turn.copies and most is not None and self._copies() + turn.copies > most:
                 self._changed.wait(_SIGN)
-                alive()
-            earlier = [each.over for each in self._all if each.meets(store, target)]
-            turn = _Turn(save, store, target, copies, alive, earlier)
+                turn.alive()
+            turn.earlier.extend(
+                each.over for each in self._all if each.meets(turn.store, turn.target)
+            )
             self._all.append(turn)
-            return turn
 
     def wait_for_earlier(self, store: Store, target: str, alive: Callable[[], None]) -> None:
         """Wait until the saves to a place are over whose calls were before this one.
@@ -190,14 +191,14 @@ class _Turns:
         Not for one that goes on in this thread, and has called a function that saves.
         """
         here = threading.current_thread()
-        with self._changed:
+        with self._lock:
             met = [each for each in self._all if each.meets(store, target)]
             earlier = [each.over for each in met if each.save.thread is not here]
         _wait_for(earlier, alive)
 
     def end(self, turn: _Turn) -> None:
         """Let those go on that wait for this turn, or for the memory that it held."""
-        with self._changed:
+        with self._lock:
             if turn in self._all:  # Not in a process that was forked meanwhile.
                 self._all.remove(turn)
             self._changed.notify_all()
@@ -221,33 +222,40 @@ if hasattr(os, "register_at_fork"):
 
 @final
 class _Job:
-    """What the thread of a save does."""
+    """What the thread of a save does, unless its caller is interrupted before, and gives it up."""
 
-    def __init__(
-        self,
-        save: Save,
-        turn: _Turn,
-        plan: Layout | Folder,
-        write: Callable[[Layout | Folder], None],
-    ) -> None:
+    def __init__(self, save: Save, turn: _Turn, work: _Work) -> None:
         self.save: Final = save
+        self.plan: Layout | Folder | None = None
         self._turn = turn
-        self._plan: Layout | Folder | None = plan
-        self._write = write
+        self._work: _Work | None = work
+        # Who takes it from here ends the turn: one step, which nothing interrupts.
+        self._to_end = [turn]
 
     def run(self) -> None:
         error: BaseException | None = None
         try:
-            assert self._plan is not None
-            self._turn.wait()
-            self.save.state = "writing"
-            self._write(self._plan)
+            self._to_end.pop()
+        except IndexError:
+            return
+        try:
+            assert self.plan is not None
+            assert self._work is not None
+            with self._work.taken():
+                self._turn.wait()
+                self.save.state = "writing"
+                self._work.write(self.plan)
         except BaseException as raised:  # noqa: BLE001 - the handle raises it
             error = raised
         # First let go of the values and the turn: who waited for the handle may need both.
-        self._plan = None
+        self.plan = self._work = None
         _turns.end(self._turn)
         self.save.end(error)
+
+    def give_up(self) -> None:
+        """Let others have the turn, unless the job runs, or has run, in its thread."""
+        while self._to_end:
+            _turns.end(self._to_end.pop())
 
 
 def _starts(job: _Job) -> bool:

@@ -29,6 +29,7 @@ from safejax._src.checkpoint.layout import Layout
 from safejax._src.checkpoint.ours import Ours, ours_of, write_share
 from safejax._src.checkpoint.saving import Wrote, reporting, room_is_told
 from safejax._src.checkpoint.shards import Folder, is_ours
+from safejax._src.checkpoint.snapshot import held
 from safejax._src.format.index import INDEX_NAME
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.processes.agreement import TIMEOUT, Round
@@ -46,15 +47,13 @@ from safejax.errors import ProcessError
 class Joint:
     """A save on which all processes have agreed, and which is still to be written.
 
-    `write` has to be called once, in any thread, or `failed` instead.
+    `write` has to be called once: in the function that `agree_to_save` is given or, if that has
+    left the `round`, in another thread, which has taken it.
     """
 
-    def __init__(
-        self, ours: Ours, store: Store, path: str, across: Round, still_open: contextlib.ExitStack
-    ) -> None:
+    def __init__(self, ours: Ours, store: Store, path: str, across: Round) -> None:
         self._ours = ours
-        self._across = across
-        self._still_open = still_open
+        self.round: Final = across
         self.store: Final = store
         self.path: Final = store.absolute(path)
 
@@ -65,22 +64,21 @@ class Joint:
 
     def alive(self) -> None:
         """Show the others that this process is at work; raises what failed elsewhere."""
-        self._across.alive()
+        self.round.alive()
 
-    def replace_plan(self, plan: Layout | Folder) -> None:
-        """Take the values from another plan, which is the same but for their sources."""
-        self._ours = ours_of(plan, self._across.process, self._across.processes)
+    def hold(self, plan: Layout | Folder) -> Layout | Folder:
+        """Keep the values of `plan`, which is this save's, as they are now; the plan with them."""
+        self._ours = self._ours.with_arrays(held(plan))
+        return self.plan
 
     def write(self, progress: Progress | None) -> None:
         """Write what is ours, with all other processes, and put the whole into its place."""
-        ours, across = self._ours, self._across
-        with self._still_open, room_is_told(self.store, self.path, ours.plan.nbytes):
-            _write(ours, self.path, across, reporting(progress, ours.nbytes))
+        ours = self._ours
+        with room_is_told(self.store, self.path, ours.plan.nbytes):
+            _write(ours, self.store, self.path, self.round, reporting(progress, ours.nbytes))
 
-    def failed(self, error: BaseException) -> None:
-        """Raise an error of this process in all processes."""
-        with self._still_open:
-            raise error
+
+_Result = TypeVar("_Result")
 
 
 def agree_to_save(
@@ -90,16 +88,17 @@ def agree_to_save(
     target: PathLike,
     fs: FileSystem,
     timeout: Any,
-) -> Joint:
+    then: Callable[[Joint], _Result],
+) -> _Result:
     """Agree with all other processes to save to `target` what `plan_of` makes of the leaves.
 
     `options` are the arguments that must be the same everywhere and are not seen in the plan.
-    Every error is raised in all processes, also later; what was there before is kept.
+    `then` writes it, and what it returns is returned. Every error, also of `then`, is raised in
+    all processes; what was there before is kept.
     """
-    with contextlib.ExitStack() as stack:
-        # One that is no timeout is found when the leaves are prepared, in the round.
-        silence = timeout if is_timeout(timeout) else TIMEOUT
-        across = stack.enter_context(Round(f"save to {target!s}", silence))
+    # One that is no timeout is found when the leaves are prepared, in the round.
+    silence = timeout if is_timeout(timeout) else TIMEOUT
+    with Round(f"save to {target!s}", silence) as across:
         across.note = "what was there before is unchanged"
 
         def prepare() -> tuple[Leaves, Store, str]:
@@ -116,7 +115,8 @@ def agree_to_save(
         def divide() -> tuple[Ours, Facts]:
             plan = plan_of(divided(leaves, alone, across.process))
             ours = ours_of(plan, across.process, across.processes)
-            return ours, facts_of({"path": path, **options}, leaves, alone, plan)
+            facts = facts_of({"path": path, **options}, leaves, alone, plan, across.alive)
+            return ours, facts
 
         (ours, facts), other = _agreed(
             across,
@@ -126,7 +126,7 @@ def agree_to_save(
         )
         if other is not None:
             raise_difference(across, facts, other)
-        return Joint(ours, store, path, across, stack.pop_all())
+        return then(Joint(ours, store, path, across))
     raise AssertionError("the block returns or raises")
 
 
@@ -183,13 +183,19 @@ def _first_other(values: list[Any]) -> int | None:
 # ---- writing
 
 
-def _write(ours: Ours, path: str, across: Round, wrote: Wrote) -> None:
+def _write(ours: Ours, store: Store, path: str, across: Round, wrote: Wrote) -> None:
+    def fill_ours(temporary: str) -> None:
+        # All learn of an error before the file is removed, or another one may be that it is not
+        # there. So all that is said of it has to be said here.
+        with across.telling(), room_is_told(store, path, ours.plan.nbytes), errors_name(path):
+            _fill(ours, temporary, across, wrote)
+
     if across.process != 0:
         temporary = str(across.agree(None, _of_process_0))
         try:
-            with errors_name(path):
-                _fill(ours, temporary, across, wrote)
-            _agree_on_the_end(across)
+            with across.telling():
+                fill_ours(temporary)
+                _agree_on_the_end(across)
         except BaseException:
             remove_together(temporary)
             raise
@@ -197,7 +203,7 @@ def _write(ours: Ours, path: str, across: Round, wrote: Wrote) -> None:
 
     def fill(temporary: str) -> None:
         across.agree(temporary, _of_process_0)
-        _fill(ours, temporary, across, wrote)
+        fill_ours(temporary)
 
     def fill_file(descriptor: int, temporary: str) -> None:
         (layout,) = ours.files.values()

@@ -5,7 +5,7 @@ differs, two more agreements find the first fact that does. No table is ever sen
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, TypeAlias, cast
 
 from safejax._src import dtypes
@@ -30,16 +30,20 @@ _BLOCK_BYTES: Final = 16 << 20
 
 
 def facts_of(
-    options: Mapping[str, Any], leaves: Leaves, alone: frozenset[str], plan: Layout | Folder
+    options: Mapping[str, Any],
+    leaves: Leaves,
+    alone: frozenset[str],
+    plan: Layout | Folder,
+    alive: Callable[[], None],
 ) -> Facts:
     """The facts of a save: its options, the leaves of the tree, and the files that they give.
 
     The leaves in `alone` are in this process and in no other one. Reads the values that each
-    process has for itself, such as NumPy arrays, and not those of files.
+    process has for itself, such as NumPy arrays, and not those of files. Calls `alive` meanwhile.
     """
     facts = {f"the argument {name}": repr(value) for name, value in options.items()}
     for name, leaf in leaves.items():
-        facts[f"leaf {name!r}"] = _fact_of(name, leaf, name in alone)
+        facts[f"leaf {name!r}"] = _fact_of(name, leaf, name in alone, alive)
     facts["the structure of the tree"] = repr(leaves.structure)
     files = plan.files if isinstance(plan, Folder) else {"": plan}
     for file, layout in files.items():
@@ -52,7 +56,8 @@ def facts_of(
     return facts
 
 
-def _fact_of(name: str, leaf: Any, is_alone: bool) -> str:
+def _fact_of(name: str, leaf: Any, is_alone: bool, alive: Callable[[], None]) -> str:
+    alive()
     if not is_array(leaf):
         return describe(leaf)
     if is_alone or is_spanning(leaf):
@@ -67,6 +72,7 @@ def _fact_of(name: str, leaf: Any, is_alone: bool) -> str:
         packed = dtypes.is_packed(stored.code)
         for block in [view] if packed else view.blocks(_BLOCK_BYTES):
             digest.update(dtypes.to_stored_bytes(block.read(), stored).data)
+            alive()
     return f"{describe(leaf)} in each process, with values {digest.hexdigest()[:16]}"
 
 

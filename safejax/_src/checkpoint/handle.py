@@ -68,8 +68,8 @@ class Save:
         except IndexError:
             return
         error.add_note(
-            f"Nothing was saved to {self.path!r} by safejax.save_async, and nobody asked its "
-            "handle: call handle.result(), which raises this error."
+            f"The save to {self.path!r} by safejax.save_async failed, and nobody asked its handle: "
+            "call handle.result(), which raises this error."
         )
         threading.excepthook(
             threading.ExceptHookArgs((type(error), error, error.__traceback__, self.thread))
@@ -119,7 +119,8 @@ class SaveHandle:
         """Wait until the file is complete and on disk; raise the error of the save if it failed.
 
         `timeout` is in seconds; `TimeoutError` is raised if the save is not over by then. The save
-        goes on after that, and after Ctrl-C.
+        goes on after that, and after Ctrl-C. Raises `RuntimeError` if the save itself calls it,
+        for example by its `progress`.
         """
         error = self.exception(timeout)
         if error is not None:
@@ -127,6 +128,12 @@ class SaveHandle:
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Wait like `result`, and return the error of the save, or None."""
+        if self._save.thread is threading.current_thread() and not self.done():
+            raise RuntimeError(
+                f"{self.path}: expected another thread to wait for the save than the one that "
+                "writes, got a call from within it, for example from its `progress`, which would "
+                "wait for ever: ask the handle where the save was begun; done() does not wait"
+            )
         if not self._save.over.wait(timeout):
             raise TimeoutError(
                 f"{self.path}: expected the save to be over in {timeout} s, it goes on "

@@ -1,7 +1,7 @@
 """The layout of a file to write: which bytes go where, known before any leaf is read."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple, final
 
 from safejax._src import dtypes
@@ -20,6 +20,7 @@ from safejax._src.reading.digests import (
     digests_size,
     hasher,
 )
+from safejax._src.reading.source import HostArray
 from safejax._src.reading.view import View
 from safejax.errors import InvalidFileError, LeafError
 
@@ -47,6 +48,10 @@ class Extent(NamedTuple):
         """The offset in the file at which the data ends."""
         return self.begin + self.stored.nbytes
 
+    def with_arrays(self, instead: Callable[[HostArray], HostArray]) -> "Extent":
+        """The extent with the values of `instead(array)` for each array of its view."""
+        return self._replace(view=self.view.with_arrays(instead))
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -73,6 +78,11 @@ class Layout:
     def block_bytes(self) -> int | None:
         """The size in bytes of the blocks that have digests; None if there are no digests."""
         return None if self.record.digests is None else self.record.digests.block_bytes
+
+    def with_arrays(self, instead: Callable[[HostArray], HostArray]) -> "Layout":
+        """The layout with the values of `instead(array)` for each array of its views."""
+        extents = tuple(extent.with_arrays(instead) for extent in self.extents)
+        return replace(self, extents=extents)
 
     @collector_paused()
     def head_with(self, digests: Mapping[str, bytes]) -> bytes:

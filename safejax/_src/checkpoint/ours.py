@@ -1,6 +1,6 @@
 """What one process writes of a file that several write together: its share of each tensor."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, final
 
@@ -9,6 +9,7 @@ from safejax._src.checkpoint.layout import Extent, Layout
 from safejax._src.checkpoint.shards import Folder
 from safejax._src.checkpoint.stream import BLOCK_BYTES
 from safejax._src.reading.shares import Region, Stripes, shares
+from safejax._src.reading.source import HostArray
 from safejax._src.storage.together import SharedFile
 from safejax.errors import LeafError
 
@@ -56,6 +57,16 @@ class Ours:
     @property
     def of_all(self) -> int:
         return sum(layout.nbytes - len(layout.head) for layout in self.files.values())
+
+    def with_arrays(self, instead: Callable[[HostArray], HostArray]) -> "Ours":
+        """The same with the values of `instead(array)` for each array."""
+
+        def of_share(share: Share) -> Share:
+            regions = [Region(view.with_arrays(instead), at) for view, at in share.regions]
+            return Share(share.extent.with_arrays(instead), regions)
+
+        shares = {name: list(map(of_share, each)) for name, each in self.shares.items()}
+        return Ours(self.plan.with_arrays(instead), shares)
 
 
 def ours_of(plan: Layout | Folder, process: int, processes: int) -> Ours:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, final
@@ -13,6 +13,7 @@ from safejax._src.format.index import SINGLE_NAME
 from safejax._src.format.record import RECORD_KEY, Record, record_text
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.pytrees.structure import Structure
+from safejax._src.reading.source import HostArray
 
 _OURS: Final = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors(\.index\.json)?")
 
@@ -29,6 +30,11 @@ class Folder:
     def nbytes(self) -> int:
         """The total size of all files in bytes, without the index."""
         return sum(each.nbytes for each in self.files.values())
+
+    def with_arrays(self, instead: Callable[[HostArray], HostArray]) -> "Folder":
+        """The folder with the values of `instead(array)` for each array of its layouts."""
+        files = {name: layout.with_arrays(instead) for name, layout in self.files.items()}
+        return Folder(MappingProxyType(files), self.index)
 
 
 def is_ours(name: str) -> bool:

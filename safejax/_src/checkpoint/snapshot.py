@@ -9,9 +9,7 @@ Bytes of files that cannot change are left where they are.
 Nothing of JAX is left to run when the layout is written.
 """
 
-from collections.abc import Iterator
-from dataclasses import replace
-from types import MappingProxyType
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import jax
@@ -38,31 +36,22 @@ def snapshot(plan: Layout | Folder) -> Layout | Folder:
     Waits until the arrays are computed. Each array is held, or copied, once, however many leaves
     show parts of it. Raises `LeafError`, which names the leaf, for an array that is deleted.
     """
+    return plan.with_arrays(held(plan))
+
+
+def held(plan: Layout | Folder) -> Callable[[HostArray], NDArray[Any]]:
+    """What a snapshot has in the place of each array of a plan."""
     extents = list(_extents(plan))
     for extent in extents:
         for array in extent.view.arrays:
             if isinstance(array, jax.Array) and not (_is_on_cpu(array) or array.is_deleted()):
                 array.copy_to_host_async()
-    held: dict[int, NDArray[Any]] = {}
+    found: dict[int, NDArray[Any]] = {}
     for extent in extents:
         for array in extent.view.arrays:
-            if id(array) not in held:
-                held[id(array)] = _held(array, extent.name)
-
-    def instead(array: HostArray) -> NDArray[Any]:
-        return held[id(array)]
-
-    def with_held(layout: Layout) -> Layout:
-        extents = [
-            Extent(name, begin, view.with_arrays(instead), stored)
-            for name, begin, view, stored in layout.extents
-        ]
-        return replace(layout, extents=tuple(extents))
-
-    if isinstance(plan, Layout):
-        return with_held(plan)
-    files = {name: with_held(layout) for name, layout in plan.files.items()}
-    return replace(plan, files=MappingProxyType(files))
+            if id(array) not in found:
+                found[id(array)] = _held(array, extent.name)
+    return lambda array: found[id(array)]
 
 
 def _extents(plan: Layout | Folder) -> Iterator[Extent]:

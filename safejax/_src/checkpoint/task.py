@@ -1,8 +1,8 @@
 """Tasks: what a call of `save` or `save_async` stores, and where."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import jax
 
@@ -18,6 +18,8 @@ from safejax._src.leaves.steps import TransformArgument
 from safejax._src.reading.remote import FileSystem
 from safejax._src.storage.files import PathLike, checked_path
 from safejax.errors import ProcessError
+
+_Result = TypeVar("_Result")
 
 
 @final
@@ -53,8 +55,8 @@ class SaveTask:
         """What is to be written, by this process alone."""
         return self._plan_of(self._leaves())
 
-    def agree(self) -> Joint:
-        """What is to be written, once all processes have agreed on it."""
+    def agree(self, then: Callable[[Joint], _Result]) -> _Result:
+        """What `then` returns, which writes the tree once all processes have agreed on it."""
         holder = only_holder(self.tree)
         if holder is not None:
             # That process does not wait for this one, so there is nothing to agree on.
@@ -65,7 +67,7 @@ class SaveTask:
             )
         options = {"max_shard_bytes": self.max_shard_bytes, "checksum": self.checksum}
         return agree_to_save(
-            self._leaves, self._plan_by_all, options, self.path, self.fs, self.timeout
+            self._leaves, self._plan_by_all, options, self.path, self.fs, self.timeout, then
         )
 
     def _leaves(self) -> Leaves:

@@ -9,18 +9,18 @@ writes its error there in place of the outcome, and all raise it, at once.
 Values stay small, as the service is one server for all: digests, and not what they are of.
 """
 
-import itertools
+import contextlib
 import json
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from types import TracebackType
 from typing import Any, Final, final
 
 import jax
 
 from safejax._src.arrays.jax_private import Service, coordination_service
-from safejax._src.processes.failures import described, error_of, is_shared
+from safejax._src.processes.entries import Entry, forget_finished
+from safejax._src.processes.failures import described, error_of, is_because_of, is_shared
 from safejax.errors import ProcessError
 
 TIMEOUT: Final = 300.0
@@ -33,24 +33,11 @@ _PROGRESS: Final = 1.0
 """Seconds between two signs of life of a process that is at work."""
 
 
-class _Rounds:
-    """The rounds of this process: their numbers, which are the same in all processes."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.numbers = itertools.count()
-        self.open: set[int] = set()
-        self.finished: set[int] = set()
-
-
-_rounds: Final = _Rounds()
-
-
 @final
 class Round:
     """A series of agreements of all processes, as a context.
 
-    Every process must make its rounds in the same order; whatever can raise belongs inside, so
+    Every process must enter its rounds in the same order; whatever can raise belongs inside, so
     that none of them misses one. An error that leaves the block is raised in all processes, with
     the same class and text, if it is one of safejax's or a common one of Python's; other
     processes raise any other one as a `ProcessError`. `title` names the work in errors.
@@ -61,9 +48,8 @@ class Round:
     """
 
     def __init__(self, title: str, timeout: float) -> None:
-        with _rounds.lock:
-            self._number = next(_rounds.numbers)
-            _rounds.open.add(self._number)
+        self._entry = Entry()
+        self._is_left = False
         self.process = jax.process_index()
         self.processes = jax.process_count()
         self.title = title
@@ -99,7 +85,7 @@ class Round:
         Values and decisions are what JSON holds. If some processes have an error instead, all
         raise the first one; its text names the process, unless all have the same.
         """
-        mine = {"value": value, "open": self._open()}
+        mine = {"value": value, "open": self._entry.others()}
         if error is not None:
             mine["error"] = described(error)
         self._service.key_value_set(f"{self._at}/of/{self.process}", json.dumps(mine))
@@ -130,7 +116,40 @@ class Round:
         for _, text in self._service.key_value_dir_get(f"{self._at}/decided"):
             self._fail_as(json.loads(text), None)
 
+    def leave(self) -> None:
+        """Leave the end of the round to a thread that has `taken` it, or will do so.
+
+        The block of the round does not end it, then, unless an error leaves it before.
+        """
+        self._is_left = True
+
+    @contextlib.contextmanager
+    def taken(self) -> Generator[None]:
+        """A block of another thread that ends the round; raises `ProcessError` if it has ended."""
+        if not self._entry.take():
+            raise ProcessError(f"{self.title}: was interrupted in the thread that called it")
+        try:
+            yield
+        except BaseException as error:
+            self._end(error)
+            raise
+        self._end(None)
+
+    @contextlib.contextmanager
+    def telling(self) -> Generator[None]:
+        """A block whose errors are raised in all processes before this one undoes anything."""
+        try:
+            yield
+        except BaseException as error:
+            self._tell(error)
+            raise
+
     def __enter__(self) -> "Round":
+        try:
+            self._entry.begin()
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
         return self
 
     def __exit__(
@@ -139,25 +158,21 @@ class Round:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        try:
-            if error is not None and error is not self._raised:
-                if self._raised is not None and _is_because_of(error, self._raised):
-                    raise self._raised  # All have the same text, whatever was added to it here.
-                self._fail(error)
-        finally:
-            with _rounds.lock:
-                _rounds.open.discard(self._number)
-                _rounds.finished.add(self._number)
+        if (error is not None or not self._is_left) and self._entry.take():
+            self._end(error)
 
     # ---- inside
 
+    def _end(self, error: BaseException | None) -> None:
+        try:
+            if error is not None:
+                self._tell(error)
+        finally:
+            self._entry.end()
+
     @property
     def _at(self) -> str:
-        return f"safejax/{self._number}/{self._phase}"
-
-    def _open(self) -> list[int]:
-        with _rounds.lock:
-            return sorted(_rounds.open - {self._number})
+        return f"safejax/{self._entry.number}/{self._phase}"
 
     def _decision(self, decide: Callable[[list[Any]], Any]) -> dict[str, Any]:
         """The outcome, from the values of all."""
@@ -217,16 +232,30 @@ class Round:
         return {int(key.rpartition("/")[2]): text for key, text in found}
 
     def _gave_up(self, silent: list[int]) -> dict[str, Any]:
-        who = ", ".join(map(str, silent[:10])) or "none"
+        """The outcome if processes are silent; without any, all came, and the last said nothing."""
+        who = ", ".join(map(str, silent[:10]))
         who += f" and {len(silent) - 10} more" if len(silent) > 10 else ""
+        all_, step = f"all {self.processes} processes", f"step {self._phase} of it"
+        if silent:
+            text = f"expected {all_} to come to {step}, got no sign of process {who}"
+            remedy = "call it in every process, with the same tree and in the same order"
+        else:
+            text = f"expected the last of {all_} that came to {step} to decide, got nothing of it"
+            remedy = "see whether a process has died"
         text = (
-            f"{self.title}: expected all {self.processes} processes to come to step "
-            f"{self._phase} of it, got no sign of process {who} for {self._timeout:g} s: call it "
-            "in every process, with the same tree and in the same order; if one is only slow, "
-            "pass a longer timeout="
-            f"{self.note and '; '}{self.note}"
+            f"{self.title}: {text} for {self._timeout:g} s: {remedy}; if one is only slow, pass a "
+            f"longer timeout={self.note and '; '}{self.note}"
         )
         return {"failed": described(ProcessError(text)), "process": None}
+
+    def _tell(self, error: BaseException) -> None:
+        """Make all processes raise `error`, unless they know it; raise what they raise, if so."""
+        if error is self._raised:
+            return
+        if isinstance(error, Exception) and self._raised and is_because_of(error, self._raised):
+            raise self._raised  # All have the same text, whatever was added to it here.
+        self._fail(error)
+        self._raised = error
 
     def _fail_as(self, decided: dict[str, Any], cause: BaseException | None) -> None:
         """Raise what was decided to have failed."""
@@ -257,15 +286,6 @@ class Round:
 
     def _clean(self, still_open: list[int]) -> None:
         """Delete the keys of rounds that no process is in any more: all have come to this one."""
-        with _rounds.lock:
-            finished = _rounds.finished - set(still_open)
-            _rounds.finished -= finished
-        for number in sorted(finished):
+        for number in forget_finished(still_open):
             if self.process == 0:
                 self._service.key_value_delete(f"safejax/{number}")
-
-
-def _is_because_of(error: BaseException | None, cause: BaseException) -> bool:
-    while error is not None and error is not cause:
-        error = error.__cause__ or error.__context__
-    return error is cause

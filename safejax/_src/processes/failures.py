@@ -42,3 +42,10 @@ def error_of(description: dict[str, Any], process: int | None) -> Exception:
         # Python makes a FileNotFoundError, for example, from its number.
         return OSError(description["errno"], text, *([] if file is None else [file]))
     return _KINDS.get(description["kind"], ProcessError)(text)
+
+
+def is_because_of(error: BaseException | None, cause: BaseException) -> bool:
+    """Whether an error is another one, or was raised from it or while it was handled."""
+    while error is not None and error is not cause:
+        error = error.__cause__ or error.__context__
+    return error is cause

@@ -480,6 +480,23 @@ def test_an_error_is_raised_by_the_result_and_the_next_save_goes_on(
     assert reported == []
 
 
+@pytest.mark.parametrize("wait", [None, 0, LONG])
+def test_a_save_that_waits_for_itself_is_an_error(path: Path, wait: float | None) -> None:
+    handles: list[SaveHandle] = []
+    is_there = threading.Event()
+
+    def progress(done: int, total: int) -> None:
+        assert is_there.wait(LONG)
+        assert not handles[0].done()
+        handles[0].result(wait)
+
+    handles.append(save_async({"w": np.ones(3)}, path, progress=progress))
+    is_there.set()
+    with pytest.raises(RuntimeError, match=r"m?: .* a call from within it, .* ask the handle"):
+        handles[0].result(LONG)
+    assert not path.exists()
+
+
 def test_errors_of_the_system_name_the_file(tmp_path: Path) -> None:
     handle = save_async({"w": np.ones(3)}, tmp_path / "missing" / "m")
     with pytest.raises(FileNotFoundError, match="make the folder first") as caught:

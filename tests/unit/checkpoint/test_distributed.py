@@ -4,6 +4,7 @@ Each task runs in all processes at once. What they agree on is compared there or
 """
 
 import hashlib
+import inspect
 import os
 import re
 import signal
@@ -19,6 +20,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -171,6 +173,31 @@ def test_the_file_has_the_bytes_of_a_save_in_one_process(
 ) -> None:
     assert pair.run(save_in_all_ways, layout, tmp_path) == [[], []]
     assert [each for each in os.listdir(tmp_path) if is_temporary(each)] == []
+
+
+def save_without_collectives(process: int, folder: Path) -> list[str]:
+    """Save while every function raises by which JAX's processes meet on their devices."""
+    del process
+    tree, alone = lay_out("mixed", folder)
+    called: list[str] = []
+
+    def refuse(*_: Any, **__: Any) -> None:
+        called.append("a collective")
+        raise AssertionError
+
+    functions = [name for name, each in vars(multihost_utils).items() if inspect.isfunction(each)]
+    assert {"process_allgather", "sync_global_devices", "broadcast_one_to_all"} <= set(functions)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in functions:
+            patch.setattr(multihost_utils, name, refuse)
+        safejax.save(tree, folder / "m", checksum=True, timeout=TIMEOUT)
+        safejax.save_async(tree, folder / "n", checksum=True, timeout=TIMEOUT).result(TIMEOUT)
+    expected = safejax.serialize(alone, checksum=True)
+    return called + [name for name in "mn" if (folder / name).read_bytes() != expected]
+
+
+def test_a_save_calls_no_collective(pair: Together, tmp_path: Path) -> None:
+    assert pair.run(save_without_collectives, tmp_path) == [[], []]
 
 
 def bytes_written(process: int, layout: str, folder: Path) -> tuple[int, int]:

@@ -152,6 +152,42 @@ def test_a_process_that_does_not_come_is_named_and_raises_too(three: Together) -
     assert text.endswith("; nothing was done")
 
 
+def undecided_by_the_last(process: int) -> tuple[str, str]:
+    """The process that comes last, and so decides, says nothing until another one gives up."""
+
+    def came() -> dict[str, list[int]]:
+        """The processes that have come to the first step of each round."""
+        found: dict[str, list[int]] = {}
+        for key in keys_in_the_service():
+            at, _, number = key.partition("/0/of/")
+            if number:
+                found.setdefault(at, []).append(int(number))
+        return found
+
+    def decide(values: list[Any]) -> None:
+        assert len(values) == 3
+        wait_for_a_decision()
+
+    def call() -> None:
+        with Round("work", TIMEOUT if process == 2 else 1) as across:
+            across.note = "nothing was done"
+            while process == 2 and [0, 1] not in came().values():
+                time.sleep(0.01)
+            across.agree(None, decide)
+
+    return raised(call)
+
+
+def test_a_last_process_that_does_not_decide_is_not_said_to_be_silent(three: Together) -> None:
+    kind, text = the_same(three, undecided_by_the_last)
+    assert kind == "ProcessError"
+    assert text == (
+        "work: expected the last of all 3 processes that came to step 0 of it to decide, got "
+        "nothing of it for 1 s: see whether a process has died; if one is only slow, pass a "
+        "longer timeout=; nothing was done"
+    )
+
+
 def slow(process: int) -> int:
     with Round("work", 3.0) as across:
         across.agree(None, len)
@@ -222,24 +258,22 @@ def test_an_interrupt_ends_all(three: Together, task: Any, who: int) -> None:
 
 
 def two_at_once(process: int) -> list[int]:
-    first = Round("first", TIMEOUT)
-    second = Round("second", TIMEOUT)
     done: list[int] = []
 
     def run(across: Round) -> None:
-        with across:
-            for _ in range(10):
-                done.append(across.agree(process, sum))
+        for _ in range(10):
+            done.append(across.agree(process, sum))
 
-    threads = [threading.Thread(target=run, args=(each,)) for each in (second, first)]
-    for thread in threads[:: 1 if process else -1]:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with Round("first", TIMEOUT) as first, Round("second", TIMEOUT) as second:
+        threads = [threading.Thread(target=run, args=(each,)) for each in (second, first)]
+        for thread in threads[:: 1 if process else -1]:
+            thread.start()
+        for thread in threads:
+            thread.join()
     return done
 
 
-def test_rounds_that_were_made_in_the_same_order_may_run_at_once(three: Together) -> None:
+def test_rounds_that_were_entered_in_the_same_order_may_run_at_once(three: Together) -> None:
     assert the_same(three, two_at_once) == [3] * 20
 
 
