@@ -17,13 +17,13 @@ from hypothesis import event, example, given
 from hypothesis import strategies as st
 
 from safejax._src.dtypes import BITS
-from safejax._src.format.header import (
+from safejax._src.format.header import read_header
+from safejax._src.format.written_header import (
     LARGE_DATA_BYTES,
     PAGE_ALIGNMENT,
     SMALL_ALIGNMENT,
     Entry,
     data_order,
-    read_header,
     write_header,
 )
 from safejax._src.pytrees.names import METADATA_NAME

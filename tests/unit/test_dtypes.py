@@ -20,7 +20,7 @@ from safejax._src.dtypes import (
     to_stored_bytes,
     unpack,
 )
-from safejax._src.format.header import Entry, write_header
+from safejax._src.format.written_header import Entry, write_header
 from tests.support.files import file_of
 
 JAX_DTYPES = [np.dtype(scalar) for scalar in jax_dtypes._jax_types]

@@ -8,8 +8,9 @@ from safejax._src import dtypes
 from safejax._src.arrays.content import Content
 from safejax._src.collector import collector_paused
 from safejax._src.dtypes import Stored
-from safejax._src.format.header import MAX_HEADER_BYTES, Entry, data_order, write_header
+from safejax._src.format.header import MAX_HEADER_BYTES
 from safejax._src.format.record import Record, with_record
+from safejax._src.format.written_header import Entry, data_order, write_header
 from safejax._src.leaves.leaf import check_leaf, content_at, describe, is_array
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.pytrees.structure import Structure, name_in

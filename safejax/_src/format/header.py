@@ -1,4 +1,4 @@
-"""The safetensors header: from bytes to a table of tensors and back, without I/O.
+"""The safetensors header: from bytes to a table of tensors, without I/O.
 
 A file is 8 bytes of header length (little-endian), that many bytes of JSON, padded with
 spaces, and the data. The JSON object maps each name to `dtype`, `shape` and `data_offsets`
@@ -8,8 +8,7 @@ reader is stricter, the reason is given next to the rule.
 """
 
 import reprlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple, cast, final
 
 from safejax._src.collector import collector_paused
@@ -18,22 +17,13 @@ from safejax._src.format import strict_json
 from safejax._src.format.foreign import HEAD_BYTES, recognized
 from safejax._src.pytrees.names import METADATA_NAME
 from safejax._src.reading.windows import MAX_AXES
-from safejax.errors import InvalidFileError, LeafError
+from safejax.errors import InvalidFileError
 
 LENGTH_BYTES: Final = 8
 """Bytes of the header length, which a file begins with."""
 
 MAX_HEADER_BYTES: Final = 100_000_000
 """The longest header that the reference reader accepts, in bytes."""
-
-SMALL_ALIGNMENT: Final = 64
-"""Bytes: XLA's CPU client uses a buffer with this alignment in place, without a copy."""
-
-PAGE_ALIGNMENT: Final = 4096
-"""Bytes: the data of a large file begins on a page, so that its pages hold nothing else."""
-
-LARGE_DATA_BYTES: Final = 1 << 20
-"""Bytes of data from which a file counts as large."""
 
 _TENSOR_FIELDS: Final = frozenset({"dtype", "shape", "data_offsets"})
 _MAX_COUNT: Final = 1 << 64
@@ -230,77 +220,3 @@ def _are_side_by_side(tensors: Iterable[Tensor], begin: int, end: int) -> bool:
             return False
         begin = tensor.end
     return begin == end
-
-
-@final
-class Entry(NamedTuple):
-    """A tensor to be written: its name, file dtype code, shape, and size in bytes."""
-
-    name: str
-    code: str
-    shape: tuple[int, ...]
-    nbytes: int
-
-
-def data_order(entries: Sequence[Entry]) -> list[Entry]:
-    """The entries in the order in which their data is stored.
-
-    Empty tensors come first; then those whose size is a multiple of 64 bytes, so that each
-    begins on such a multiple; then the rest by decreasing width of their elements, so that each
-    is at least aligned for its dtype. Entries that are equal in this are ordered by name.
-    """
-
-    def rank(entry: Entry) -> tuple[int, int, str]:
-        if entry.nbytes == 0:
-            return 0, 0, entry.name
-        if entry.nbytes % SMALL_ALIGNMENT == 0:
-            return 1, 0, entry.name
-        return 2, -BITS[entry.code], entry.name
-
-    return sorted(entries, key=rank)
-
-
-@lru_cache(maxsize=1024)
-def _written(shape: tuple[int, ...]) -> str:
-    return strict_json.write(shape)
-
-
-def write_header(entries: Sequence[Entry], metadata: Mapping[str, str], file: str) -> bytes:
-    """The bytes of the length and the header of a file with the entries' data in their order.
-
-    The entries' names must be distinct. Raises `LeafError` for a name or metadata that no header
-    can hold, and `InvalidFileError` for a header so long that readers refuse it.
-    """
-    if any(entry.name == METADATA_NAME for entry in entries):
-        raise LeafError(
-            f"{file}: expected a tensor's name, got {METADATA_NAME!r}, which the format reserves "
-            "for metadata: rename the leaf"
-        )
-    parts: list[str] = []
-    if metadata:
-        parts.append(f'"{METADATA_NAME}":{strict_json.write(dict(sorted(metadata.items())))}')
-    reached = 0
-    # One text for each tensor: to write them all as one value takes three times as long.
-    for name, code, shape, nbytes in entries:
-        end = reached + nbytes
-        parts.append(
-            f'{strict_json.write_string(name)}:{{"dtype":"{code}","shape":{_written(shape)},'
-            f'"data_offsets":[{reached},{end}]}}'
-        )
-        reached = end
-    try:
-        encoded = f"{{{','.join(parts)}}}".encode()
-    except UnicodeEncodeError as error:
-        around = error.object[max(0, error.start - 20) : error.end + 20]
-        raise LeafError(
-            f"{file}: expected names and metadata that UTF-8 can hold, got {around!r}, which has "
-            "half a surrogate pair: rename the leaf"
-        ) from None
-    alignment = PAGE_ALIGNMENT if reached >= LARGE_DATA_BYTES else SMALL_ALIGNMENT
-    encoded += b" " * (-(LENGTH_BYTES + len(encoded)) % alignment)
-    if len(encoded) > MAX_HEADER_BYTES:
-        raise InvalidFileError(
-            f"{file}: expected a header of at most {MAX_HEADER_BYTES} bytes, got {len(encoded)} "
-            f"for {len(entries)} tensors: readers refuse it; store fewer or shorter names"
-        )
-    return len(encoded).to_bytes(LENGTH_BYTES, "little") + encoded

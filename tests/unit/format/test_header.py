@@ -11,13 +11,11 @@ from hypothesis import strategies as st
 
 from safejax._src.format.header import (
     MAX_HEADER_BYTES,
-    Entry,
     Header,
     Tensor,
-    data_order,
     read_header,
-    write_header,
 )
+from safejax._src.format.written_header import Entry, data_order, write_header
 from safejax.errors import InvalidFileError, LeafError
 from tests.support.files import data_begin, file_of
 from tests.support.hostile_headers import HOSTILE, info
