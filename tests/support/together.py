@@ -60,7 +60,9 @@ class Together:
     def run(self, task: Callable[..., Any], *arguments: Any) -> list[Any]:
         """What `task(process, *arguments)` returns in each process; their errors fail the test."""
         self.begin(task, *arguments)
-        return [self.result(number) for number in range(len(self.pipes))]
+        # All answers are taken before one of them fails the test: the next test gets its own.
+        answers = [self._answer(number) for number in range(len(self.pipes))]
+        return [self._value(number, answer) for number, answer in enumerate(answers)]
 
     def begin(self, task: Callable[..., Any], *arguments: Any) -> None:
         for pipe in self.pipes:
@@ -68,11 +70,18 @@ class Together:
 
     def result(self, number: int) -> Any:
         """What the task returned in one process; None if the process was killed."""
-        assert self.pipes[number].poll(LONG), f"process {number} does not answer"
+        return self._value(number, self._answer(number))
+
+    def _answer(self, number: int) -> tuple[str, Any]:
+        if not self.pipes[number].poll(LONG):
+            return "silent", f"no answer for {LONG:.0f} s"
         try:
-            kind, value = self.pipes[number].recv()
+            return self.pipes[number].recv()
         except (EOFError, ConnectionResetError):
-            return None
+            return "returned", None
+
+    def _value(self, number: int, answer: tuple[str, Any]) -> Any:
+        kind, value = answer
         assert kind == "returned", f"process {number}: {value}"
         return value
 

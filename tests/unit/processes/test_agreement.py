@@ -189,10 +189,10 @@ def test_a_last_process_that_does_not_decide_is_not_said_to_be_silent(three: Tog
 
 
 def slow(process: int) -> int:
-    with Round("work", 3.0) as across:
+    with Round("work", 6.0) as across:
         across.agree(None, len)
-        for _ in range(14 if process == 1 else 0):
-            time.sleep(0.3)
+        for _ in range(12 if process == 1 else 0):
+            time.sleep(0.6)
             across.alive()
         return across.agree(None, len)
 
