@@ -44,6 +44,7 @@ def save(
     transform: TransformArgument | None = None,
     metadata: Mapping[str, str] | None = None,
     max_shard_bytes: int | None = None,
+    one_writer_per_file: bool = False,
     checksum: bool = False,
     progress: Progress | None = None,
     fs: FileSystem = None,
@@ -87,8 +88,8 @@ def save(
     """
     task = SaveTask(
         function="save", tree=tree, path=path, transform=transform, metadata=metadata,
-        max_shard_bytes=max_shard_bytes, checksum=checksum, progress=progress, fs=fs,
-        timeout=timeout,
+        max_shard_bytes=max_shard_bytes, one_writer_per_file=one_writer_per_file,
+        checksum=checksum, progress=progress, fs=fs, timeout=timeout,
     )  # fmt: skip
     if task.spans_processes:
         write_by_all_in_turn(task.agree(), progress)
@@ -104,6 +105,7 @@ def save_async(
     transform: TransformArgument | None = None,
     metadata: Mapping[str, str] | None = None,
     max_shard_bytes: int | None = None,
+    one_writer_per_file: bool = False,
     checksum: bool = False,
     progress: Progress | None = None,
     fs: FileSystem = None,
@@ -147,8 +149,9 @@ def save_async(
     """
     task = SaveTask(
         function="save_async", tree=tree, path=path, transform=transform, metadata=metadata,
-        max_shard_bytes=max_shard_bytes, checksum=checksum, progress=progress, fs=fs,
-        timeout=timeout, max_host_bytes=max_host_bytes,
+        max_shard_bytes=max_shard_bytes, one_writer_per_file=one_writer_per_file,
+        checksum=checksum, progress=progress, fs=fs, timeout=timeout,
+        max_host_bytes=max_host_bytes,
     )  # fmt: skip
     if task.spans_processes:
         return begin_to_write_by_all(task.agree(), task.target, progress, max_host_bytes)

@@ -10,13 +10,13 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, final
+from typing import Final, NamedTuple, final
 
 from safejax._src.arrays.materialize import Progress
 from safejax._src.checkpoint.distributed import Joint
 from safejax._src.checkpoint.handle import Save, SaveHandle
 from safejax._src.checkpoint.layout import Layout
-from safejax._src.checkpoint.saving import check_place, write_at
+from safejax._src.checkpoint.saving import write_at
 from safejax._src.checkpoint.shards import Folder
 from safejax._src.checkpoint.snapshot import copied_bytes, snapshot
 from safejax._src.reading.remote import FileSystem
@@ -40,17 +40,18 @@ def begin_to_write(
     If copies of more than `max_host_bytes` bytes would be held, earlier saves are waited for. A
     plan that needs more alone is written before this returns, block by block.
 
-    Raises `ValueError` for a folder elsewhere, and `LeafError` for arrays that are deleted. All
-    other errors are those of the handle.
+    Raises `LeafError` for arrays that are deleted. All other errors are those of the handle.
     """
     store, target = locate(path, fs)
     target = store.absolute(target)  # The working folder may be another one when it is written.
-    check_place(plan, store, target)
 
     def write(plan: Layout | Folder) -> None:
         write_at(plan, store, target, progress)
 
-    return _begin(path, plan, store, target, write, max_host_bytes, lambda: None)
+    values = Values(
+        lambda: copied_bytes(plan), lambda fits: fits, lambda: snapshot(plan), lambda: None
+    )
+    return _begin(path, plan, store, target, write, max_host_bytes, values)
 
 
 def write_in_turn(
@@ -85,11 +86,26 @@ def begin_to_write_by_all(
         joint.replace_plan(plan)
         joint.write(progress)
 
+    values = Values(joint.copied_bytes, joint.agree_to_hold, joint.hold, joint.alive)
     try:
-        return _begin(path, joint.plan, joint.store, joint.path, write, max_host_bytes, joint.alive)
+        return _begin(path, joint.plan, joint.store, joint.path, write, max_host_bytes, values)
     except BaseException as error:
         joint.failed(error)
         raise
+
+
+@final
+class Values(NamedTuple):
+    """How the values of a save are made safe from changes.
+
+    `copied_bytes` says how many bytes of copies that takes, `is_to_hold(fits)` whether it is
+    done, `hold` does it, and `alive` is called again and again while this save waits for others.
+    """
+
+    copied_bytes: Callable[[], int]
+    is_to_hold: Callable[[bool], bool]
+    hold: Callable[[], Layout | Folder]
+    alive: Callable[[], None]
 
 
 def _begin(
@@ -99,25 +115,22 @@ def _begin(
     target: str,
     write: Callable[[Layout | Folder], None],
     max_host_bytes: int | None,
-    alive: Callable[[], None],
+    values: Values,
 ) -> SaveHandle:
-    """Call `write` in the background, with a plan whose values are safe from changes.
-
-    `alive` is called again and again while this save waits for others.
-    """
-    needed = copied_bytes(plan)
-    is_held = max_host_bytes is None or needed <= max_host_bytes
+    """Call `write` in the background, with a plan whose values are safe from changes."""
+    needed = values.copied_bytes()
+    is_held = values.is_to_hold(max_host_bytes is None or needed <= max_host_bytes)
     save = Save(path)
     copies = needed if is_held else 0
-    turn = _turns.take(save, store, store.canonical(target), copies, max_host_bytes, alive)
+    turn = _turns.take(save, store, store.canonical(target), copies, max_host_bytes, values.alive)
     try:
         if is_held:
-            plan = snapshot(plan)
+            plan = values.hold()
     except BaseException:
         _turns.end(turn)
         raise
     job = _Job(save, turn, plan, write)
-    del plan
+    del plan, values
     if not (is_held and _starts(job)):
         job.run()
         if save.error is not None and not isinstance(save.error, Exception):
