@@ -24,13 +24,15 @@ _LEAST: Final = 1024
 _AXIS: Final = "process"
 
 
-def bytes_at_a_time(longest: int, processes: int) -> int:
-    """How many bytes each process sends to each in one call, if it has `longest` to send in all.
+def rounds(longest: int, processes: int) -> list[int]:
+    """How many bytes each process sends to each in every call, if `longest` are the most in all.
 
-    A power of two, so that few shapes are compiled.
+    All are powers of two, so that few shapes are compiled.
     """
-    most = BUFFER_BYTES // processes
-    return max(_LEAST, 1 << min((longest - 1).bit_length(), most.bit_length() - 1))
+    most = 1 << (BUFFER_BYTES // processes).bit_length() - 1
+    full, rest = divmod(longest, max(_LEAST, most))
+    last = [max(_LEAST, 1 << (rest - 1).bit_length())] if rest else []
+    return [max(_LEAST, most)] * full + last
 
 
 def all_to_all(sent: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safejax._src import dtypes
-from safejax._src.arrays.all_to_all import all_to_all, bytes_at_a_time
+from safejax._src.arrays.all_to_all import all_to_all, rounds
 from safejax._src.checkpoint.layout import Extent, Layout
 from safejax._src.checkpoint.ours import Share, blocks
 from safejax._src.processes.agreement import Round
@@ -68,9 +68,8 @@ def reshard(
         across, prepare, lambda made: max((run.nbytes for run in made[0].values()), default=0), max
     )
     if longest:
-        nbytes = bytes_at_a_time(longest, across.processes)
         with interrupts_wait():
-            failure = _exchange(outgoing, incoming, nbytes, -(-longest // nbytes), across.processes)
+            failure = _exchange(outgoing, incoming, longest, across.processes)
         missing = sum(each.missing for each in incoming.values())
         across.agree(missing, _check_none_missing, failure)
     return {name: incoming[name].whole(layouts[name]) for name in mine}
@@ -79,13 +78,12 @@ def reshard(
 def _exchange(
     outgoing: Mapping[int, "Outgoing"],
     incoming: Mapping[str, "Incoming"],
-    nbytes: int,
-    rounds: int,
+    longest: int,
     processes: int,
 ) -> Exception | None:
     """Send and receive everything; the error of this process, which has called as often as all."""
     failure: Exception | None = None
-    for _ in range(rounds):
+    for nbytes in rounds(longest, processes):
         sent = np.zeros((processes, nbytes), np.uint8)
         if failure is None:
             try:

@@ -24,7 +24,7 @@ from jax.sharding import PartitionSpec as P
 
 import safejax
 from safejax._src.arrays import all_to_all
-from safejax._src.arrays.all_to_all import bytes_at_a_time, exchanging, first_devices
+from safejax._src.arrays.all_to_all import exchanging, first_devices, rounds
 from safejax._src.checkpoint.ours import ours_of
 from safejax._src.checkpoint.reshard import Outgoing
 from safejax._src.checkpoint.saving import stored_leaves
@@ -246,11 +246,16 @@ def test_only_what_its_writer_lacks_is_sent(pair: Together) -> None:
 
 
 @pytest.mark.parametrize("processes", [2, 3, 16, 1000])
-def test_a_call_sends_a_bounded_number_of_bytes(processes: int) -> None:
-    sizes = {bytes_at_a_time(longest, processes) for longest in (1, 10**4, 10**6, 10**9, 10**12)}
-    assert all(size & (size - 1) == 0 for size in sizes)
-    assert max(sizes) * processes <= all_to_all.BUFFER_BYTES < 2 * max(sizes) * processes
-    assert bytes_at_a_time(5000, processes) in (8192, max(sizes))
+def test_each_call_sends_a_bounded_number_of_bytes(processes: int) -> None:
+    assert rounds(0, processes) == []
+    most = rounds(1 << 40, processes)[0]
+    assert most * processes <= all_to_all.BUFFER_BYTES < 2 * most * processes
+    for longest in (1, 1000, 5000, most - 1, most, most + 1, 3 * most + 5000, 10**9):
+        *full, last = rounds(longest, processes)
+        assert set(full) <= {most}
+        assert last <= most
+        assert last & (last - 1) == 0
+        assert sum(full) < longest <= sum(full) + last
 
 
 def written_bytes(process: int, folder: Path) -> tuple[int, int]:
