@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from safejax._src.arrays.untraced import run_untraced
 
-BUFFER_BYTES: Final = 32 << 20
-"""About the most bytes that a process sends in one call; it holds four times as many."""
+BUFFER_BYTES: Final = 16 << 20
+"""The most bytes that a process sends in one call; with XLA's copies it holds eight times as many."""
 
 _LEAST: Final = 1024
 _AXIS: Final = "process"

@@ -24,7 +24,7 @@ from typing import Any, Final, cast, final
 import numpy as np
 
 from safejax._src.arrays.materialize import Progress
-from safejax._src.checkpoint.indexed import IndexedFiles, new_token
+from safejax._src.checkpoint.indexed import IndexedFiles, Wrote, new_token
 from safejax._src.checkpoint.layout import Extent, Layout
 from safejax._src.checkpoint.ours import Ours
 from safejax._src.checkpoint.reshard import reshard
@@ -130,14 +130,18 @@ class Dealt:
         is_done = False
         try:
             for group in _groups(self._writers):
-                for name, layout in self._whole(group).items():
-                    files.write(name, layout, wrote)
+                self._write_group(group, files, wrote)
             is_done = True
             across.agree(None, _nothing)
         except BaseException:
             if not is_done or across.has_failed:
                 files.give_up(of_all=across.process == 0)
             raise
+
+    def _write_group(self, group: Mapping[str, int], files: IndexedFiles, wrote: Wrote) -> None:
+        """Write the file of a group; its values are let go of when this returns."""
+        for name, layout in self._whole(group).items():
+            files.write(name, layout, wrote)
 
     def _whole(self, group: Mapping[str, int]) -> Mapping[str, Layout]:
         """The file of a group that this process writes, with tensors that are all here."""

@@ -92,12 +92,14 @@ def _exchange(
             except Exception as error:  # noqa: BLE001 - raised in all processes, afterwards
                 failure = error
         received = all_to_all(sent)
+        del sent  # Neither of the two is kept while the next one is made.
         try:
             for each in incoming.values():
                 for process in range(processes):
                     each.feed(process, received[process])
         except Exception as error:  # noqa: BLE001 - raised in all processes, afterwards
             failure = failure or error
+        del received
     return failure
 
 
