@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safejax._src.arrays.untraced import run_untraced
 
 BUFFER_BYTES: Final = 16 << 20
-"""The most bytes that a process sends in one call; with XLA's copies it holds eight times as many."""
+"""The most bytes that a process sends in one call; with XLA's copies it holds eight times that."""
 
 _LEAST: Final = 1024
 _AXIS: Final = "process"
