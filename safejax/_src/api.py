@@ -44,6 +44,7 @@ def save(
     transform: TransformArgument | None = None,
     metadata: Mapping[str, str] | None = None,
     max_shard_bytes: int | None = None,
+    one_writer_per_file: bool = False,
     checksum: bool = False,
     progress: Progress | None = None,
     fs: FileSystem = None,
@@ -63,6 +64,9 @@ def save(
     gets a file of its own), and `model.safetensors.index.json` records which file holds which
     tensor, as Hugging Face's libraries do; if one file is enough, it is `model.safetensors`. The
     folder is replaced as a whole, so that no reader sees half of it; other files in it are kept.
+    Elsewhere than in a local folder, and with `one_writer_per_file`, the names of the files are new
+    in each save (`model-<16 hex digits>-00001-of-…`): the index, which is then never missing, is
+    written last, and the files of the save before are removed.
 
     What replaces a file or a folder has its mode and, where allowed, its group and owner; the
     umask is for what is new. `path` may be a URL, or a path of the fsspec file system `fs`. The
@@ -70,10 +74,13 @@ def save(
 
     A tree with an array that spans several processes of `jax.distributed` is saved by all of
     them: each calls `save` with the same tree and arguments, in the same order, and writes its
-    own bytes into the one file, in a folder that all share. An error in one process is raised in
-    all of them. `timeout` is how many seconds they wait for one that shows no progress, and
-    `progress` is called with the bytes that its own process writes. `docs/many-processes.md` has
-    the rest. A tree without such arrays is saved by each process that calls `save`, alone.
+    own bytes into the one file, in a folder that all share. With `max_shard_bytes` and
+    `one_writer_per_file`, and always elsewhere than in a local folder, whole tensors are dealt out
+    among the processes, sent to them by a collective, and written by one process each. An error in
+    one process is raised in all of them. `timeout` is how many seconds they wait for one that
+    shows no progress, and `progress` is called with the bytes that its own process writes.
+    `docs/many-processes.md` has the rest. A tree without such arrays is saved by each process that
+    calls `save`, alone.
 
     >>> import jax.numpy as jnp, safejax, tempfile, os
     >>> path = os.path.join(tempfile.mkdtemp(), "params.safetensors")
@@ -87,8 +94,8 @@ def save(
     """
     task = SaveTask(
         function="save", tree=tree, path=path, transform=transform, metadata=metadata,
-        max_shard_bytes=max_shard_bytes, checksum=checksum, progress=progress, fs=fs,
-        timeout=timeout,
+        max_shard_bytes=max_shard_bytes, one_writer_per_file=one_writer_per_file,
+        checksum=checksum, progress=progress, fs=fs, timeout=timeout,
     )  # fmt: skip
     if task.spans_processes:
         task.agree(lambda joint: write_by_all_in_turn(joint, progress))
@@ -104,6 +111,7 @@ def save_async(
     transform: TransformArgument | None = None,
     metadata: Mapping[str, str] | None = None,
     max_shard_bytes: int | None = None,
+    one_writer_per_file: bool = False,
     checksum: bool = False,
     progress: Progress | None = None,
     fs: FileSystem = None,
@@ -130,6 +138,7 @@ def save_async(
 
     In several processes, all of them call it as they call `save`. They agree on what is saved
     before the call returns, and go on in the background, where no device and no collective is used.
+    What is sent to the one writer of a file is sent in the call, and counts as copies.
 
     >>> import jax, jax.numpy as jnp, safejax, tempfile, os
     >>> path = os.path.join(tempfile.mkdtemp(), "params.safetensors")
@@ -147,8 +156,9 @@ def save_async(
     """
     task = SaveTask(
         function="save_async", tree=tree, path=path, transform=transform, metadata=metadata,
-        max_shard_bytes=max_shard_bytes, checksum=checksum, progress=progress, fs=fs,
-        timeout=timeout, max_host_bytes=max_host_bytes,
+        max_shard_bytes=max_shard_bytes, one_writer_per_file=one_writer_per_file,
+        checksum=checksum, progress=progress, fs=fs, timeout=timeout,
+        max_host_bytes=max_host_bytes,
     )  # fmt: skip
     if task.spans_processes:
         return task.agree(

@@ -130,14 +130,23 @@ _LOW: Final = np.uint8(0xF)
 _HALF_BYTE: Final = np.uint8(4)
 
 
-def to_stored_bytes(block: NDArray[Any], stored: Stored) -> NDArray[np.uint8]:
-    """The bytes, as stored in the file, of a block of a leaf; flat, and not copied if possible.
+def to_element_bytes(block: NDArray[Any], stored: Stored) -> NDArray[np.uint8]:
+    """The bytes of the elements of a block of a leaf; flat, and not copied if possible.
 
-    A block of a packed leaf must hold a whole number of bytes.
+    They are those that are stored in the file, except that no two elements share a byte.
     """
     if stored.recorded in _BY_VALUE:
         block = block.astype(dtype_of_code(stored.code))
-    flat = np.ascontiguousarray(block).reshape(-1).view(np.uint8)
+    return np.ascontiguousarray(block).reshape(-1).view(np.uint8)
+
+
+def to_stored_bytes(block: NDArray[Any], stored: Stored) -> NDArray[np.uint8]:
+    """The bytes, as stored in the file, of a block of a leaf; flat, and not copied if possible.
+
+    A block of a packed leaf must hold a whole number of bytes. The block may be what
+    `to_element_bytes` returns, too.
+    """
+    flat = to_element_bytes(block, stored)
     if is_packed(stored.code):
         # The first element of a pair takes the low half of the byte, as in PyTorch.
         return (flat[0::2] & _LOW) | (flat[1::2] << _HALF_BYTE)

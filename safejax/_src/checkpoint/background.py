@@ -17,7 +17,7 @@ from safejax._src.arrays.materialize import Progress
 from safejax._src.checkpoint.distributed import Joint
 from safejax._src.checkpoint.handle import Save, SaveHandle
 from safejax._src.checkpoint.layout import Layout
-from safejax._src.checkpoint.saving import check_place, write_at
+from safejax._src.checkpoint.saving import write_at
 from safejax._src.checkpoint.shards import Folder
 from safejax._src.checkpoint.snapshot import copied_bytes, snapshot
 from safejax._src.reading.remote import FileSystem
@@ -41,12 +41,10 @@ def begin_to_write(
     If copies of more than `max_host_bytes` bytes would be held, earlier saves are waited for. A
     plan that needs more alone is written before this returns, block by block.
 
-    Raises `ValueError` for a folder elsewhere, and `LeafError` for arrays that are deleted. All
-    other errors are those of the handle.
+    Raises `LeafError` for arrays that are deleted. All other errors are those of the handle.
     """
     store, target = locate(path, fs)
     target = store.absolute(target)  # The working folder may be another one when it is written.
-    check_place(plan, store, target)
 
     def write(plan: Layout | Folder) -> None:
         write_at(plan, store, target, progress)
@@ -83,6 +81,8 @@ def begin_to_write_by_all(
         joint.path,
         joint.hold,
         lambda _: joint.write(progress),
+        joint.copied_bytes,
+        joint.agree_to_hold,
         joint.alive,
         joint.round.taken,
     )
@@ -94,22 +94,25 @@ def begin_to_write_by_all(
 class _Work:
     """What a save does with its plan: it holds its values, and writes them to a place.
 
-    `alive` is called again and again while the save waits for others, and all that its thread does
-    is in the context `taken()`.
+    `copied_bytes` says how many bytes of copies it takes to hold them, and `is_to_hold(fits)`
+    whether that is done. `alive` is called again and again while the save waits for others, and
+    all that its thread does is in the context `taken()`.
     """
 
     store: Store
     target: str
     hold: Callable[[Layout | Folder], Layout | Folder]
     write: Callable[[Layout | Folder], None]
+    copied_bytes: Callable[[Layout | Folder], int] = copied_bytes
+    is_to_hold: Callable[[bool], bool] = bool
     alive: Callable[[], None] = lambda: None
     taken: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 def _begin(path: str, plan: Layout | Folder, work: _Work, max_host_bytes: int | None) -> SaveHandle:
     """Write a plan in the background, with values that are safe from changes."""
-    needed = copied_bytes(plan)
-    is_held = max_host_bytes is None or needed <= max_host_bytes
+    needed = work.copied_bytes(plan)
+    is_held = work.is_to_hold(max_host_bytes is None or needed <= max_host_bytes)
     save = Save(path)
     target = work.store.canonical(work.target)
     turn = _Turn(save, work.store, target, needed if is_held else 0, work.alive)

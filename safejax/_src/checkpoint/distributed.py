@@ -1,4 +1,7 @@
-"""A save by several processes into one file, of which each writes the bytes that it holds.
+"""A save by several processes: into one file, of which each writes the bytes that it holds.
+
+Where they cannot do that, each writes files of its own (`checkpoint/dealt.py`), once all have
+agreed as here.
 
 The layout follows from names, shapes and dtypes, so every process knows where each byte goes.
 
@@ -22,6 +25,7 @@ from typing import Any, Final, TypeVar, final
 
 from safejax._src.arguments import is_timeout
 from safejax._src.arrays.materialize import Progress
+from safejax._src.checkpoint.dealt import Dealt
 from safejax._src.checkpoint.digesting import finish_head, full_size, write_digests
 from safejax._src.checkpoint.division import Runs, divided, held_alone, merged, single_holders
 from safejax._src.checkpoint.facts import Facts, digest_of, facts_of, raise_difference
@@ -29,10 +33,11 @@ from safejax._src.checkpoint.layout import Layout
 from safejax._src.checkpoint.ours import Ours, ours_of, write_share
 from safejax._src.checkpoint.saving import Wrote, reporting, room_is_told
 from safejax._src.checkpoint.shards import Folder, is_ours
-from safejax._src.checkpoint.snapshot import held
+from safejax._src.checkpoint.snapshot import copied_bytes, held
 from safejax._src.format.index import INDEX_NAME
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.processes.agreement import TIMEOUT, Round
+from safejax._src.processes.preparing import agreed
 from safejax._src.reading.remote import FileSystem
 from safejax._src.storage.files import PathLike, checked_path, errors_name, fill_atomically
 from safejax._src.storage.folders import write_folder_atomically
@@ -54,6 +59,9 @@ class Joint:
     def __init__(self, ours: Ours, store: Store, path: str, across: Round) -> None:
         self._ours = ours
         self.round: Final = across
+        self._nbytes = ours.plan.nbytes
+        is_dealt = isinstance(ours.plan, Folder) and ours.plan.writers is not None
+        self._dealt = Dealt(ours, across) if is_dealt else None
         self.store: Final = store
         self.path: Final = store.absolute(path)
 
@@ -66,16 +74,30 @@ class Joint:
         """Show the others that this process is at work; raises what failed elsewhere."""
         self.round.alive()
 
+    def copied_bytes(self, plan: Layout | Folder) -> int:
+        """How many bytes of host memory `hold` takes; reads nothing."""
+        return copied_bytes(plan) if self._dealt is None else self._dealt.copied_bytes()
+
+    def agree_to_hold(self, fits: bool) -> bool:
+        """Whether this process is to `hold` the values, which may depend on the others."""
+        return fits if self._dealt is None else self._dealt.agree_to_hold(fits)
+
     def hold(self, plan: Layout | Folder) -> Layout | Folder:
         """Keep the values of `plan`, which is this save's, as they are now; the plan with them."""
-        self._ours = self._ours.with_arrays(held(plan))
+        if self._dealt is None:
+            self._ours = self._ours.with_arrays(held(plan))
+        else:
+            self._ours = Ours(self._dealt.hold(), {})
         return self.plan
 
     def write(self, progress: Progress | None) -> None:
         """Write what is ours, with all other processes, and put the whole into its place."""
         ours = self._ours
-        with room_is_told(self.store, self.path, ours.plan.nbytes):
-            _write(ours, self.store, self.path, self.round, reporting(progress, ours.nbytes))
+        with room_is_told(self.store, self.path, self._nbytes):
+            if self._dealt is None:
+                _write(ours, self.store, self.path, self.round, reporting(progress, ours.nbytes))
+            else:
+                self._dealt.write(self.store, self.path, progress)
 
 
 _Result = TypeVar("_Result")
@@ -83,7 +105,7 @@ _Result = TypeVar("_Result")
 
 def agree_to_save(
     flattened: Callable[[], Leaves],
-    plan_of: Callable[[Leaves], Layout | Folder],
+    plan_of: Callable[[Leaves, int | None], Layout | Folder],
     options: Mapping[str, Any],
     target: PathLike,
     fs: FileSystem,
@@ -92,6 +114,7 @@ def agree_to_save(
 ) -> _Result:
     """Agree with all other processes to save to `target` what `plan_of` makes of the leaves.
 
+    `plan_of(leaves, writers)` deals the files out among `writers` processes, unless it is None.
     `options` are the arguments that must be the same everywhere and are not seen in the plan.
     `then` writes it, and what it returns is returned. Every error, also of `then`, is raised in
     all processes; what was there before is kept.
@@ -101,27 +124,27 @@ def agree_to_save(
     with Round(f"save to {target!s}", silence) as across:
         across.note = "what was there before is unchanged"
 
-        def prepare() -> tuple[Leaves, Store, str]:
+        def prepare() -> tuple[Leaves, Store, str, int | None]:
             leaves = flattened()
             store, path = locate(checked_path(target), fs)
-            _check_store(store, path)
-            return leaves, store, path
+            writers = across.processes if _is_dealt(store, path, options) else None
+            return leaves, store, path, writers
 
-        (leaves, store, path), runs = _agreed(
+        (leaves, store, path, writers), runs = agreed(
             across, prepare, lambda made: single_holders(made[0]), _merged
         )
         alone = held_alone(leaves, runs, across.process)
 
         def divide() -> tuple[Ours, Facts]:
-            plan = plan_of(divided(leaves, alone, across.process))
+            plan = plan_of(divided(leaves, alone, across.process), writers)
             ours = ours_of(plan, across.process, across.processes)
             facts = facts_of({"path": path, **options}, leaves, alone, plan, across.alive)
             return ours, facts
 
-        (ours, facts), other = _agreed(
+        (ours, facts), other = agreed(
             across,
             divide,
-            lambda made: [digest_of(made[1]), made[0].nbytes, made[0].of_all],
+            lambda made: [digest_of(made[1]), made[0].bits, made[0].of_all],
             _first_other,
         )
         if other is not None:
@@ -130,40 +153,22 @@ def agree_to_save(
     raise AssertionError("the block returns or raises")
 
 
-_Made = TypeVar("_Made")
-
-
-def _agreed(
-    across: Round,
-    make: Callable[[], _Made],
-    value_of: Callable[[_Made], Any],
-    decide: Callable[[list[Any]], Any],
-) -> tuple[_Made, Any]:
-    """What `make` returns, and what all decide on the values of it.
-
-    An error is given in place of a value, so that one that all have is raised as it is.
-    """
-    try:
-        made = make()
-        value = value_of(made)
-    except Exception as error:
-        across.agree(None, decide, error)
-        raise
-    return made, across.agree(value, decide)
-
-
 def _merged(values: list[Any]) -> Runs:
     return merged(values[0], values[1]) if len(values) > 1 else values[0]
 
 
-def _check_store(store: Store, target: str) -> None:
+def _is_dealt(store: Store, target: str, options: Mapping[str, Any]) -> bool:
+    """Whether each file is written by one process alone."""
+    if options["max_shard_bytes"] is not None:
+        return not store.shares_files or options["one_writer_per_file"]
     if not store.shares_files:
         raise ValueError(
-            f"{target}: expected a local folder that all processes share, since each of them "
-            f"writes a part of the file, got {store.kind}: save to such a folder and copy the "
-            "file in process 0, or gather the arrays with "
-            "multihost_utils.process_allgather(x, tiled=True) and save in process 0"
+            f"{target}: expected max_shard_bytes with a save by several processes to {store.kind}, "
+            "where they cannot write one file together, got none: pass for example "
+            "max_shard_bytes=2 << 30, for a folder of files that are written by one process each, "
+            "or save to a local folder that all processes share"
         )
+    return False
 
 
 def _first_other(values: list[Any]) -> int | None:
@@ -174,7 +179,7 @@ def _first_other(values: list[Any]) -> int | None:
     found, expected = sum(value[1] for value in values), values[0][2]
     if found != expected:
         raise ProcessError(
-            f"expected the shares of all processes to have {expected} bytes, got {found}: this is "
+            f"expected the shares of all processes to have {expected} bits, got {found}: this is "
             "an error of safejax, please report it; nothing was written"
         )
     return None

@@ -77,8 +77,12 @@ def _settled(store: Store, folder: str, open_files: Callable[[], Leaves]) -> Lea
                 continue
             if is_same():
                 return leaves
-    raise ReadError(
-        f"{folder}: expected a folder that stays the same while its files are opened, but it was "
+    raise _never_settled(folder, "a folder")
+
+
+def _never_settled(path: str, what: str) -> ReadError:
+    return ReadError(
+        f"{path}: expected {what} that stays the same while its files are opened, but it was "
         f"replaced {_ATTEMPTS} times: load it when nobody saves to it"
     )
 
@@ -102,7 +106,19 @@ def _open_folder(store: Store, folder: str, how: _How) -> Leaves:
 
 
 def _open_index(store: Store, file: str, how: _How) -> Leaves:
-    index = read_index(store.read(file), file)
+    """The Leaves of the files of an index, which is read again if it is replaced meanwhile."""
+    for _ in range(_ATTEMPTS):
+        data = store.read(file)
+        try:
+            return _open_indexed(store, file, read_index(data, file), how)
+        except FileNotFoundError:
+            if store.read(file) == data:
+                raise
+        store.look_again(store.parent(file))
+    raise _never_settled(file, "an index")
+
+
+def _open_indexed(store: Store, file: str, index: Index, how: _How) -> Leaves:
     folder = store.parent(file)
     files = [store.join(folder, shard) for shard in index.files]
     missing = [each for each in files if not store.exists(each)]

@@ -27,8 +27,18 @@ class Share(NamedTuple):
         return self.extent.nbytes * 8 // self.extent.view.size
 
     @property
+    def size(self) -> int:
+        """The number of elements."""
+        return sum(region.at.size for region in self.regions)
+
+    @property
     def nbytes(self) -> int:
-        return sum(region.at.size for region in self.regions) * self.bits // 8
+        return self.size * self.bits // 8
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of the tensor is in this share."""
+        return self.size == self.extent.view.size
 
     def has(self, byte: int) -> bool:
         """Whether this process writes a byte of the tensor."""
@@ -40,7 +50,8 @@ class Share(NamedTuple):
 class Ours:
     """What this process writes: the shares of each file, by its name, which is empty if it is one.
 
-    `nbytes` counts the bytes of tensors of this process, and `of_all` those of all.
+    If each file has one writer, what this process gives to the writer. `nbytes` counts the bytes
+    of tensors of this process, `bits` their bits, and `of_all` the bits of all processes.
     """
 
     plan: Layout | Folder
@@ -55,8 +66,12 @@ class Ours:
         return sum(share.nbytes for each in self.shares.values() for share in each)
 
     @property
+    def bits(self) -> int:
+        return sum(share.size * share.bits for each in self.shares.values() for share in each)
+
+    @property
     def of_all(self) -> int:
-        return sum(layout.nbytes - len(layout.head) for layout in self.files.values())
+        return 8 * sum(layout.nbytes - len(layout.head) for layout in self.files.values())
 
     def with_arrays(self, instead: Callable[[HostArray], HostArray]) -> "Ours":
         """The same with the values of `instead(array)` for each array."""
@@ -71,23 +86,24 @@ class Ours:
 
 def ours_of(plan: Layout | Folder, process: int, processes: int) -> Ours:
     files = plan.files if isinstance(plan, Folder) else {"": plan}
-    return Ours(
-        plan,
-        {
-            name: [_share(extent, process, processes) for extent in layout.extents if extent.nbytes]
-            for name, layout in files.items()
-        },
-    )
+    writers = plan.writers if isinstance(plan, Folder) else None
+
+    def shares_of(name: str, layout: Layout) -> list[Share]:
+        writer = None if writers is None else writers[name]
+        found = [extent for extent in layout.extents if extent.nbytes]
+        return [_share(extent, process, processes, writer) for extent in found]
+
+    return Ours(plan, {name: shares_of(name, layout) for name, layout in files.items()})
 
 
-def _share(extent: Extent, process: int, processes: int) -> Share:
+def _share(extent: Extent, process: int, processes: int, writer: int | None) -> Share:
     view = extent.view
     stripes = Stripes(extent.begin, extent.nbytes, extent.nbytes * 8 // view.size)
     try:
-        share = Share(extent, list(shares(view, stripes, process, processes)))
+        share = Share(extent, list(shares(view, stripes, process, processes, writer)))
     except LeafError as error:
         raise LeafError(f"leaf {extent.name!r}: {error}") from error
-    if dtypes.is_packed(extent.stored.code):
+    if writer is None and dtypes.is_packed(extent.stored.code):
         _check_whole_bytes(share)
     return share
 
@@ -122,7 +138,7 @@ def write_share(share: Share, file: SharedFile) -> Iterator[int]:
     packed = dtypes.is_packed(extent.stored.code)
     for region in share.regions:
         with region.view.kept():
-            for view, at in [region] if packed else _blocks(region):
+            for view, at in [region] if packed else blocks(region, BLOCK_BYTES):
                 try:
                     values = view.read()
                 except LeafError as error:  # It was deleted since the layout was made.
@@ -134,14 +150,14 @@ def write_share(share: Share, file: SharedFile) -> Iterator[int]:
                 yield data.nbytes
 
 
-def _blocks(region: Region) -> Iterator[Region]:
-    """Parts of a region, in order, with at most about `BLOCK_BYTES` each."""
-    if region.view.nbytes <= BLOCK_BYTES or region.at.size <= 1:
+def blocks(region: Region, nbytes: int) -> Iterator[Region]:
+    """Parts of a region, in order, with at most about `nbytes` each."""
+    if region.view.nbytes <= nbytes or region.at.size <= 1:
         yield region
         return
     axis = next(axis for axis, size in enumerate(region.at.shape) if size > 1)
     size = region.at.shape[axis]
-    rows = max(1, BLOCK_BYTES // (region.view.nbytes // size))
+    rows = max(1, nbytes // (region.view.nbytes // size))
     for begin in range(0, size, rows):
         rest = (slice(None),) * axis
-        yield from _blocks(region.part((*rest, slice(begin, begin + rows))))
+        yield from blocks(region.part((*rest, slice(begin, begin + rows))), nbytes)

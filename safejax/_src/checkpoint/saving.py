@@ -3,13 +3,14 @@
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Generator, Mapping
-from typing import Any, Final, TypeAlias
+from collections.abc import Generator, Mapping
+from typing import Any, Final
 
 from safejax._src.arrays.materialize import Progress
+from safejax._src.checkpoint.indexed import Wrote, write_file, write_indexed
 from safejax._src.checkpoint.layout import Layout, layout
 from safejax._src.checkpoint.shards import Folder, folder_of, is_ours
-from safejax._src.checkpoint.stream import Stream, final_chunks
+from safejax._src.checkpoint.stream import Stream
 from safejax._src.format.index import INDEX_NAME
 from safejax._src.leaves.flatten import flatten
 from safejax._src.leaves.leaves import Leaves, checked_metadata
@@ -21,9 +22,6 @@ from safejax._src.storage.location import locate
 from safejax._src.storage.store import Store
 
 _NO_ROOM: Final = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
-
-Wrote: TypeAlias = Callable[[int], None]
-"""Called with a number of bytes, after they have been written."""
 
 
 def leaves_of(tree: Any) -> Leaves:
@@ -48,14 +46,18 @@ def planned(
     *,
     checksum: bool,
     by_all: bool = False,
+    writers: int | None = None,
 ) -> Layout | Folder:
     """The file that holds `leaves` or, with `max_shard_bytes`, the folder of files.
 
-    If it is written `by_all` processes, some values may be elsewhere.
+    If it is written `by_all` processes, some values may be elsewhere. With `writers`, the folder's
+    index is written last, and each file by one process of that number.
     """
     if max_shard_bytes is None:
         return layout(leaves, target, checksum=checksum, by_all=by_all)
-    return folder_of(leaves, target, max_shard_bytes, checksum=checksum, by_all=by_all)
+    return folder_of(
+        leaves, target, max_shard_bytes, checksum=checksum, by_all=by_all, writers=writers
+    )
 
 
 def write(
@@ -63,9 +65,9 @@ def write(
 ) -> None:
     """Write the file, or the folder of files, to `path`, which is left as it was if that fails.
 
-    `path` may be a URL or a path on the fsspec file system `fs`; a folder must be a local one.
-    `progress(done, total)` is called with bytes of files, without those of an index. Raises
-    `ValueError` for a folder elsewhere, and `OSError` if something cannot be written.
+    `path` may be a URL or a path on the fsspec file system `fs`; a folder that is replaced as a
+    whole must be a local one. `progress(done, total)` is called with bytes of files, without
+    those of an index. Raises `OSError` if something cannot be written.
     """
     store, target = locate(path, fs)
     write_at(plan, store, target, progress)
@@ -75,29 +77,19 @@ def write_at(
     plan: Layout | Folder, store: Store, target: str, progress: Progress | None = None
 ) -> None:
     """Like `write`, to a path in a store."""
-    check_place(plan, store, target)
     wrote = reporting(progress, plan.nbytes)
     with room_is_told(store, target, plan.nbytes):
         _write(plan, store, target, wrote)
 
 
-def check_place(plan: Layout | Folder, store: Store, target: str) -> None:
-    """Raise `ValueError` for a folder in a store that cannot replace it as a whole."""
-    if isinstance(plan, Folder) and not store.replaces_folders:
-        raise ValueError(
-            f"{target}: max_shard_bytes: expected a local folder, which can be replaced as a "
-            f"whole, got one of {store.kind}: save locally and copy, the index last"
-        )
-
-
 def _write(plan: Layout | Folder, store: Store, target: str, wrote: Wrote) -> None:
-    if isinstance(plan, Folder):
-        _write_folder(plan, target, wrote)
-    elif store.rewrites:
-        stream = Stream(plan)
-        store.write(target, stream.chunks(), wrote, stream.late_head)
+    if isinstance(plan, Layout):
+        write_file(store, target, plan, wrote)
+    elif plan.writers is not None:
+        write_indexed(plan, store, target, wrote)
     else:
-        store.write(target, final_chunks(plan), wrote)
+        assert store.replaces_folders, "the index has to be written last"
+        _write_folder(plan, target, wrote)
 
 
 def _write_folder(folder: Folder, path: str, wrote: Wrote) -> None:

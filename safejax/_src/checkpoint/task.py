@@ -17,6 +17,7 @@ from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import TransformArgument
 from safejax._src.reading.remote import FileSystem
 from safejax._src.storage.files import PathLike, checked_path
+from safejax._src.storage.location import locate
 from safejax.errors import ProcessError
 
 _Result = TypeVar("_Result")
@@ -40,6 +41,7 @@ class SaveTask:
     progress: Progress | None
     fs: FileSystem
     timeout: float
+    one_writer_per_file: bool = False
     max_host_bytes: int | None = None
 
     @property
@@ -53,7 +55,7 @@ class SaveTask:
 
     def plan(self) -> Layout | Folder:
         """What is to be written, by this process alone."""
-        return self._plan_of(self._leaves())
+        return self._plan_of(self._leaves(), None if self._replaces_folder() else 1)
 
     def agree(self, then: Callable[[Joint], _Result]) -> _Result:
         """What `then` returns, which writes the tree once all processes have agreed on it."""
@@ -65,7 +67,11 @@ class SaveTask:
                 f"of which it alone has the arrays, got process {jax.process_index()}: call it "
                 f"with `if jax.process_index() == {holder}`"
             )
-        options = {"max_shard_bytes": self.max_shard_bytes, "checksum": self.checksum}
+        options = {
+            "max_shard_bytes": self.max_shard_bytes,
+            "one_writer_per_file": self.one_writer_per_file,
+            "checksum": self.checksum,
+        }
         return agree_to_save(
             self._leaves, self._plan_by_all, options, self.path, self.fs, self.timeout, then
         )
@@ -78,10 +84,26 @@ class SaveTask:
         check_timeout(self.timeout)
         return leaves_of(self.tree)
 
-    def _plan_by_all(self, leaves: Leaves) -> Layout | Folder:
-        return self._plan_of(leaves, by_all=True)
+    def _replaces_folder(self) -> bool:
+        """Whether a folder that this process writes alone is replaced as a whole."""
+        if self.max_shard_bytes is None or self.one_writer_per_file:
+            return False
+        store, _ = locate(self.target, self.fs)
+        return store.replaces_folders
 
-    def _plan_of(self, leaves: Leaves, *, by_all: bool = False) -> Layout | Folder:
+    def _plan_by_all(self, leaves: Leaves, writers: int | None) -> Layout | Folder:
+        return self._plan_of(leaves, writers, by_all=True)
+
+    def _plan_of(
+        self, leaves: Leaves, writers: int | None, *, by_all: bool = False
+    ) -> Layout | Folder:
         most = checked_size(self.max_shard_bytes, "max_shard_bytes", 1)
+        if self.one_writer_per_file and most is None:
+            raise ValueError(
+                f"{self.target}: one_writer_per_file: expected max_shard_bytes with it, got none: "
+                "pass for example max_shard_bytes=2 << 30, for a folder of several files"
+            )
         stored = stored_leaves(leaves, self.transform, self.metadata)
-        return planned(stored, self.target, most, checksum=self.checksum, by_all=by_all)
+        return planned(
+            stored, self.target, most, checksum=self.checksum, by_all=by_all, writers=writers
+        )

@@ -74,6 +74,11 @@ class Round:
             )
         return self._client
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether all processes raise an error of one of them, which this one has raised."""
+        return self._raised is not None
+
     def agree(
         self,
         value: Any,

@@ -90,10 +90,18 @@ def shared_among(piece: Piece, processes: int) -> tuple[int, ...] | range:
     return range(1) if reads_files else range(processes)
 
 
-def shares(view: View, stripes: Stripes, process: int, processes: int) -> Iterator[Region]:
-    """The regions of a tensor that one of `processes` writes."""
+def shares(
+    view: View, stripes: Stripes, process: int, processes: int, writer: int | None = None
+) -> Iterator[Region]:
+    """The regions of a tensor that one of `processes` writes.
+
+    If one of them is the `writer` of the whole tensor, the regions that each gives to it; what the
+    writer has itself is its own.
+    """
     for piece in pieces(view):
         among = shared_among(piece, processes)
+        if writer is not None and writer in among:
+            among = (writer,)
         if process not in among:
             continue
         if len(among) == 1:

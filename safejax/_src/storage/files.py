@@ -5,11 +5,11 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Final, TypeAlias
 
 from safejax._src.storage.litter import is_temporary, remove_litter, temporary_name
-from safejax._src.storage.permissions import status_of, take_over
+from safejax._src.storage.permissions import least_shared, status_of, take_over
 from safejax._src.storage.writeback import Writeback
 from safejax._src.system import fcntl
 
@@ -33,23 +33,29 @@ def write_atomically(
     chunks: Iterator[memoryview],
     wrote: Callable[[int], None],
     head: Callable[[], bytes] | None = None,
+    instead_of: Sequence[str] = (),
 ) -> None:
     """Make the file at `path` hold `chunks`, or leave it as it was, as `fill_atomically` does.
 
     `wrote(n)` is called after every `n` bytes. With `head`, the bytes that it returns once all
     chunks are written replace the first bytes of the file.
     """
-    fill_atomically(path, lambda descriptor, _: write_chunks(descriptor, chunks, wrote, head))
+    fill_atomically(
+        path, lambda descriptor, _: write_chunks(descriptor, chunks, wrote, head), instead_of
+    )
 
 
-def fill_atomically(path: str, fill: Callable[[int, str], None]) -> None:
+def fill_atomically(
+    path: str, fill: Callable[[int, str], None], instead_of: Sequence[str] = ()
+) -> None:
     """Make the file at `path` hold what `fill` writes, or leave it as it was.
 
     `fill(descriptor, temporary)` is called with a temporary file next to the target, and flushes
     what it writes to disk. The file is then renamed over the target, and the folder is flushed. A
     target that is a symbolic link is written through. The mode, and where allowed the group and
-    the owner, are those of the target; the umask is for a new file. Temporary files that killed
-    saves left behind in the folder are removed.
+    the owner, are those of the target. A new file has those of the most private of the files that
+    it is written `instead_of`; the umask is for one that replaces none. Temporary files that
+    killed saves left behind in the folder are removed.
 
     Raises `OSError`, which names `path`: a missing or unwritable folder, a full disk, a target
     that is a folder.
@@ -57,6 +63,9 @@ def fill_atomically(path: str, fill: Callable[[int, str], None]) -> None:
     target = os.path.realpath(path)
     folder = os.path.dirname(target)
     replaced = _checked_target(path, target, folder)
+    if replaced is None:
+        found = [status for status in map(status_of, instead_of) if status is not None]
+        replaced = least_shared(found)
     remove_litter(target)
     with errors_name(path), _temporary_file(target, 0o600 if replaced else 0o666) as opened:
         descriptor, temporary = opened

@@ -38,12 +38,7 @@ def write_folder_atomically(
     """
     target = os.path.realpath(path)
     parent = os.path.dirname(target)
-    if not os.path.isdir(parent):
-        raise missing_folder(path)
-    replaced = status_of(target)
-    if replaced is not None and not stat.S_ISDIR(replaced.st_mode):
-        reason = "expected a folder for a set of files, got a file; give another name"
-        raise NotADirectoryError(errno.ENOTDIR, reason, path)
+    replaced = _checked_target(path, target)
     remove_litter(target)
     with errors_name(path), _temporary_folder(target, replaced) as temporary:
         fill(temporary)
@@ -53,6 +48,26 @@ def write_folder_atomically(
         else:
             _replace(target, temporary, replaces, replaced)
     flush_folder(parent)
+
+
+def make_folder(path: str) -> None:
+    """Make a folder at `path`, unless there is one. The errors are those of writing one."""
+    target = os.path.realpath(path)
+    if _checked_target(path, target) is None:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(target)
+        flush_folder(os.path.dirname(target))
+
+
+def _checked_target(path: str, target: str) -> os.stat_result | None:
+    """The status of the folder to write to; None if there is none."""
+    if not os.path.isdir(os.path.dirname(target)):
+        raise missing_folder(path)
+    replaced = status_of(target)
+    if replaced is not None and not stat.S_ISDIR(replaced.st_mode):
+        reason = "expected a folder for a set of files, got a file; give another name"
+        raise NotADirectoryError(errno.ENOTDIR, reason, path)
+    return replaced
 
 
 def _replace(

@@ -10,7 +10,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import final, get_args
 
 from safejax._src.reading.file import FileSource, MappedSource
 from safejax._src.storage.files import write_atomically
+from safejax._src.storage.folders import make_folder
 from safejax._src.storage.network import is_on_network
 from safejax._src.storage.store import Access, Store
 from safejax._src.system import CAN_READ, CAN_WRITE_AT
@@ -90,8 +91,15 @@ class LocalStore(Store):
         chunks: Iterator[memoryview],
         wrote: Callable[[int], None],
         head: Callable[[], bytes] | None = None,
+        instead_of: Sequence[str] = (),
     ) -> None:
-        write_atomically(path, chunks, wrote, head)
+        write_atomically(path, chunks, wrote, head, instead_of)
+
+    def remove(self, path: str) -> None:
+        os.unlink(path)
+
+    def make_folder(self, path: str) -> None:
+        make_folder(path)
 
     def free_bytes(self, path: str) -> int | None:
         try:

@@ -4,8 +4,10 @@ fsspec is an extra (`safejax[remote]`) and is not imported here: callers that ha
 have imported it.
 """
 
+import contextlib
+import errno
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, cast, final
@@ -37,6 +39,11 @@ class RemoteStore(Store):
     @property
     def shares_files(self) -> bool:
         return False
+
+    @property
+    def writes_at_once(self) -> bool:
+        with _lock_of(self.fs):
+            return not self.fs._intrans  # noqa: SLF001
 
     def join(self, folder: str, name: str) -> str:
         return f"{folder.rstrip('/')}/{name}"
@@ -74,12 +81,14 @@ class RemoteStore(Store):
         chunks: Iterator[memoryview],
         wrote: Callable[[int], None],
         head: Callable[[], bytes] | None = None,
+        instead_of: Sequence[str] = (),
     ) -> None:
         """Write `chunks` to a file that appears when it is complete; `wrote(n)` after `n` bytes.
 
         It is written in a transaction of the file system, and is as atomic as that transaction.
         If the caller has begun one, the file appears when the caller's ends.
         """
+        del instead_of
         assert head is None, "bytes cannot be changed once they are sent"
         with _transaction(self.fs), self.fs.open(path, "wb") as file:
             if not hasattr(file, "commit"):
@@ -88,6 +97,21 @@ class RemoteStore(Store):
             for chunk in chunks:
                 file.write(chunk)
                 wrote(chunk.nbytes)
+
+    def remove(self, path: str) -> None:
+        self.fs.rm_file(path)
+
+    def make_folder(self, path: str) -> None:
+        if self.fs.isfile(path):
+            reason = "expected a folder for a set of files, got a file; give another name"
+            raise NotADirectoryError(errno.ENOTDIR, reason, path)
+        # What has no parent may be a bucket, which is not made by the way.
+        if self.parent(self.canonical(path)) and not self.fs.isdir(path):
+            with contextlib.suppress(FileExistsError):
+                self.fs.mkdir(path, create_parents=False)
+
+    def look_again(self, folder: str) -> None:
+        self.fs.invalidate_cache(folder)
 
     @contextmanager
     def watched(self, folder: str) -> Generator[Callable[[], bool]]:
@@ -99,13 +123,16 @@ _locks: Final[WeakKeyDictionary[FileSystem, Any]] = WeakKeyDictionary()
 _locks_lock: Final = threading.Lock()
 
 
+def _lock_of(fs: FileSystem) -> Any:
+    """A file system has one transaction at a time: another thread's would include our files."""
+    with _locks_lock:
+        return _locks.setdefault(fs, threading.RLock())
+
+
 @contextmanager
 def _transaction(fs: FileSystem) -> Generator[None]:
     """A new transaction of the file system, or the caller's if there is one."""
-    with _locks_lock:
-        lock = _locks.setdefault(fs, threading.RLock())
-    # A file system has one transaction at a time: another thread's would include our files.
-    with lock:
+    with _lock_of(fs):
         if fs._intrans:  # noqa: SLF001
             yield
         else:

@@ -4,7 +4,7 @@ Callers ask a store what it can do, and not which one it is.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Literal, TypeAlias
 
@@ -20,7 +20,7 @@ class Store(ABC):
     `kind` names the place in errors. `replaces_folders` is true if a folder can be replaced as a
     whole, so that no reader sees half of it. `rewrites` is true if the first bytes of a file can
     be written again at the end of a `write`. `shares_files` is true if several processes can write
-    parts of one file.
+    parts of one file. `writes_at_once` is true if a file is there for all when `write` returns.
     """
 
     __slots__ = ()
@@ -40,6 +40,10 @@ class Store(ABC):
     @property
     @abstractmethod
     def shares_files(self) -> bool: ...
+
+    @property
+    def writes_at_once(self) -> bool:
+        return True
 
     @abstractmethod
     def join(self, folder: str, name: str) -> str:
@@ -87,13 +91,30 @@ class Store(ABC):
         chunks: Iterator[memoryview],
         wrote: Callable[[int], None],
         head: Callable[[], bytes] | None = None,
+        instead_of: Sequence[str] = (),
     ) -> None:
         """Make the file at `path` hold `chunks`, or leave it as it was, as far as the store can.
 
         `wrote(n)` is called after every `n` bytes. With `head`, the bytes that it returns once
         all chunks are written replace the first bytes of the file; only for a store that
-        `rewrites`.
+        `rewrites`. A new file that is written `instead_of` others is as private as the most
+        private of them, where the store has such permissions.
         """
+
+    @abstractmethod
+    def remove(self, path: str) -> None:
+        """Remove the file at `path`; `FileNotFoundError` if there is none."""
+
+    @abstractmethod
+    def make_folder(self, path: str) -> None:
+        """Make a folder at `path`, unless there is one; the folder that holds it must be there.
+
+        Raises `NotADirectoryError` if a file is there.
+        """
+
+    def look_again(self, folder: str) -> None:
+        """Forget what is remembered of a folder that others write to."""
+        del folder
 
     def free_bytes(self, path: str) -> int | None:
         """How many bytes can be written to files in the folder of `path`; None if unknown."""

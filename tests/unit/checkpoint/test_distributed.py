@@ -421,8 +421,8 @@ REFUSED: dict[str, tuple[str, str]] = {
     "leaf": ("LeafError", r"leaf 'object': expected an array, .* got builtins\.object.*"),
     "transform": ("TransformError", r"cast\('float16', where='nothing'\).*"),
     "abstract": ("LeafError", r"leaf 'b': expected values to store, got ShapeDtypeStruct.*"),
-    "remote": ("ValueError", r"\S+m: expected a local folder that all processes share, .* got "
-               r"MemoryFileSystem: save to such a folder .*process_allgather\(x, tiled=True\).*"),
+    "remote": ("ValueError", r"\S+m: expected max_shard_bytes with a save by several processes to "
+               r"MemoryFileSystem, where .* got none: pass for example max_shard_bytes=2.*"),
     "no folder": ("FileNotFoundError", r"\[Errno 2\] process 0: expected a path in an existing "
                   r"folder; make the folder first: '\S+/none/m'"),
     "timeout": ("ValueError", r"timeout: expected seconds, more than 0, got -1"),

@@ -87,12 +87,6 @@ def test_progress_of_a_remote_file_begins_when_it_is_sent(memory: Any) -> None:
     assert seen[-1] == (plan.nbytes, plan.nbytes)
 
 
-def test_a_folder_elsewhere_is_refused(memory: Any) -> None:
-    with pytest.raises(ValueError, match=r"^m: max_shard_bytes: expected a local folder"):
-        write(folder(False), "m", memory)
-    assert not memory.store
-
-
 @pytest.mark.parametrize("make", [file, folder])
 def test_what_was_there_is_kept_if_it_fails(tmp_path: Path, make: Any) -> None:
     target = tmp_path / "m"

@@ -75,6 +75,9 @@ OURS = {
     "model.safetensors.index.json": True,
     "model-00001-of-00002.safetensors": True,
     "model-123456-of-123456.safetensors": True,
+    "model-0123456789abcdef-00001-of-00002.safetensors": True,
+    "model-0123456789abcde-00001-of-00002.safetensors": False,
+    "model-0123456789abcdef.safetensors": False,
     "model-1-of-2.safetensors": False,
     "other.safetensors": False,
     "config.json": False,
@@ -86,3 +89,48 @@ OURS = {
 @pytest.mark.parametrize("name", OURS)
 def test_files_of_other_names_are_not_ours(name: str) -> None:
     assert is_ours(name) == OURS[name]
+
+
+# ---- files that have one writer each
+
+DEALT: list[tuple[int, int, list[list[str]]]] = [
+    (1, 8, [["ab", "c", "de"]]),
+    (2, 18, [["cd"], ["abe"]]),
+    (2, 4, [["c", "d"], ["a", "b", "e"]]),
+    (3, 18, [["c"], ["ae"], ["bd"]]),
+    (6, 18, [["c"], ["a"], ["b"], ["e"], ["d"], []]),
+]
+
+
+@pytest.mark.parametrize(("processes", "most", "expected"), DEALT)
+def test_tensors_are_dealt_out_by_their_sizes(
+    processes: int, most: int, expected: list[list[str]]
+) -> None:
+    leaves = Leaves({name: np.zeros(size, np.uint8) for name, size in SIZES.items()})
+    folder = folder_of(leaves, "f", most, checksum=False, writers=processes)
+    assert folder.writers is not None
+    assert folder.writers.keys() == folder.files.keys()
+    found: list[list[str]] = [[] for _ in range(processes)]
+    for name, file in folder.files.items():
+        found[folder.writers[name]].append("".join(sorted(each.name for each in file.extents)))
+    assert found == expected
+    count = sum(map(len, expected))
+    names = [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
+    assert list(folder.files) == names
+    weights = json.loads(folder.index_of(lambda name: f"new {name}") or b"")["weight_map"]
+    assert set(weights.values()) == {f"new {name}" for name in names}
+    assert weights.keys() == SIZES.keys()
+
+
+def test_tensors_of_one_size_are_dealt_out_by_name() -> None:
+    leaves = Leaves({name: np.zeros(8) for name in "dbac"})
+    folder = folder_of(leaves, "f", 8, checksum=False, writers=2)
+    names = [each.extents[0].name for each in folder.files.values()]
+    assert names == ["a", "c", "b", "d"]
+    assert list((folder.writers or {}).values()) == [0, 0, 1, 1]
+
+
+def test_leaves_without_tensors_are_one_file_of_the_first_process() -> None:
+    folder = folder_of(Leaves({"a": 1}), "f", 8, checksum=False, writers=3)
+    assert folder.writers == {"model.safetensors": 0}
+    assert folder.index is None

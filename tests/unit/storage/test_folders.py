@@ -957,8 +957,6 @@ def test_bad_arguments_are_errors(saved: Path) -> None:
         safejax.save(version(1), saved / "config.json", max_shard_bytes=1)
     with pytest.raises(FileNotFoundError, match="make the folder first"):
         safejax.save(version(1), saved / "gone" / "model", max_shard_bytes=1)
-    with pytest.raises(ValueError, match="expected a local folder"):
-        safejax.save(version(1), "memory://model", max_shard_bytes=1)
 
 
 def test_progress_ends_at_the_bytes_of_all_files(tmp_path: Path) -> None:

@@ -199,6 +199,56 @@ def test_the_first_bytes_can_be_written_last_where_the_store_rewrites(place: Pla
         assert not place.store.exists(path)
 
 
+def test_a_file_is_removed(place: Place) -> None:
+    path = written(place, "w[1]", b"abc")
+    written(place, "w1", b"abc")
+    place.store.remove(path)
+    assert place.store.names_in(place.folder) == ["w1"]
+    with pytest.raises(FileNotFoundError):
+        place.store.remove(path)
+
+
+def test_a_folder_is_made_if_it_is_not_there(place: Place) -> None:
+    path = place.store.join(place.folder, "new")
+    for _ in range(2):
+        place.store.make_folder(path)
+        place.store.look_again(place.folder)
+        assert place.store.is_folder(path)
+    file = written(place, "w", b"abc")
+    with pytest.raises(NotADirectoryError, match="expected a folder for a set of files"):
+        place.store.make_folder(file)
+    assert place.store.read(file) == b"abc"
+
+
+def test_no_bucket_is_made_by_the_way() -> None:
+    memory = fsspec.filesystem("memory")
+    RemoteStore(memory).make_folder("bucket")
+    assert not memory.exists("bucket")
+
+
+def test_a_file_is_written_at_once_but_in_a_transaction_of_the_caller(tmp_path: Path) -> None:
+    fs = fsspec.filesystem("file", skip_instance_cache=True)
+    assert LocalStore().writes_at_once
+    assert RemoteStore(fs).writes_at_once
+    with fs.transaction:
+        assert not RemoteStore(fs).writes_at_once
+    assert RemoteStore(fs).writes_at_once
+
+
+def test_a_new_file_is_as_private_as_those_it_is_written_instead_of(tmp_path: Path) -> None:
+    store = LocalStore()
+    old = [str(tmp_path / name) for name in ("a", "b", "missing")]
+    for path, mode in zip(old, (0o644, 0o600), strict=False):
+        store.write(path, iter([memoryview(b"x")]), nothing)
+        os.chmod(path, mode)
+    new = str(tmp_path / "new")
+    store.write(new, iter([memoryview(b"x")]), nothing, instead_of=old)
+    assert os.stat(new).st_mode & 0o777 == 0o600
+    # What is there has a mode of its own.
+    store.write(old[0], iter([memoryview(b"y")]), nothing, instead_of=old)
+    assert os.stat(old[0]).st_mode & 0o777 == 0o644
+
+
 # ---- folders that are replaced
 
 
