@@ -7,7 +7,8 @@ read and placed on their devices when they are first needed.
 import importlib
 import typing as _typing  # `safejax.typing` is gone, and not that of Python
 
-from safejax._src.api import deserialize, load, metadata, save, save_async, serialize
+from safejax._src.api.loading import deserialize, load, metadata
+from safejax._src.api.saving import save, save_async, serialize
 from safejax._src.arrays.lazy import LazyArray
 from safejax._src.checkpoint.codec import decode, encode
 from safejax._src.checkpoint.handle import SaveHandle

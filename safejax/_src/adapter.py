@@ -6,7 +6,7 @@ from typing import Any, Final, TypeAlias, cast
 
 import numpy as np
 
-from safejax._src.api import save, serialize
+from safejax._src.api.saving import save, serialize
 from safejax._src.arrays.lazy import LazyArray
 from safejax._src.checkpoint.codec import IN_MEMORY, Buffer, decode
 from safejax._src.checkpoint.opening import open_path, shown_path
