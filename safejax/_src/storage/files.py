@@ -173,8 +173,8 @@ def flush_name(path: str, folder: str) -> None:
         flush_folder(folder)
     except OSError as error:
         reason = (
-            f"{error.strerror or error}; what was saved is in its place, but after a power cut what "
-            "was there before may be back: save it again"
+            f"{error.strerror or error}; what was saved is in its place, but after a power cut "
+            "what was there before may be back: save it again"
         )
         raise OSError(error.errno, reason, path) from error
 
