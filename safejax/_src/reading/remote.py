@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeAlias, final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from safejax._src.dtypes import Dtype
-from safejax._src.reading.requests import byte_spans, planned
-from safejax._src.reading.source import File, strided_array
-from safejax._src.reading.windows import Window
+from safejax._src.reading.landing import Landing
+from safejax._src.reading.requested import RequestedFile
+from safejax._src.reading.requests import FAR, Requests
 from safejax.errors import ReadError
 
 FileSystem: TypeAlias = Any
@@ -32,7 +30,7 @@ _TIMES: Final = (
 
 
 @final
-class RemoteSource(File):
+class RemoteSource(RequestedFile):
     """A file that answers ranged requests.
 
     After each read, the file system is asked whether the file is still the one that was opened,
@@ -42,7 +40,7 @@ class RemoteSource(File):
     Raises `FileNotFoundError` if there is no such file, `ReadError` if its size is unknown.
     """
 
-    immutable = True
+    reach = FAR
 
     def __init__(self, fs: FileSystem, path: str) -> None:
         self.name = path
@@ -67,21 +65,12 @@ class RemoteSource(File):
         (data,) = self._ranges([(begin, end)])
         return bytes(data)
 
-    def read(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
-        if window.size == 0:
-            return np.empty(window.shape, dtype)
-        requests = planned(byte_spans(begin, dtype, window))
-        self._log(requests.nbytes)
-        self._log_excess(requests.excess)
-        pieces = self._ranges(requests.ranges)
+    def _fetch(self, requests: Requests, landing: Landing) -> None:
+        begins = requests.begins.tolist()
+        pieces = self._ranges(list(zip(begins, requests.ends.tolist(), strict=True)))
         self._check()
-        if len(pieces) == 1 and isinstance(pieces[0], bytes):
-            memory = np.frombuffer(pieces[0], np.uint8)
-        else:
-            memory = np.empty(requests.nbytes, np.uint8)
-            for part, piece in zip(requests.parts(memory), pieces, strict=True):
-                part[:] = np.frombuffer(piece, np.uint8)
-        return strided_array(requests.joined(memory), 0, dtype, window.compact())
+        for begin, piece in zip(begins, pieces, strict=True):
+            landing.land(begin, np.frombuffer(piece, np.uint8))
 
     def _ranges(self, ranges: Sequence[tuple[int, int]]) -> list[Any]:
         """The bytes of each range `[begin, end)`; all are requested before any is returned."""
