@@ -21,12 +21,18 @@ from jax.sharding import PartitionSpec as P
 
 import safejax
 from safejax._src.reading.file import MappedSource
-from safejax._src.reading.remote import RemoteSource
+from safejax._src.reading.patience import Patience
+from safejax._src.reading.remote import HEAD, RemoteSource
 from safejax._src.storage.local import LocalStore
 from safejax._src.storage.location import locate
-from tests.support.files import data_begin
 
 W = np.arange(64 * 16, dtype=np.float32).reshape(64, 16)
+
+
+@pytest.fixture(autouse=True)
+def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failed request is made again after a moment; a private name, since it would be seconds."""
+    monkeypatch.setattr("safejax._src.reading.patience.PATIENCE", Patience(pause=0.001))
 
 
 class Upload(io.BytesIO):
@@ -103,7 +109,7 @@ def opened(tree: Any, **options: Any) -> tuple[Store, Any]:
     """The store, after only the header has been requested, and the tree."""
     store = saved(tree)
     loaded = safejax.load("w.safetensors", fs=store, **options)
-    assert store.requests == [(0, 8), (8, data_begin(store.files["w.safetensors"]))]
+    assert store.requests == [(0, min(HEAD, len(store.files["w.safetensors"])))]
     store.requests.clear()
     return store, loaded
 
@@ -335,6 +341,27 @@ def test_an_unknown_protocol() -> None:
         safejax.load("nowhere://w.safetensors")
 
 
+@pytest.mark.parametrize("url", ["gs://b/w.safetensors", "gcs://b/w?token=S3CR3T"])
+def test_a_scheme_whose_package_is_missing_names_its_extra(url: str) -> None:
+    with pytest.raises(ImportError, match=r"gcsfs.*pip install 'safejax\[gcs\]'") as raised:
+        safejax.load(url)
+    assert "S3CR3T" not in str(raised.value)
+
+
+def test_a_file_system_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits longer than is stated, and nothing is left that the process waits for."""
+    store, tree = opened({"w": W})
+    patience = Patience(attempts=2, longest=0.2, pause=0.001)
+    monkeypatch.setattr("safejax._src.reading.patience.PATIENCE", patience)
+    answer = threading.Event()
+    store.fault = lambda data: data if answer.wait(60) else b""
+    with pytest.raises(safejax.ReadError, match=r"after 2 attempts: TimeoutError: no answer in"):
+        np.asarray(tree["w"].__array__())
+    assert len(store.requests) == 2
+    answer.set()
+    assert np.asarray(tree["w"]).tobytes() == W.tobytes()
+
+
 def test_plain_paths_need_no_fsspec() -> None:
     assert locate("models/w.safetensors") == (LocalStore(), "models/w.safetensors")
     assert locate("C:\\w.safetensors") == (LocalStore(), "C:\\w.safetensors")
@@ -350,7 +377,7 @@ def raising(data: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (raising, r"reading bytes \[\d+, \d+\) failed: ConnectionError: the line is dead"),
+        (raising, r"\[\d+, \d+\) failed after 5 attempts: ConnectionError: the line is dead"),
         (lambda data: data[:-1], r"got \d+ bytes: it was cut short since"),
         (lambda data: b"", r"got 0 bytes"),
         (lambda data: data * 2, r"or its file system cannot read ranges"),
@@ -378,7 +405,7 @@ def test_one_range_of_many_that_fails() -> None:
     with pytest.raises(safejax.ReadError) as said:
         # From Python 3.12 on, NumPy requests a buffer first, and calls `__array__` if that fails.
         tree["w"][:, 0].__array__()
-    assert f"reading bytes [{begin}, {begin + 4}) failed" in str(said.value)
+    assert f"reading bytes [{begin}, {begin + 4}) failed after 5 attempts" in str(said.value)
     assert isinstance(said.value.__cause__, ConnectionError)
 
 
