@@ -4,7 +4,7 @@ import hashlib
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -169,8 +169,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(length))
         self.end_headers()
 
-    def log_message(self, *args: Any) -> None:
-        del args
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's
+        del format, args
 
 
 class S3Server:
@@ -220,7 +220,7 @@ class S3Server:
 
 
 @contextmanager
-def within(seconds: float) -> Iterator[None]:
+def within(seconds: float) -> Generator[None]:
     """A block that must not take longer than a stated time."""
     began = time.monotonic()
     yield
