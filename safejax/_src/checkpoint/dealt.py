@@ -16,6 +16,7 @@ does, and not if the index may be there.
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import zip_longest
 from types import MappingProxyType
@@ -28,7 +29,7 @@ from safejax._src.checkpoint.indexed import IndexedFiles, Wrote, new_token
 from safejax._src.checkpoint.layout import Extent, Layout
 from safejax._src.checkpoint.ours import Ours
 from safejax._src.checkpoint.reshard import reshard
-from safejax._src.checkpoint.saving import reporting
+from safejax._src.checkpoint.saving import reporting, room_is_told
 from safejax._src.checkpoint.shards import Folder
 from safejax._src.checkpoint.snapshot import copied_bytes, snapshot
 from safejax._src.format.index import SINGLE_NAME
@@ -105,11 +106,12 @@ class Dealt:
         if process != 0:
             files = IndexedFiles(self._plan, store, path, token)
             files.begin()
-        self._write_files(files, progress)
+        self._write_files(files, room_is_told(store, path, self._plan.nbytes), progress)
         if process == 0:
             try:
-                files.check()
-                files.commit()
+                with across.telling():
+                    files.check()
+                    files.commit()
             except BaseException:
                 files.give_up(of_all=True)
                 raise
@@ -118,7 +120,9 @@ class Dealt:
         across.agree(None, _nothing)
         files.look_again()
 
-    def _write_files(self, files: IndexedFiles, progress: Progress | None) -> None:
+    def _write_files(
+        self, files: IndexedFiles, room: AbstractContextManager[None], progress: Progress | None
+    ) -> None:
         across = self._across
         report = reporting(progress, self.nbytes)
 
@@ -129,10 +133,13 @@ class Dealt:
         # Once this process has said that it is done, others may go on without it.
         is_done = False
         try:
-            for group in _groups(self._writers):
-                self._write_group(group, files, wrote)
-            is_done = True
-            across.agree(None, _nothing)
+            # All learn of an error before files are removed, or another one may be that its own
+            # is not there.
+            with across.telling(), room:
+                for group in _groups(self._writers):
+                    self._write_group(group, files, wrote)
+                is_done = True
+                across.agree(None, _nothing)
         except BaseException:
             if not is_done or across.has_failed:
                 files.give_up(of_all=across.process == 0)

@@ -169,7 +169,8 @@ def expected(who: int, moment: str, how: str) -> tuple[int, str, str]:
     if how == "raises":
         if step and who != 0:
             return step, "ProcessError", f"process {who}: KeyboardInterrupt"
-        return step, "OSError", f"[Errno 5] process {who}: Input/output error: 'disk'"
+        said = "; what was saved is in its place, but" if step else ": 'disk'"
+        return step, "OSError", f"[Errno 5] process {who}: Input/output error{said}"
     if step and who != 0:
         return step, "", ""  # It had nothing to do any more.
     said = "may have been replaced" if who == 0 and moment in MOMENTS[-2:] else "is unchanged"
