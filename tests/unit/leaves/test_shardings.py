@@ -171,6 +171,10 @@ WRONG: dict[str, tuple[Any, Any, list[str]]] = {
     "deeper than the tree": ({"w": {"x": A}}, {"w": MATRIX}, ["leaf 'w'", "sharding 'w.x'"]),
     "one too many": ({"w": A, "v": A, "u": D3}, {"w": MATRIX},
                      ["sharding 'v'", "sharding 'u'", "none among 1 ('w'): remove it"]),
+    "patterns": ({"*.w": P("x"), "b.*": A}, {"a": {"w": MATRIX}},
+                 ["leaf 'a.w'", f"'*.w': expected a leaf of that name or below it, got none among "
+                  f"1 ('a.w'): for patterns, pass sharding_rules(mesh, [('*.w', {P('x')!r})])",
+                  f"sharding_rules(mesh, [('b.*', {A.spec!r})])"]),
     "a prefix by the letter": ({"a": A}, {"a.b": MATRIX, "a": MATRIX}, ["leaf 'a.b'"]),
     "a function that gives a spec": (lambda name, aval: P("x"), {"w": MATRIX},
                                      ["leaf 'w': expected the sharding function to return",
