@@ -197,6 +197,16 @@ def test_a_sharding_that_does_not_fit_the_tree_is_an_error(case: str) -> None:
         assert message in str(caught.value)
 
 
+def test_patterns_in_a_tree_are_rules_as_the_error_says() -> None:
+    tree = {"a": {"w": MATRIX}, "b": MATRIX}
+    with pytest.raises(ShardingError) as caught:
+        resolved({"*.w": A, "b": D3}, tree)
+    told = re.search(r"for patterns, pass (sharding_rules\(.*)", str(caught.value))
+    assert told is not None
+    names = {"sharding_rules": sharding_rules, "mesh": MESH, "P": P, "PartitionSpec": P}
+    assert resolved(eval(told[1], names), tree)["a.w"] == A
+
+
 def test_one_error_names_every_leaf_that_a_sharding_does_not_divide() -> None:
     tree = {"a": np.zeros((7, 8)), "b": np.zeros((8, 7)), "c": np.zeros(5), "d": np.float32(1)}
     with pytest.raises(ShardingError) as caught:
