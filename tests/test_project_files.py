@@ -39,6 +39,17 @@ def test_the_hooks_are_what_ci_runs() -> None:
 
 
 @pytest.mark.skipif(not (ROOT / ".ci").exists(), reason="an sdist has no CI")
+def test_the_pythons_that_are_claimed_are_those_of_ci() -> None:
+    run = set(re.findall(r"^(3\.\d+)\(\) \{", (ROOT / ".ci" / "run").read_text(), re.MULTILINE))
+    classifiers = "\n".join(PROJECT["project"]["classifiers"])
+    assert set(re.findall(r":: (3\.\d+)$", classifiers, re.MULTILINE)) == run
+    supported = (ROOT / "README.md").read_text().partition("## Supported versions")[2]
+    assert run <= set(re.findall(r"\b3\.\d+", supported))
+    oldest = PROJECT["project"]["requires-python"].removeprefix(">=")
+    assert oldest == min(run, key=lambda version: int(version[2:]))
+
+
+@pytest.mark.skipif(not (ROOT / ".ci").exists(), reason="an sdist has no CI")
 def test_ci_runs_with_every_lower_bound() -> None:
     extras = PROJECT["project"]["optional-dependencies"]
     users = [extras[name] for name in extras if name not in ("test", "bench", "dev")]

@@ -27,7 +27,7 @@ CAN_WRITE_AT: Final = hasattr(os, "pwrite")
 
 
 def open_files_limit() -> int:
-    """How many files this process may have open; Windows allows 512 and does not tell."""
+    """How many files this process may have open; Windows, which has no call for it, allows 512."""
     if _resource is None:
         return 512
     limit, _ = _resource.getrlimit(_resource.RLIMIT_NOFILE)

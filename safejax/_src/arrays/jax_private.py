@@ -83,7 +83,7 @@ def _find_batched_device_put() -> Callable[..., jax.Array] | None:
 
         arguments = dict.fromkeys(("aval", "sharding", "xs", "devices", "committed"))
         inspect.signature(batched_device_put).bind(**arguments)
-    except (ImportError, TypeError, ValueError):  # ValueError: a native one tells no signature
+    except (ImportError, TypeError, ValueError):  # ValueError: a native one has no signature
         return None
     return batched_device_put
 
@@ -185,7 +185,7 @@ _SUB_BYTE: Final = frozenset({"int2", "int4", "uint2", "uint4", "float4_e2m1fn"}
 
 @functools.lru_cache(maxsize=1024)
 def default_layout(shape: tuple[int, ...], dtype: np.dtype[Any], sharding: Sharding) -> Any | None:
-    """The layout that devices give an array that is put there; None where it cannot be told."""
+    """The layout that devices give an array that is put there; None where it is not known."""
     if dtype.name in _SUB_BYTE:  # JAX 0.8 gives another layout here than the one that it uses.
         return None
     try:

@@ -480,7 +480,7 @@ class LazyArray(jax.Array):
 
     # JAX asks isinstance(x, ArrayImpl) wherever it looks at an array's sharding, and takes what
     # says no for an array of NumPy's. Only the few functions that hand what says yes to C++,
-    # which looks at the real type, are told the truth.
+    # which looks at the real type, get the real one.
     @property
     def __class__(self) -> type[Any]:  # pyright: ignore
         if self._has_keys:

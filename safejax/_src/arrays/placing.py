@@ -152,7 +152,7 @@ def is_worth_a_thread(view: View, dtype: Dtype, placement: Placement) -> bool:
     """Whether placing a view takes time outside of Python, so that threads of their own help.
 
     Not so where it is used in place, or little is copied out of memory: threads then do no more
-    than wait for each other. Of many blocks the first one tells.
+    than wait for each other. The first of many blocks decides.
     """
     if not view.in_memory:
         return True

@@ -26,11 +26,11 @@ class NarrowingNotice:
         self._first = threading.Lock()
 
     def give(self, name: str, stored: Dtype, placed: Any) -> None:
-        """Warn that leaf `name` is placed as a narrower dtype, unless it was said before."""
+        """Warn that leaf `name` is placed as a narrower dtype, unless it was reported before."""
         if self._first.acquire(blocking=False):
             warn_caller(
                 f"leaf {name!r} is stored as {stored} and placed as {placed}, since JAX's x64 "
-                "mode is off (told once a load); turn it on with "
+                "mode is off (this is reported once for each load); turn it on with "
                 "jax.config.update('jax_enable_x64', True), or take numpy.asarray(leaf), "
                 "which has all bits",
                 PrecisionWarning,

@@ -168,7 +168,7 @@ def _gather(leaf: LazyArray, spread: Spread, parts: jax.Array) -> None:
     shards = [shard.data for shard in whole.addressable_shards]
     # The leaf's own sharding, whose mesh may have explicit axes.
     make = jax.make_array_from_single_device_arrays
-    # A process without a device of the leaf has no shard that tells the dtype.
+    # A process without a device of the leaf has no shard that has the dtype.
     leaf.adopt(make(leaf.shape, leaf.sharding, shards, dtype=leaf.dtype))
 
 

@@ -127,7 +127,7 @@ def layout(leaves: Leaves, file: str, *, checksum: bool = False, by_all: bool = 
     """The layout of the file that holds `leaves`; the bytes of the file follow from it alone.
 
     If it is written `by_all` processes, some values may be elsewhere. Reads nothing. Raises
-    `LeafError` for a leaf that no file can hold.
+    `LeafError` for a leaf that no file can hold, `InvalidFileError` if its header is too long.
     """
     _check_header_fits(leaves, file)
     views: dict[str, tuple[View, Stored]] = {}
@@ -156,7 +156,7 @@ def layout(leaves: Leaves, file: str, *, checksum: bool = False, by_all: bool = 
         views[name] = (content.view, stored)
     entries = data_order([_entry(name, stored) for name, (_, stored) in views.items()])
     digests = _no_digests_yet(entries) if checksum else None
-    record = Record(_of_these(leaves), values, recorded, keys, weak, digests)
+    record = Record(_structure_of(leaves), values, recorded, keys, weak, digests)
     head = _head(entries, leaves.metadata, record, file)
     begin = len(head)
     extents: list[Extent] = []
@@ -195,7 +195,7 @@ def _no_digests_yet(entries: Sequence[Entry]) -> Digests:
     return Digests(block_bytes, {name: bytes(size) for name, size in sizes.items()})
 
 
-def _of_these(leaves: Leaves) -> Structure:
+def _structure_of(leaves: Leaves) -> Structure:
     """The structure, without what it records for names that a transform removed or changed."""
     paths = {name: path for name, path in leaves.structure.paths.items() if name in leaves}
     kinds = dict(leaves.structure.kinds)

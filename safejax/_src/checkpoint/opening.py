@@ -1,4 +1,4 @@
-"""Opening: the unread Leaves that a path stands for: a file, a folder, an index, several files."""
+"""Opening: the unread Leaves that are at a path: a file, a folder, an index, several files."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

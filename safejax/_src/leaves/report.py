@@ -65,14 +65,15 @@ class Report:
         lines = [
             *(self._mismatch(name) for name in self.mismatched),
             *(self._absence(name, strict) for name in self.missing),
-            *(self._excess(name) for name in self.unexpected),
+            *(self._excess(name, strict) for name in self.unexpected),
         ]
         if count > SHOWN:
             lines = [*_each_kind(self, lines), f"… {count - SHOWN} more, in the error's attributes"]
         what = "leaf does" if count == 1 else "leaves do"
         common = self.in_common() if count > 1 else None  # One leaf has its own remedy.
+        nothing = "" if strict or not self.unexpected else "; strict=False would load none of them"
         raise MismatchError(
-            f"{self._file}: {count} {what} not match like, which has {len(self._wanted)}"
+            f"{self._file}: {count} {what} not match like, which has {len(self._wanted)}{nothing}"
             f"{'' if common is None else f'; {common}'}:\n  " + "\n  ".join(lines),
             missing=self.missing,
             unexpected=self.unexpected,
@@ -216,13 +217,12 @@ class Report:
     def _absence(self, name: str, strict: bool) -> str:
         expected = self._wanted[name]
         abstract = isinstance(expected, jax.ShapeDtypeStruct)
-        remedy = (
-            "pass strict=False to keep that of like"
-            if strict and not abstract
-            else "give an array in like, and pass strict=False"
-            if strict
-            else "give an array in like"
-        )
+        if not strict and self.unexpected:  # As `_excess` has it.
+            remedy = "pass a transform that gives a leaf this name, or correct like"
+        elif abstract:
+            remedy = "give an array in like" + (", and pass strict=False" if strict else "")
+        else:
+            remedy = "pass strict=False to keep that of like"
         # To look for near names takes as long as the names are many.
         if len(self.missing) <= SHOWN and self.unexpected:
             near = difflib.get_close_matches(name, self.unexpected[:1000], n=1)
@@ -231,10 +231,12 @@ class Report:
                 remedy = f"pass transform={rename} if that is it, or {remedy.removeprefix('pass ')}"
         return f"missing {name!r}: expected {describe(expected)} from like, there is none; {remedy}"
 
-    def _excess(self, name: str) -> str:
+    def _excess(self, name: str, strict: bool) -> str:
+        # Without `strict`, it counts only if there is nothing in the file that like has.
+        remedy = "strict=False to ignore it" if strict else "a transform that gives a name of like"
         return (
             f"unexpected {name!r}: expected none from like, got {describe(self._stored[name])}; "
-            "pass strict=False to ignore it"
+            f"pass {remedy}"
         )
 
 

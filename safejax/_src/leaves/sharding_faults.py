@@ -66,6 +66,14 @@ def fault_of(name: str, sharding: Sharding, leaf: Any) -> str | None:
     return None
 
 
+def in_place_of(name: str, item: Any) -> str:
+    """What to do about an entry of a sharding tree that no leaf has the name of."""
+    spec = item.spec if isinstance(item, NamedSharding) else item
+    if isinstance(spec, PartitionSpec) and any(mark in name for mark in "*{"):
+        return f"for patterns, pass sharding_rules(mesh, [({name!r}, {spec!r})])"
+    return "remove it"
+
+
 def got(item: Any) -> str:
     """What was given in place of a sharding, and what to give."""
     hint = ""

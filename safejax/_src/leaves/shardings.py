@@ -17,7 +17,14 @@ from safejax._src.arrays.jax_private import current_mesh
 from safejax._src.leaves.leaf import aval_of, is_array
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.rules import ShardingRules
-from safejax._src.leaves.sharding_faults import by_reason, capped, fault_of, got, over_no_devices
+from safejax._src.leaves.sharding_faults import (
+    by_reason,
+    capped,
+    fault_of,
+    got,
+    in_place_of,
+    over_no_devices,
+)
 from safejax._src.pytrees.names import join
 from safejax._src.pytrees.patterns import predicate
 from safejax._src.pytrees.structure import EMPTY, Kind, Segments, paths_of
@@ -216,7 +223,7 @@ def _by_prefix(prefix: Any, leaves: Leaves, file: str) -> dict[str, Sharding | N
             chosen[name] = atom
     faults = by_reason(missing) + [
         f"sharding {join(path)!r}: expected a leaf of that name or below it, got none among "
-        f"{_some(leaves)}: remove it"
+        f"{_some(leaves)}: {in_place_of(join(path), item)}"
         for path, item in given.items()
         if path not in used and item is not None
     ]

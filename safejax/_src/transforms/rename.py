@@ -42,9 +42,9 @@ class Rename(Transform):
                     f"{self!r}: expected a name that the inverse maps back, got {target!r} for "
                     f"{name!r}, which it maps to {returned!r}: make the templates more specific"
                 )
-        for number, (source, _) in enumerate(self.rules):
+        for number, (source, target) in enumerate(self.rules):
             if self.must_match and number not in used:
-                raise nothing_matched(self, source.text, leaves)
+                raise nothing_matched(self, source.text, leaves, target.text)
         return renamed.leaves_like(leaves)
 
     @property

@@ -61,10 +61,15 @@ def map_contents(
     return leaves.replace(entries)
 
 
-def nothing_matched(transform: Transform, where: Where, leaves: Leaves) -> TransformError:
-    """The error for a pattern, or a function, that matches no leaf."""
+def nothing_matched(
+    transform: Transform, where: Where, leaves: Leaves, new: str | None = None
+) -> TransformError:
+    """The error for a pattern, or a function, that matches no leaf.
+
+    `new` is the template of the new name, if `where` is that of an old one.
+    """
     some = ", ".join(repr(name) for name in list(leaves)[:5]) or "none at all"
-    helps = _pattern_that_helps(where, leaves) if isinstance(where, str) else None
+    helps = _pattern_that_helps(where, leaves, new) if isinstance(where, str) else None
     return TransformError(
         f"{transform!r}: expected {show_where(where)} to match a leaf, it matches none of the "
         f"{len(leaves)} leaves ({some}{', …' if len(leaves) > 5 else ''}): "
@@ -72,7 +77,7 @@ def nothing_matched(transform: Transform, where: Where, leaves: Leaves) -> Trans
     )
 
 
-def _pattern_that_helps(pattern: str, leaves: Leaves) -> str | None:
+def _pattern_that_helps(pattern: str, leaves: Leaves, new: str | None) -> str | None:
     """What to write in place of a pattern that matches nothing, as far as one can tell."""
     literal = _without_regex(pattern)
     candidates = [
@@ -87,7 +92,10 @@ def _pattern_that_helps(pattern: str, leaves: Leaves) -> str | None:
         count = sum(map(matches, leaves))
         if count and candidate != pattern:
             kind = ", a pattern and not a regular expression" if literal != pattern else ""
-            return f"write {candidate!r}, which matches {count}{kind}"
+            written = repr(candidate)
+            if new is not None and pattern in candidate:  # The new name has the same about it.
+                written += f": {candidate.replace(pattern, new, 1)!r}"
+            return f"write {written}, which matches {count}{kind}"
     is_name = not Template.parse(pattern).placeholders
     near = difflib.get_close_matches(pattern, leaves, n=3) if is_name else []
     return f"is it {' or '.join(map(repr, near))}?" if near else None

@@ -192,6 +192,18 @@ def test_the_files_have_the_bytes_of_a_save_in_one_process(
     assert tree["scalar"] == 7
 
 
+def save_one_file(process: int, folder: Path) -> bool:
+    """Whether one file of all processes has the bytes of a save in this one."""
+    del process
+    tree, alone = trees(folder)
+    safejax.save(tree, folder / "m", checksum=True, timeout=TIMEOUT)
+    return (folder / "m").read_bytes() == safejax.serialize(alone, checksum=True)
+
+
+def test_one_file_of_four_processes_has_them(four: Together, tmp_path: Path) -> None:
+    assert four.run(save_one_file, tmp_path) == [True] * 4
+
+
 @pytest.mark.parametrize(("buffer", "local"), CASES)
 def test_so_they_have_if_there_are_four_processes(
     four: Together, tmp_path: Path, buffer: int | None, local: bool

@@ -315,7 +315,7 @@ def test_hashing_shows_that_a_process_is_alive(pair: Together, tmp_path: Path) -
 
 # ---- Ctrl-C
 
-MODULES = ("api.py", "background.py", "distributed.py", "task.py")
+MODULES = ("api/saving.py", "background.py", "distributed.py", "task.py")
 
 
 def interrupt_everywhere(process: int, folder: Path, count: int) -> list[tuple[int, str, str]]:

@@ -156,6 +156,15 @@ def test_nothing_in_common_is_an_error_without_strict_too() -> None:
     data = safejax.serialize(jax.tree.map(lambda leaf: {"value": leaf}, MODEL))
     with pytest.raises(MismatchError, match=r"pass transform=rename\(\{'\*.value': '\*'\}\)"):
         safejax.deserialize(data, like=MODEL, strict=False)
+    with pytest.raises(MismatchError) as caught:
+        safejax.deserialize(safejax.serialize({"v": B}), like={"w": W}, strict=False)
+    first, *lines = str(caught.value).splitlines()
+    assert "2 leaves do not match like, which has 1; strict=False would load none of them" in first
+    for line, remedy in zip(
+        lines, ("gives a leaf this name, or correct like", "gives a name of like"), strict=True
+    ):
+        assert line.endswith(remedy)
+        assert "strict" not in line
     with pytest.warns(PartialLoadWarning, match="3 missing, taken from like"):
         loaded = safejax.deserialize(safejax.serialize({}), like=MODEL, strict=False)
     assert_trees_identical(loaded, MODEL)

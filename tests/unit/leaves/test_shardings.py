@@ -171,6 +171,10 @@ WRONG: dict[str, tuple[Any, Any, list[str]]] = {
     "deeper than the tree": ({"w": {"x": A}}, {"w": MATRIX}, ["leaf 'w'", "sharding 'w.x'"]),
     "one too many": ({"w": A, "v": A, "u": D3}, {"w": MATRIX},
                      ["sharding 'v'", "sharding 'u'", "none among 1 ('w'): remove it"]),
+    "patterns": ({"*.w": P("x"), "b.*": A}, {"a": {"w": MATRIX}},
+                 ["leaf 'a.w'", f"'*.w': expected a leaf of that name or below it, got none among "
+                  f"1 ('a.w'): for patterns, pass sharding_rules(mesh, [('*.w', {P('x')!r})])",
+                  f"sharding_rules(mesh, [('b.*', {A.spec!r})])"]),
     "a prefix by the letter": ({"a": A}, {"a.b": MATRIX, "a": MATRIX}, ["leaf 'a.b'"]),
     "a function that gives a spec": (lambda name, aval: P("x"), {"w": MATRIX},
                                      ["leaf 'w': expected the sharding function to return",
@@ -191,6 +195,16 @@ def test_a_sharding_that_does_not_fit_the_tree_is_an_error(case: str) -> None:
     assert str(caught.value).startswith("m.safetensors: ")
     for message in messages:
         assert message in str(caught.value)
+
+
+def test_patterns_in_a_tree_are_rules_as_the_error_says() -> None:
+    tree = {"a": {"w": MATRIX}, "b": MATRIX}
+    with pytest.raises(ShardingError) as caught:
+        resolved({"*.w": A, "b": D3}, tree)
+    told = re.search(r"for patterns, pass (sharding_rules\(.*)", str(caught.value))
+    assert told is not None
+    names = {"sharding_rules": sharding_rules, "mesh": MESH, "P": P, "PartitionSpec": P}
+    assert resolved(eval(told[1], names), tree)["a.w"] == A
 
 
 def test_one_error_names_every_leaf_that_a_sharding_does_not_divide() -> None:

@@ -365,6 +365,7 @@ def test_files_that_are_no_longer_used_do_not_close_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only files that are in use count (R1)."""
+    # A process with so low a limit could not be a test.
     monkeypatch.setattr("safejax._src.reading.descriptors._MOST", 3)
     first, other = tmp_path / "first", tmp_path / "other"
     for path in (first, other):

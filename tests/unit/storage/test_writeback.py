@@ -27,6 +27,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="what Linux has for i
 
 @pytest.fixture
 def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Files of many runs of the real length would take minutes to write.
     assert writeback._AT_A_TIME == LONG_RUN
     monkeypatch.setattr(writeback, "_AT_A_TIME", RUN)
 
@@ -84,6 +85,7 @@ def test_runs_follow_each_other(tmp_path: Path, size: int, monkeypatch: pytest.M
         sent.append((begin, nbytes))
         return result
 
+    # The calls go on to the system, and are seen here.
     monkeypatch.setattr(writeback, "sync_file_range", lambda: send)
     write(tmp_path / "m", size)
     reached = 0
@@ -100,6 +102,7 @@ def test_a_system_without_it_writes_the_same(
     tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path / "with", size)
+    # The system that runs the tests may have it.
     monkeypatch.setattr(writeback, "sync_file_range", lambda: None)
     write(tmp_path / "without", size)
     assert (tmp_path / "with").read_bytes() == (tmp_path / "without").read_bytes()
@@ -108,6 +111,7 @@ def test_a_system_without_it_writes_the_same(
 def test_a_file_system_that_refuses_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Those that refuse, such as FUSE's, need root or a server.
     monkeypatch.setattr(writeback, "sync_file_range", lambda: lambda *arguments: -1)
     write(tmp_path / "m", LONG_RUN + 1, LONG_CHUNK)
     assert (tmp_path / "m").read_bytes() == data_of(LONG_RUN + 1)

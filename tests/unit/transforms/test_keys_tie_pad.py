@@ -285,6 +285,30 @@ def test_a_pattern_that_matches_nothing_has_a_remedy_that_works(pattern: str) ->
     assert len(select(told[1])(leaves)) > 0
 
 
+@pytest.mark.parametrize(
+    ("rules", "written", "renamed"),
+    [
+        ({"head": "top"}, {"*.head.*": "*.top.*"}, "params.top.kernel"),
+        ({"params": "p"}, {"params.*": "p.*"}, "p.head.kernel"),
+        ({"mu": "mean"}, {"*.mu": "*.mean"}, "opt_state.mean"),
+        ({"opt_state.{a}.*": "opt.{a}.*"}, None, None),
+    ],
+)
+def test_the_remedy_for_a_name_in_the_middle_has_both_templates(
+    rules: dict[str, str], written: dict[str, str] | None, renamed: str | None
+) -> None:
+    leaves = Leaves(NAMES)
+    with pytest.raises(TransformError) as caught:
+        rename(rules)(leaves)
+    told = re.search(r"write ('[^']*': '[^']*'), which matches", str(caught.value))
+    if written is None:
+        assert told is None
+        return
+    assert told is not None
+    assert eval(f"{{{told[1]}}}") == written
+    assert renamed in rename(written)(leaves)
+
+
 def test_every_step_that_takes_a_pattern_has_the_remedy() -> None:
     leaves = Leaves({"a.kernel": EMBED})
     for step in (
