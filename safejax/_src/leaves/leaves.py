@@ -55,6 +55,9 @@ class Leaves(Mapping[str, Any]):
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"Leaves is immutable: make another one instead of setting {name!r}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Leaves, (self._entries, self.structure, dict(self.metadata))
+
     def __getitem__(self, name: str) -> Any:
         return self._entries[name]
 

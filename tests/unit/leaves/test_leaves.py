@@ -1,8 +1,10 @@
 """Leaves: the mapping, and which values it accepts."""
 
+import copy
 import datetime
 import decimal
 import enum
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -12,12 +14,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from safejax import flatten, unflatten
 from safejax._src.leaves.leaf import aval_of, check_leaf, content_at, describe, is_array, is_scalar
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import step
 from safejax._src.pytrees.structure import EMPTY, Kind, Structure
 from safejax._src.reading.log import observe_reads
 from safejax.errors import LeafError, TransformError
+from safejax.testing import assert_trees_identical
 from tests.support.leaves import lazy
 
 
@@ -51,6 +55,20 @@ def test_leaves_are_immutable(attribute: str) -> None:
         leaves.metadata["k"] = "w"  # type: ignore[index]
     with pytest.raises(TypeError):
         leaves["a"] = 2  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    "again", [copy.copy, copy.deepcopy, lambda leaves: pickle.loads(pickle.dumps(leaves))]
+)
+def test_leaves_can_be_copied_and_pickled(again: Callable[[Leaves], Leaves]) -> None:
+    tree = {"a": [jnp.arange(3), 2.0, None], "b": {1: np.ones(2)}, "c": {}}
+    leaves = flatten(tree).replace(metadata={"step": "3"})
+    found = again(leaves)
+    assert type(found) is Leaves
+    assert list(found) == list(leaves)
+    assert found["c"] is EMPTY
+    assert found.metadata == {"step": "3"}
+    assert_trees_identical(unflatten(found), tree)
 
 
 def test_replace_keeps_the_rest() -> None:
