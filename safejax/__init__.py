@@ -8,16 +8,12 @@ import importlib
 import typing as _typing  # `safejax.typing` is gone, and not that of Python
 
 from safejax._src.api.loading import deserialize, load, metadata
-from safejax._src.api.saving import save, save_async, serialize
 from safejax._src.arrays.lazy import LazyArray
 from safejax._src.checkpoint.codec import decode, encode
-from safejax._src.checkpoint.handle import SaveHandle
 from safejax._src.leaves.abstract import abstract
 from safejax._src.leaves.flatten import flatten, unflatten
 from safejax._src.leaves.leaves import Leaves
-from safejax._src.leaves.rules import sharding_rules
 from safejax._src.leaves.steps import Step, Transform, chain, step
-from safejax._src.materialize import materialize
 from safejax._src.moved import attribute_error as _attribute_error
 from safejax._src.pytrees.structure import EMPTY
 from safejax._src.reading.log import ReadLog, observe_reads
@@ -40,6 +36,10 @@ from safejax.errors import (
 )
 
 if _typing.TYPE_CHECKING:
+    from safejax._src.api.saving import save, save_async, serialize
+    from safejax._src.checkpoint.handle import SaveHandle
+    from safejax._src.leaves.rules import sharding_rules
+    from safejax._src.materialize import materialize
     from safejax._src.planning.dry_run import plan
     from safejax._src.planning.plan import Plan
     from safejax._src.transforms.cast import cast
@@ -119,18 +119,24 @@ __all__ = [
 # Not every program needs these; the module of each is imported when its name is first used.
 _LATER = {
     "Plan": "safejax._src.planning.plan",
+    "SaveHandle": "safejax._src.checkpoint.handle",
     "cast": "safejax._src.transforms.cast",
     "concat": "safejax._src.transforms.split",
     "crop": "safejax._src.transforms.pad",
     "drop": "safejax._src.transforms.select",
     "elementwise": "safejax._src.transforms.elementwise",
     "keys": "safejax._src.transforms.keys",
+    "materialize": "safejax._src.materialize",
     "pad": "safejax._src.transforms.pad",
     "plan": "safejax._src.planning.dry_run",
     "prefix": "safejax._src.transforms.prefix",
     "rename": "safejax._src.transforms.rename",
     "reshape": "safejax._src.transforms.reshape",
+    "save": "safejax._src.api.saving",
+    "save_async": "safejax._src.api.saving",
     "select": "safejax._src.transforms.select",
+    "serialize": "safejax._src.api.saving",
+    "sharding_rules": "safejax._src.leaves.rules",
     "split": "safejax._src.transforms.split",
     "stack": "safejax._src.transforms.stack",
     "tie": "safejax._src.transforms.tie",

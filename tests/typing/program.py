@@ -107,7 +107,7 @@ def loading(
     assert_type(plan.nbytes, int)
     assert_type(plan.problems, tuple[str, ...])
     assert_type(plan.warnings, tuple[str, ...])
-    print(plan.reads.spans, plan.leaves[0].name, plan.devices[device].places, plan.processes[0])
+    print(plan.reads.requests, plan.leaves[0].name, plan.devices[device].places, plan.processes[0])
     safejax.plan(params)
     with safejax.observe_reads() as log:
         assert_type(log, safejax.ReadLog)

@@ -393,7 +393,7 @@ json.dump(said, sys.stdout)
         assert f"No module named '{module}'" in message
         assert f"pip install 'safejax[{extra}]'" in message
     assert said["remote"] == [
-        "memory://w.safetensors: a URL needs fsspec, which cannot be imported (No module named "
+        "memory://w.safetensors: the URL needs fsspec that cannot be imported (No module named "
         "'fsspec'): pip install 'safejax[remote]'",
         "fsspec",
     ]

@@ -68,9 +68,16 @@ def load(
     blocks that it overlaps.
 
     `path` may be a URL, or a path of the fsspec file system `fs`; only the byte ranges that are
-    needed are requested. `access` says how local files are read. By default they are mapped, and
-    used in place where they are aligned (`"map"`), but on a network file system they are read
-    (`"read"`). With `"copy"`, no array refers to the file once it is placed.
+    needed are requested. Those that are less than 64 KiB apart are one request, as are those up to
+    128 KiB apart of which an eighth or more is needed; a request has at most 8 MiB, and 16 are
+    under way at the same time, with 48 MiB in memory of their own. All devices of the process ask
+    together, and so do neighbouring leaves of at most 64 MiB in `materialize`. A request that fails
+    for the moment is made five times at most, none of them a minute after the first failed, and
+    one of which no byte arrives for 30 seconds has failed.
+
+    `access` says how local files are read. By default they are mapped, and used in place where they
+    are aligned (`"map"`), but on a network file system they are read (`"read"`). With `"copy"`, no
+    array refers to the file once it is placed.
 
     >>> import jax, jax.numpy as jnp, safejax, tempfile, os
     >>> path = os.path.join(tempfile.mkdtemp(), "params.safetensors")
@@ -85,7 +92,8 @@ def load(
     `MismatchError`, which reports everything that does not match `like`; `ShardingError`, which
     reports every leaf that the sharding does not divide; `TransformError`; `ChecksumError` where
     `verify` finds no digests and, when a leaf is read, where its bytes are not those that were
-    saved. What is NumPy's in `like` is read by the load, which raises what reading raises.
+    saved; `ReadError` for a remote file that cannot be opened. What is NumPy's in `like` is read by
+    the load, which raises what reading raises.
     """
     parsed = parse_options(load, options)
     check_source(path)

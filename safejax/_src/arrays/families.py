@@ -72,7 +72,7 @@ class Rows(Family):
         values = view.strided_array() if len(view.shape) > 1 else None
         if values is not None:
             (source,) = view.sources
-            nbytes, _ = view.row(0).cost()
+            nbytes = view.row(0).cost().nbytes
             self._shown = source, values, nbytes
 
     @classmethod

@@ -1,4 +1,7 @@
-"""Placing all: the lazy leaves of a tree are read and placed at once, by several threads."""
+"""Placing all: the lazy leaves of a tree are read and placed at once, by several threads.
+
+Neighbours in a file whose bytes are requested are read together.
+"""
 
 import os
 import threading
@@ -11,7 +14,9 @@ from numpy.typing import NDArray
 
 from safejax._src.arrays.lazy import LazyArray
 from safejax._src.arrays.precision import needs_x64
+from safejax._src.arrays.together import read_together
 from safejax._src.arrays.untraced import run_all_untraced
+from safejax._src.dtypes import Dtype
 from safejax._src.reading.readahead import read_ahead
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -54,22 +59,35 @@ def place_all(
             in_place.extend(leaf.place_in_this_thread())
             report(leaf)
 
+    def place_together(leaves: list[LazyArray]) -> None:
+        in_place.extend(LazyArray.place_many_in_this_thread(leaves))
+        for leaf in leaves:
+            report(leaf)
+
     gathered: set[int] = set()
     for leaf in first:
         gathered.add(id(leaf))
         report(leaf)
 
+    left = [leaf for leaf in lazy if id(leaf) not in gathered]
+    asked = read_together(leaf for leaf in left if leaf.content.view.plans_reads)
+    tasks = [(partial(place_together, group), _stored_dtype(group)) for group in asked]
+
     # A leaf that is worth a thread gets a task; the others share one task for each x64 mode.
     groups: list[list[LazyArray]] = [[], []]
-    for leaf in lazy:
-        if id(leaf) in gathered:
+    for leaf in left:
+        if leaf.content.view.plans_reads:
             continue
         if leaf.is_worth_a_thread:
             groups.append([leaf])
         else:
             groups[needs_x64(leaf.content.view.dtype)].append(leaf)
-    tasks = [(partial(place, group), group[0].content.view.dtype) for group in groups if group]
+    tasks += [(partial(place, group), _stored_dtype(group)) for group in groups if group]
     run_all_untraced(tasks, workers=min(8, os.cpu_count() or 1))
     placed = jax.tree.map(lambda leaf: leaf.placed() if isinstance(leaf, LazyArray) else leaf, tree)
     read_ahead(in_place)
     return placed
+
+
+def _stored_dtype(group: list[LazyArray]) -> Dtype:
+    return group[0].content.view.dtype

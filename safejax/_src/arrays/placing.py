@@ -2,10 +2,13 @@
 
 One block is read for each *distinct* index that this process's devices hold; replicas share
 it, and what no device here holds is never read. Blocks that look at a mapped file are handed
-to the device as they are, and XLA's CPU client uses them in place where they are aligned.
+to the device as they are, and XLA's CPU client uses them in place where they are aligned. Of a
+file whose bytes are requested, all blocks are requested together, also those of several leaves.
 """
 
 import math
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, cast, final
 
@@ -17,6 +20,7 @@ from safejax._src.arrays import jax_private
 from safejax._src.arrays.content import Content, key_data_shape
 from safejax._src.arrays.precision import narrowed
 from safejax._src.dtypes import Dtype
+from safejax._src.reading.batch import Batch
 from safejax._src.reading.memory import ALIGNMENT, Allocator, Arena, aligned_empty
 from safejax._src.reading.view import View
 from safejax.errors import PlacementError
@@ -71,6 +75,19 @@ def is_in_default_memory(sharding: Sharding) -> bool:
     return kind is None or kind == device.default_memory().kind
 
 
+@final
+class Job(NamedTuple):
+    """A leaf to place: what it holds, as which dtype, and where; `name` is what errors call it.
+
+    For keys, `dtype` is that of the key data.
+    """
+
+    content: Content
+    dtype: Dtype
+    placement: Placement
+    name: str
+
+
 def place(content: Content, dtype: Dtype, placement: Placement, name: str) -> Placed:
     """The array of a content, as `dtype`, where `placement` says.
 
@@ -80,20 +97,55 @@ def place(content: Content, dtype: Dtype, placement: Placement, name: str) -> Pl
     Raises `PrecisionError` where a narrower integer `dtype` cannot hold a value; whatever is
     raised says for which leaf.
     """
-    key = content.key
-    task = _Task(content.view, dtype, content.weak_type, name)
+    (placed,) = place_many([Job(content, dtype, placement, name)])
+    return placed
+
+
+def place_many(jobs: Sequence[Job]) -> list[Placed]:
+    """What `place` returns for each job; what they need of a file is requested together."""
+    with Batch() as batch:
+        begun: list[Callable[[], Placed]] = []
+        for job in jobs:
+            with _errors_name(job.name):
+                begun.append(_begun(job, batch))
+        with _errors_name(*(job.name for job in jobs)):
+            batch.run()
+        placed: list[Placed] = []
+        for job, finish in zip(jobs, begun, strict=True):
+            with _errors_name(job.name):
+                placed.append(finish())
+    return placed
+
+
+@contextmanager
+def _errors_name(*names: str) -> Generator[None]:
+    """Whatever is raised inside says which leaf, or which leaves, are concerned."""
+    some = f"leaf {names[0]!r}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
     try:
-        if key is None:
-            return _placed(task, placement)
-        of_data = _of_key_data(placement.sharding, len(key_data_shape(key)))
-        data, in_place = _placed(task, Placement(of_data, placement.committed))
-        return Placed(jax.random.wrap_key_data(data, impl=key), in_place)
+        yield
     except AttributeError as error:
         # hasattr() would take it for a missing attribute of the array.
-        raise PlacementError(f"leaf {name!r}: placing it failed: {error}") from error
+        raise PlacementError(f"{some}: placing failed: {error}") from error
     except Exception as error:
-        error.add_note(f"while placing leaf {name!r}")
+        error.add_note(f"while placing {some}")
         raise
+
+
+def _begun(job: Job, batch: Batch) -> Callable[[], Placed]:
+    """A function that makes the array of a leaf, once the batch has read what it needs."""
+    content, placement = job.content, job.placement
+    key = content.key
+    task = _Task(content.view, job.dtype, content.weak_type, job.name, batch)
+    if key is None:
+        return _placing(task, placement)
+    of_data = _of_key_data(placement.sharding, len(key_data_shape(key)))
+    finish = _placing(task, Placement(of_data, placement.committed))
+
+    def finish_keys() -> Placed:
+        data, in_place = finish()
+        return Placed(jax.random.wrap_key_data(data, impl=key), in_place)
+
+    return finish_keys
 
 
 def is_worth_a_thread(view: View, dtype: Dtype, placement: Placement) -> bool:
@@ -125,6 +177,7 @@ class _Task(NamedTuple):
     dtype: Dtype
     weak_type: bool
     name: str
+    batch: Batch
 
 
 class _Block(NamedTuple):
@@ -134,24 +187,28 @@ class _Block(NamedTuple):
     is_mapped: bool
 
 
-def _placed(task: _Task, placement: Placement) -> Placed:
+def _placing(task: _Task, placement: Placement) -> Callable[[], Placed]:
     view, sharding = task.view, placement.sharding
     device = _only_device(sharding)
     if device is None:
         blocks = _blocks(task, sharding)
     else:
         blocks = {device: _block(task, view, device, aligned_empty)}
-    array = jax_private.array_of_blocks(
-        view.shape,
-        task.dtype,
-        sharding,
-        {device: block.values for device, block in blocks.items()},
-        committed=placement.committed,
-        weak_type=task.weak_type,
-    )
-    # Replicas share a block.
-    mapped = {id(block): block.values for block in blocks.values() if block.is_mapped}
-    return Placed(array, list(mapped.values()))
+
+    def finish() -> Placed:
+        array = jax_private.array_of_blocks(
+            view.shape,
+            task.dtype,
+            sharding,
+            {device: block.values for device, block in blocks.items()},
+            committed=placement.committed,
+            weak_type=task.weak_type,
+        )
+        # Replicas share a block.
+        mapped = {id(block): block.values for block in blocks.values() if block.is_mapped}
+        return Placed(array, list(mapped.values()))
+
+    return finish
 
 
 @lru_cache(maxsize=64)
@@ -174,7 +231,11 @@ def _blocks(task: _Task, sharding: Sharding) -> dict[Any, _Block]:
     arena = Arena(len(set(bounds.values())), size)
     distinct: dict[tuple[Any, ...], _Block] = {}
     # Behind a barrier every block needs the whole operand, which is made once for all.
-    with view.kept():
+    with ExitStack() as kept:
+        if view.plans_reads:
+            task.batch.keep(view.kept())
+        else:
+            kept.enter_context(view.kept())
         for device, index in indices.items():
             if bounds[device] not in distinct:
                 distinct[bounds[device]] = _block(task, view.index(index), device, arena.empty)
@@ -196,6 +257,8 @@ def _of_key_data(sharding: Sharding, key_axes: int) -> Sharding:
 
 def _block(task: _Task, view: View, device: Any, empty: Allocator) -> _Block:
     """What a device is given: of the dtype, aligned for it, and changed by nobody."""
+    if view.plans_reads:
+        return _Block(_read_later(task, view, empty), is_mapped=False)
     if view.dtype != task.dtype:
         return _Block(narrowed(view.read(), task.dtype, task.name, empty), is_mapped=False)
     values = view.in_place(alignment_for(device, view.dtype))
@@ -204,6 +267,22 @@ def _block(task: _Task, view: View, device: Any, empty: Allocator) -> _Block:
     values = empty(view.shape, view.dtype)
     view.read_into(values)
     return _Block(values, is_mapped=False)
+
+
+def _read_later(task: _Task, view: View, empty: Allocator) -> NDArray[Any]:
+    """The array that the batch reads the view into."""
+    values = empty(view.shape, task.dtype)
+    if view.dtype == task.dtype:
+        view.read_in_batch(values, task.batch)
+        return values
+    stored = task.batch.empty(view.shape, view.dtype)
+
+    def narrow() -> None:
+        narrowed(stored, task.dtype, task.name, lambda *_: values)
+
+    task.batch.then(narrow)
+    view.read_in_batch(stored, task.batch)
+    return values
 
 
 def alignment_for(device: Any, dtype: Dtype) -> int:

@@ -1,5 +1,6 @@
 """Explaining: what is at a path that is no checkpoint, and what to do about it."""
 
+import contextlib
 import errno
 import re
 from collections.abc import Collection, Iterable
@@ -7,6 +8,7 @@ from typing import Final
 
 from safejax._src.checkpoint.choosing import is_checkpoint
 from safejax._src.format.index import is_index
+from safejax._src.reading.masking import masked
 from safejax._src.storage.files import home_remedy
 from safejax._src.storage.store import Store
 
@@ -62,26 +64,37 @@ def in_folder(store: Store, folder: str, names: list[str]) -> str:
     return f"none{shown}: name another folder, or a file"
 
 
-def not_there(store: Store, path: str) -> FileNotFoundError:
-    """The error for a path at which there is nothing."""
+def not_there(store: Store, path: str, error: FileNotFoundError) -> FileNotFoundError:
+    """The error for a path at which there is nothing, as `error` reports."""
     remedy = home_remedy(path)
-    folder = store.parent(path)
-    if not remedy and store.is_folder(folder or "."):
-        near = [name for name in store.names_in(folder or ".") if is_checkpoint(name)]
-        if near:
-            remedy = f"; its folder has {_listed(sorted(near))}"
+    near = [] if remedy else _near(store, store.parent(path) or ".")
+    if near:
+        remedy = f"; its folder has {_listed(sorted(near))}"
+    elif not remedy and store.is_far:
+        remedy = f"; {error}" if error.errno is None else ""
     elif not remedy and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path):
         remedy = (
             "; if it is a repository of the Hugging Face Hub, give the folder that "
             f"huggingface_hub.snapshot_download({path!r}) returns"
         )
     reason = f"expected a safetensors file, a folder or an index, there is nothing{remedy}"
-    return FileNotFoundError(errno.ENOENT, reason, path)
+    return FileNotFoundError(errno.ENOENT, reason, masked(path))
+
+
+def _near(store: Store, folder: str) -> list[str]:
+    """The checkpoints in a folder, as far as its place tells."""
+    with contextlib.suppress(OSError):
+        if store.is_folder(folder):
+            return list(filter(is_checkpoint, store.names_in(folder)))
+    return []
 
 
 def other_set(store: Store, folder: str, files: Collection[str]) -> str:
     """What to do about an index of `files` that are not there; empty if there are no others."""
-    names = filter(is_checkpoint, store.names_in(folder or "."))
+    try:
+        names = filter(is_checkpoint, store.names_in(folder or "."))
+    except OSError:
+        return ""  # The place does not tell what is there.
     others = sorted(name for name in names if not is_index(name) and name not in files)
     if not others:
         return ""

@@ -65,7 +65,7 @@ def _fact_of(name: str, leaf: Any, is_alone: bool, alive: Callable[[], None]) ->
         division = digest_of_division(leaf.sharding, leaf.shape)
         return f"{describe(leaf)} over {leaf.sharding}, division {division}"
     view = content_at(name, leaf).view
-    if view.cost()[0]:
+    if view.cost().nbytes:
         return f"{describe(leaf)} of a file, in each process"
     stored = dtypes.stored_as(view.dtype, view.shape)
     digest = hashlib.sha256()

@@ -1,23 +1,29 @@
 """Opening: the unread Leaves that a path stands for: a file, a folder, an index, several files."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple, TypeAlias, final
 
-from safejax._src.checkpoint.choosing import choose
+from safejax._src.checkpoint.choosing import choose, is_checkpoint
 from safejax._src.checkpoint.decoding import check_structure, open_leaves
 from safejax._src.checkpoint.explaining import in_folder, not_there, other_set
 from safejax._src.checkpoint.union import union
-from safejax._src.format.index import Index, is_index, read_index
+from safejax._src.format.index import INDEX_NAME, Index, is_index, read_index
 from safejax._src.leaves.leaf import is_tensor
 from safejax._src.leaves.leaves import Leaves
+from safejax._src.reading.masking import masked
 from safejax._src.reading.remote import FileSystem
+from safejax._src.reading.source import File
 from safejax._src.storage.files import PathLike, checked_path
 from safejax._src.storage.location import locate
-from safejax._src.storage.store import Access, Store
+from safejax._src.storage.store import Access, Inside, Store
 from safejax.errors import InvalidFileError, ReadError
 
 Path: TypeAlias = PathLike | list[PathLike] | tuple[PathLike, ...]
 """A file, a folder, an index or a URL; or several files."""
+
+_SIDE_BY_SIDE: Final = 16
+"""How many files are opened at the same time where each takes a round trip."""
 
 _ATTEMPTS: Final = 100
 """How many times a folder is opened if it is replaced meanwhile each time."""
@@ -46,23 +52,29 @@ def open_path(
     if isinstance(path, list | tuple):
         names = [checked_path(each) for each in path]
         # A list may contain URLs, each on a file system of its own.
-        return _open_files((locate(each, fs) for each in names), None, "several files", how)
+        return _open_files([locate(each, fs) for each in names], "several files", how)
     store, file = locate(checked_path(path), fs)
-    if is_index(file):
+    if is_index(store.bare(file)):
         return _settled(store, store.parent(file), lambda: _open_index(store, file, how))
-    if store.is_folder(file):
-        return _settled(store, file, lambda: _open_folder(store, file, how))
+    # A question that takes a round trip is not asked where the name tells.
+    is_named = store.is_far and is_checkpoint(store.bare(file))
+    inside = None if is_named else store.look_into(file, INDEX_NAME)
+    if inside is not None:
+        known = inside if store.is_far else None
+        return _settled(store, file, lambda: _open_folder(store, file, how, known))
     try:
         return _open_file(store, file, how)
     except FileNotFoundError as error:
-        raise not_there(store, file) from error
+        if is_named and store.is_folder(file):
+            return _settled(store, file, lambda: _open_folder(store, file, how))
+        raise not_there(store, file, error) from None
 
 
 def shown_path(path: Path) -> str:
     """The path as errors show it."""
     if isinstance(path, list | tuple):
-        return ", ".join(map(checked_path, path))
-    return checked_path(path)
+        return ", ".join(masked(checked_path(each)) for each in path)
+    return masked(checked_path(path))
 
 
 def _settled(store: Store, folder: str, open_files: Callable[[], Leaves]) -> Leaves:
@@ -77,7 +89,7 @@ def _settled(store: Store, folder: str, open_files: Callable[[], Leaves]) -> Lea
                 continue
             if is_same():
                 return leaves
-    raise _never_settled(folder, "a folder")
+    raise _never_settled(masked(folder), "a folder")
 
 
 def _never_settled(path: str, what: str) -> ReadError:
@@ -87,56 +99,94 @@ def _never_settled(path: str, what: str) -> ReadError:
     )
 
 
-def _open_folder(store: Store, folder: str, how: _How) -> Leaves:
-    names = store.names_in(folder)
+def _open_folder(store: Store, folder: str, how: _How, inside: Inside | None = None) -> Leaves:
+    names = store.names_in(folder) if inside is None else inside.names
+    likely = None if inside is None else inside.likely
+
+    def content_of(index: str) -> bytes:
+        known = likely if index == INDEX_NAME else None
+        return store.read(store.join(folder, index)) if known is None else known
 
     def named_by(index: str) -> list[str]:
-        file = store.join(folder, index)
-        return read_index(store.read(file), file).files
+        return read_index(content_of(index), masked(store.join(folder, index))).files
 
     chosen = choose(names, named_by)
     if chosen is None:
         raise InvalidFileError(
-            f"{folder}: expected a folder with one index, or one safetensors file, got "
+            f"{masked(folder)}: expected a folder with one index, or one safetensors file, got "
             f"{in_folder(store, folder, names)}"
         )
+    file = store.join(folder, chosen)
     if is_index(chosen):
-        return _open_index(store, store.join(folder, chosen), how)
-    return _open_file(store, store.join(folder, chosen), how)
+        return _open_index(store, file, how, content_of(chosen))
+    return _open_file(store, file, how)
 
 
-def _open_index(store: Store, file: str, how: _How) -> Leaves:
+def _open_index(store: Store, file: str, how: _How, content: bytes | None = None) -> Leaves:
     """The Leaves of the files of an index, which is read again if it is replaced meanwhile."""
     for _ in range(_ATTEMPTS):
-        data = store.read(file)
+        data = store.read(file) if content is None else content
+        content = None
         try:
-            return _open_indexed(store, file, read_index(data, file), how)
+            return _open_indexed(store, file, read_index(data, masked(file)), how)
         except FileNotFoundError:
             if store.read(file) == data:
                 raise
         store.look_again(store.parent(file))
-    raise _never_settled(file, "an index")
+    raise _never_settled(masked(file), "an index")
 
 
 def _open_indexed(store: Store, file: str, index: Index, how: _How) -> Leaves:
+    shown = masked(file)
     folder = store.parent(file)
     files = [store.join(folder, shard) for shard in index.files]
-    missing = [each for each in files if not store.exists(each)]
+    # Where a question takes a round trip, a file is opened at once, and missed then.
+    missing = [] if store.is_far else [each for each in files if not store.exists(each)]
+    opened = [] if missing else _sources([(store, each) for each in files], how)
+    missing += [
+        each
+        for each, source in zip(files, opened, strict=False)
+        if isinstance(source, FileNotFoundError)
+    ]
     if missing:
         raise FileNotFoundError(
-            f"{file}: expected the {len(files)} files of the index, {len(missing)} are not there: "
-            f"{', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}"
+            f"{shown}: expected the {len(files)} files of the index, {len(missing)} are not "
+            f"there: {masked(', '.join(missing[:5]))}{' …' if len(missing) > 5 else ''}"
             f"{other_set(store, folder, index.files)}"
         )
-    return _open_files(((store, each) for each in files), index, file, how)
+    return _leaves_of(files, opened, index, shown, how)
 
 
-def _open_files(
-    files: Iterable[tuple[Store, str]], index: Index | None, name: str, how: _How
-) -> Leaves:
-    parts = [(file, _open_file(store, file, how)) for store, file in files]
-    if not parts:
+def _open_files(files: list[tuple[Store, str]], name: str, how: _How) -> Leaves:
+    if not files:
         raise InvalidFileError("expected one file or more, got an empty list")
+    return _leaves_of([file for _, file in files], _sources(files, how), None, name, how)
+
+
+def _sources(files: list[tuple[Store, str]], how: _How) -> list[File | Exception]:
+    """The sources of files, or the errors of opening them; what is far is opened side by side."""
+
+    def source_of(place: tuple[Store, str]) -> File | Exception:
+        store, file = place
+        try:
+            return store.source(file, how.access)
+        except Exception as error:  # noqa: BLE001 - raised by the caller
+            return error
+
+    if len(files) > 1 and any(store.is_far for store, _ in files):
+        with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
+            return list(pool.map(source_of, files))
+    return [source_of(place) for place in files]
+
+
+def _leaves_of(
+    files: list[str], sources: list[File | Exception], index: Index | None, name: str, how: _How
+) -> Leaves:
+    parts: list[tuple[str, Leaves]] = []
+    for file, source in zip(files, sources, strict=True):
+        if isinstance(source, Exception):
+            raise source
+        parts.append((masked(file), open_leaves(source, verify=how.verify)))
     leaves = union(parts, index, name)
     if index is None or index.record is None:
         return leaves

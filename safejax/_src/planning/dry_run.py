@@ -11,6 +11,7 @@ from jax.sharding import Sharding
 
 from safejax._src.arrays.lazy import LazyArray
 from safejax._src.arrays.placing import alignment_for
+from safejax._src.arrays.together import blocks_of, groups_of
 from safejax._src.checkpoint.opening import Path, open_path, shown_path
 from safejax._src.checkpoint.options import LoadOptions, Options, parse_options, shows_options
 from safejax._src.collector import collector_paused
@@ -19,11 +20,13 @@ from safejax._src.leaves.leaf import Unsupported, is_weakly_typed
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.on_host import OnHost
 from safejax._src.leaves.steps import apply
-from safejax._src.planning.plan import BlockPlan, Cost, LeafPlan, Plan
+from safejax._src.planning.plan import BlockPlan, LeafPlan, Plan
 from safejax._src.planning.table import listed
 from safejax._src.public import set_module
 from safejax._src.pytrees.building import build
+from safejax._src.reading.batch import Batch
 from safejax._src.reading.remote import FileSystem
+from safejax._src.reading.requests import FREE, Cost
 from safejax._src.reading.view import Strided, View
 from safejax._src.warn import warnings_collected
 from safejax.errors import InvalidFileError, MismatchError, ShardingError, TransformError
@@ -68,7 +71,25 @@ def plan(
             planner.host_leaf(leaf) if isinstance(leaf, OnHost) else planner.leaf(name, leaf)
             for name, leaf in found.items()
         )
-    return Plan(source, planned, tuple(problems), tuple(warned))
+        together = _together([leaf for leaf in found.values() if isinstance(leaf, LazyArray)])
+    return Plan(source, planned, tuple(problems), tuple(warned), together)
+
+
+def _together(leaves: list[LazyArray]) -> dict[int, Cost]:
+    """What each process requests by the reads that serve several blocks of leaves."""
+    asked = [leaf for leaf in leaves if leaf.content.view.plans_reads and not leaf.is_placed]
+    processes = {device.process_index for leaf in asked for device in leaf.sharding.device_set}
+    costs: dict[int, Cost] = {}
+    for process in sorted(processes):
+        total = FREE
+        for group in groups_of(asked, process):
+            batch = Batch(is_dry=True)
+            for leaf in group:
+                for view in blocks_of(leaf, process):
+                    view.read_in_batch(batch.empty(view.shape, view.dtype), batch)
+            total += batch.cost
+        costs[process] = total
+    return costs
 
 
 def _planned(
@@ -164,7 +185,8 @@ class _Planner:
             in_place = block.dtype == stored and (size == 0 or _is_in_place(block, devices))
             blocks.append(BlockPlan(devices, reads, size * stored.itemsize, in_place, whole))
         weak_type = is_weakly_typed(leaf)
-        return LeafPlan(name, shape, dtype, sharding, tuple(blocks), weak_type)
+        together = view.plans_reads
+        return LeafPlan(name, shape, dtype, sharding, tuple(blocks), weak_type, together)
 
     def host_leaf(self, leaf: OnHost) -> LeafPlan:
         view = leaf.view
@@ -176,11 +198,11 @@ class _Planner:
     def _cost(self, block: View) -> tuple[Cost, int, bool]:
         """What reading a block costs, the number of its elements, and whether it is a barrier's."""
         if not isinstance(block, Strided):
-            return Cost(*block.cost()), block.size, block.has_barrier
+            return block.cost(), block.size, block.has_barrier
         key = block.source, block.dtype, block.window
         cost = self._costs.get(key)
         if cost is None:
-            cost = self._costs[key] = Cost(*block.cost()), block.size, block.has_barrier
+            cost = self._costs[key] = block.cost(), block.size, block.has_barrier
         return cost
 
 

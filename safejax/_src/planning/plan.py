@@ -2,24 +2,13 @@
 
 import math
 from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from typing import Any, Final, final
 
 from safejax._src.planning.table import html_table, listed, table, with_commas
 from safejax._src.public import set_module
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What is requested from sources: bytes, and the contiguous spans that they form."""
-
-    nbytes: int
-    spans: int
-
-    def __add__(self, other: "Cost") -> "Cost":
-        return Cost(self.nbytes + other.nbytes, self.spans + other.spans)
+from safejax._src.reading.requests import FREE, Cost
 
 
 @final
@@ -27,7 +16,8 @@ class Cost:
 class BlockPlan:
     """One block of a leaf: the devices that hold it, and what it costs to read and to place.
 
-    `nbytes` is its size on a device. `in_place` says that the devices use the mapped file itself;
+    `reads` is what it costs to read it by itself. `nbytes` is its size on a device. `in_place`
+    says that the devices use the mapped file itself;
     `whole` says that a reshape reads all of the leaf for any part of it. A leaf that is NumPy's in
     `like` has a block that no device holds: the load itself reads it, in the processes `hosts`.
     """
@@ -59,6 +49,8 @@ class LeafPlan:
     sharding: Any
     blocks: tuple[BlockPlan, ...]
     weak_type: bool = False
+    is_together: bool = False
+    """Whether its blocks are requested together, also with those of other leaves."""
 
     @property
     def in_place(self) -> bool:
@@ -74,7 +66,10 @@ class LeafPlan:
 @final
 @dataclass(frozen=True, slots=True)
 class DevicePlan:
-    """The bytes read for a device (replicas share a read), and the bytes placed on it."""
+    """What is needed for a device, and costs this if no other asks with it; and what it holds.
+
+    `places` is in bytes.
+    """
 
     reads: Cost
     places: int
@@ -83,9 +78,11 @@ class DevicePlan:
 @final
 @dataclass(frozen=True, slots=True)
 class ProcessPlan:
-    """The bytes that a process reads, each once, those that it copies, and its peak host memory.
+    """What a process requests, the bytes that it copies, and its peak host memory, in bytes.
 
-    The memory of arrays on the CPU is counted; that of mapped files is not.
+    Of a file whose bytes are requested, `reads` is what `materialize` requests: what all devices
+    of the process need of neighbouring leaves is read together. The memory of arrays on the CPU is
+    counted; that of mapped files is not.
     """
 
     reads: Cost
@@ -107,6 +104,8 @@ class Plan:
     leaves: tuple[LeafPlan, ...]
     problems: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    together: Mapping[int, Cost] = field(default_factory=dict[int, Cost])
+    """What each process requests by reads that serve several blocks, of leaves that say so."""
 
     @property
     def nbytes(self) -> int:
@@ -116,7 +115,7 @@ class Plan:
     @property
     def reads(self) -> Cost:
         """What all processes together request from files."""
-        return sum((process.reads for process in self.processes.values()), Cost(0, 0))
+        return sum((process.reads for process in self.processes.values()), FREE)
 
     @property
     def devices(self) -> Mapping[Any, DevicePlan]:
@@ -124,7 +123,7 @@ class Plan:
         found: dict[Any, DevicePlan] = {}
         for _, block in self._blocks():
             for device in block.devices:
-                seen = found.get(device, DevicePlan(Cost(0, 0), 0))
+                seen = found.get(device, DevicePlan(FREE, 0))
                 found[device] = DevicePlan(seen.reads + block.reads, seen.places + block.nbytes)
         return dict(sorted(found.items(), key=lambda item: item[0].id))
 
@@ -134,7 +133,7 @@ class Plan:
         found: dict[int, ProcessPlan] = {}
         for leaf, block in self._blocks():
             for number in block.processes:
-                seen = found.get(number, ProcessPlan(Cost(0, 0), 0, 0))
+                seen = found.get(number, ProcessPlan(self.together.get(number, FREE), 0, 0))
                 copied = 0 if block.in_place else block.nbytes
                 # On the CPU the copy is the array; elsewhere it is freed once it was transferred.
                 lasts = number in block.hosts or any(
@@ -144,7 +143,8 @@ class Plan:
                 peak = seen.peak_host_bytes + copied if lasts else max(seen.peak_host_bytes, copied)
                 if block.whole:
                     peak = max(peak, seen.peak_host_bytes + copied + _size(leaf))
-                found[number] = ProcessPlan(seen.reads + block.reads, seen.copies + copied, peak)
+                reads = seen.reads if leaf.is_together else seen.reads + block.reads
+                found[number] = ProcessPlan(reads, seen.copies + copied, peak)
         return dict(sorted(found.items()))
 
     def _blocks(self) -> Iterator[tuple[LeafPlan, BlockPlan]]:
@@ -176,15 +176,15 @@ class Plan:
         devices, processes = self.devices, self.processes
         rows: list[tuple[str, tuple[int, ...]]] = []
         for device, each in devices.items():
-            rows.append((f"device {device}", (each.reads.nbytes, each.reads.spans, each.places)))
+            rows.append((f"device {device}", (*_counts(each.reads), each.places)))
         for index, each in processes.items():
             placed = sum(
                 on_device.places
                 for device, on_device in devices.items()
                 if device.process_index == index
             )
-            counts = (each.reads.nbytes, each.reads.spans, placed)
-            rows.append((f"process {index}", (*counts, each.copies, each.peak_host_bytes)))
+            counts = (*_counts(each.reads), placed, each.copies, each.peak_host_bytes)
+            rows.append((f"process {index}", counts))
         return rows
 
     def _lines(self) -> list[str]:
@@ -205,7 +205,13 @@ class Plan:
         return lines
 
 
-_COLUMNS: Final = ("bytes read", "spans", "bytes placed", "bytes copied", "peak on host")
+_COLUMNS: Final = (
+    "bytes needed", "bytes read", "reads", "bytes placed", "bytes copied", "peak on host",
+)  # fmt: skip
+
+
+def _counts(reads: Cost) -> tuple[int, int, int]:
+    return reads.needed, reads.nbytes, reads.requests
 
 
 def _counted(count: int, what: str) -> list[str]:

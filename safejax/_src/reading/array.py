@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from safejax._src.dtypes import Dtype
 from safejax._src.reading.log import open_logs
+from safejax._src.reading.requests import FREE, Cost
 from safejax._src.reading.source import HostArray, Source, read_only, strided_array, usable_in_place
 from safejax._src.reading.windows import Window
 from safejax.errors import LeafError, ReadError
@@ -45,9 +46,9 @@ class ArraySource(Source):
     def with_arrays(self, instead: Callable[[HostArray], HostArray]) -> "ArraySource":
         return ArraySource(instead(self._array))
 
-    def cost(self, dtype: Dtype, window: Window) -> tuple[int, int]:
+    def cost(self, dtype: Dtype, window: Window) -> Cost:
         del dtype, window
-        return 0, 0
+        return FREE
 
     def read(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
         assert begin == 0
@@ -107,9 +108,9 @@ class _WithoutValues(Source):
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 
-    def cost(self, dtype: Dtype, window: Window) -> tuple[int, int]:
+    def cost(self, dtype: Dtype, window: Window) -> Cost:
         del dtype, window
-        return 0, 0
+        return FREE
 
     def read(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
         del begin

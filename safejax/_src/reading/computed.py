@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safejax._src.dtypes import Dtype
+from safejax._src.reading.requests import FREE, Cost
 from safejax._src.reading.source import HostArray, Source, read_only, strided_array
 from safejax._src.reading.windows import Window
 
@@ -32,7 +33,7 @@ class Operand(Protocol):
 
     def read(self) -> NDArray[Any]: ...
 
-    def cost(self) -> tuple[int, int]: ...
+    def cost(self) -> Cost: ...
 
 
 @final
@@ -71,9 +72,9 @@ class ComputedSource(Source):
             return np.empty(window.shape, dtype)
         return strided_array(self._flat(), 0, dtype, window)
 
-    def cost(self, dtype: Dtype, window: Window) -> tuple[int, int]:
+    def cost(self, dtype: Dtype, window: Window) -> Cost:
         del dtype
-        return self._operand.cost() if self._operand is not None and window.size else (0, 0)
+        return self._operand.cost() if self._operand is not None and window.size else FREE
 
     @property
     def arrays(self) -> tuple[HostArray, ...]:

@@ -1,6 +1,6 @@
 """Concatenations: views of one dtype, one after the other along an axis."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast, final
 
@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safejax._src.dtypes import Dtype
+from safejax._src.reading.batch import Batch
+from safejax._src.reading.requests import FREE, Cost
 from safejax._src.reading.source import HostArray, Source
 from safejax._src.reading.view import View
 from safejax._src.reading.windows import BasicIndex, Window, explicit_index
@@ -38,9 +40,15 @@ class Concatenation(View):
     def with_arrays(self, instead: Callable[[HostArray], HostArray]) -> "Concatenation":
         return Concatenation(tuple(part.with_arrays(instead) for part in self.parts), self.axis)
 
-    def cost(self) -> tuple[int, int]:
-        costs = [part.cost() for part in self.parts]
-        return sum(nbytes for nbytes, _ in costs), sum(runs for _, runs in costs)
+    def cost(self) -> Cost:
+        if self.plans_reads:
+            batch = Batch(is_dry=True)
+            self.read_in_batch(batch.empty(self.shape, self.dtype), batch)
+            return batch.cost
+        total = FREE
+        for part in self.parts:
+            total += part.cost()
+        return total
 
     def index(self, index: tuple[BasicIndex, ...]) -> View:
         entries = explicit_index(index, self.shape)
@@ -96,11 +104,25 @@ class Concatenation(View):
         return result
 
     def read_into(self, out: NDArray[Any]) -> None:
+        if self.plans_reads:
+            with Batch() as batch:
+                self.read_in_batch(out, batch)
+                batch.run()
+            return
+        for part, place in self._places(out):
+            part.read_into(place)
+
+    def read_in_batch(self, out: NDArray[Any], batch: Batch) -> None:
+        for part, place in self._places(out):
+            part.read_in_batch(place, batch)
+
+    def _places(self, out: NDArray[Any]) -> Iterator[tuple[View, NDArray[Any]]]:
+        """The parts, each with its place in an array of all of them."""
         lead = (slice(None),) * self.axis
         begin = 0
         for part in self.parts:
             end = begin + part.shape[self.axis]
-            part.read_into(out[(*lead, slice(begin, end), ...)])
+            yield part, out[(*lead, slice(begin, end), ...)]
             begin = end
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safejax._src.dtypes import Dtype
+from safejax._src.reading.requests import FREE, Cost
 from safejax._src.reading.source import Source, strided_array
 from safejax._src.reading.view import Strided, View
 from safejax._src.reading.windows import Window
@@ -24,9 +25,9 @@ class ConstantSource(Source):
     def __repr__(self) -> str:
         return f"ConstantSource({self._data!r})"
 
-    def cost(self, dtype: Dtype, window: Window) -> tuple[int, int]:
+    def cost(self, dtype: Dtype, window: Window) -> Cost:
         del dtype, window
-        return 0, 0
+        return FREE
 
     def read(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
         if window.size == 0:

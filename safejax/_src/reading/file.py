@@ -1,7 +1,6 @@
 """Local files as sources: mapped into memory, or read by calls of the system."""
 
 import os
-from collections.abc import Iterable
 from typing import Any, Final, final
 
 import numpy as np
@@ -9,10 +8,12 @@ from numpy.typing import NDArray
 
 from safejax._src.dtypes import Dtype
 from safejax._src.reading.descriptors import Descriptor, LocalFile
+from safejax._src.reading.landing import Landing, is_one_run
 from safejax._src.reading.mapping import map_file
-from safejax._src.reading.requests import byte_spans, planned
-from safejax._src.reading.source import BufferSource, File, strided_array
-from safejax._src.reading.windows import Window
+from safejax._src.reading.requested import RequestedFile
+from safejax._src.reading.requests import NEAR, Requests
+from safejax._src.reading.source import BufferSource
+from safejax._src.reading.windows import Spans, Window
 from safejax._src.system import CAN_READ
 
 
@@ -44,7 +45,7 @@ class MappedSource(BufferSource):
         return data
 
     def read_into(self, begin: int, dtype: Dtype, window: Window, out: NDArray[Any]) -> None:
-        worth = out.nbytes >= _WORTH_A_CALL and CAN_READ and _is_one_run(window, out)
+        worth = out.nbytes >= _WORTH_A_CALL and CAN_READ and is_one_run(window, out)
         # A system call copies without faulting in the mapping page by page. If the file is closed
         # and its path that of another one by now, only the mapping is left.
         descriptor = self._file.descriptor() if worth else None
@@ -64,14 +65,14 @@ class MappedSource(BufferSource):
 
 
 @final
-class FileSource(File):
+class FileSource(RequestedFile):
     """A file that is read and never mapped: if a network file is lost, a mapping raises SIGBUS.
 
     Each read is followed by a check that the file has not been changed since it was opened, and
     raises `ReadError` if it has.
     """
 
-    immutable = True
+    reach = NEAR
 
     def __init__(self, path: str) -> None:
         self.name = path
@@ -83,49 +84,37 @@ class FileSource(File):
 
     def prefix(self, begin: int, end: int) -> bytes:
         data = np.empty(end - begin, np.uint8)
-        self._fill([(begin, data)])
+        _read_run(self._descriptor(), begin, data, self._file)
+        self._file.check()
         return data.tobytes()
 
-    def read(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
-        if window.size == 0:
-            return np.empty(window.shape, dtype)
-        requests = planned(byte_spans(begin, dtype, window))
-        self._log(requests.nbytes)
-        self._log_excess(requests.excess)
-        memory = np.empty(requests.nbytes, np.uint8)
-        starts = (start for start, _ in requests.ranges)
-        self._fill(zip(starts, requests.parts(memory), strict=True))
-        return strided_array(requests.joined(memory), 0, dtype, window.compact())
+    def _fetch(self, requests: Requests, landing: Landing) -> None:
+        descriptor = self._descriptor()
+        target = landing.targets[0]
+        begins = requests.begins.tolist()
+        if len(landing.targets) == 1 and _are_spans(requests, target.spans):
+            # There may be many, and each has its row.
+            for begin, row in zip(begins, target.rows, strict=True):
+                _read_run(descriptor, begin, row, self._file)
+        else:
+            for begin, end in zip(begins, requests.ends.tolist(), strict=True):
+                memory = landing.memory(begin, end)
+                data = np.empty(end - begin, np.uint8) if memory is None else memory
+                _read_run(descriptor, begin, data, self._file)
+                if memory is None:
+                    landing.land(begin, data)
+        self._file.check()
 
-    def read_into(self, begin: int, dtype: Dtype, window: Window, out: NDArray[Any]) -> None:
-        if not _is_one_run(window, out):
-            super().read_into(begin, dtype, window, out)
-            return
-        self._log(out.nbytes)
-        self._fill([(begin + window.offset * dtype.itemsize, out)])
-
-    def _fill(self, parts: Iterable[tuple[int, NDArray[Any]]]) -> None:
-        """Fill each array with the bytes of the file that start at its offset."""
+    def _descriptor(self) -> Descriptor:
         descriptor = self._file.descriptor()
         if descriptor is None:
             raise self._file.replaced()
-        for begin, part in parts:
-            _read_run(descriptor, begin, part, self._file)
-        self._file.check()
+        return descriptor
 
 
-def _is_one_run(window: Window, out: NDArray[Any]) -> bool:
-    """Whether the elements are contiguous in the source, in the order of `out`."""
-    return (
-        out.size > 0
-        and out.flags.c_contiguous
-        and all(
-            size == 1 or stride == whole
-            for size, stride, whole in zip(
-                window.shape, window.strides, Window.whole(window.shape).strides, strict=True
-            )
-        )
-    )
+def _are_spans(requests: Requests, spans: Spans) -> bool:
+    """Whether each of the requests is one of the spans, and nothing else."""
+    return not requests.cost.excess and np.array_equal(requests.begins, spans.starts)
 
 
 _WORTH_A_CALL: Final = 1 << 16

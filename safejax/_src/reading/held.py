@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from safejax._src.dtypes import Dtype
 from safejax._src.reading.concatenation import Concatenation
 from safejax._src.reading.pointwise import Pointwise
+from safejax._src.reading.requests import Cost
 from safejax._src.reading.source import HostArray, Source
 from safejax._src.reading.view import Strided, View
 from safejax._src.reading.windows import Window
@@ -43,7 +44,7 @@ class HeldSource(Source):
     def with_arrays(self, instead: Callable[[HostArray], HostArray]) -> "HeldSource":
         return HeldSource(self._source.with_arrays(instead), self._holders)
 
-    def cost(self, dtype: Dtype, window: Window) -> tuple[int, int]:
+    def cost(self, dtype: Dtype, window: Window) -> Cost:
         return self._source.cost(dtype, window)
 
     def read(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:

@@ -1,14 +1,16 @@
 """The source of a tensor whose elements share bytes: 4-bit elements, two in each byte."""
 
+from collections.abc import Sequence
 from typing import Any, Final, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from safejax._src.dtypes import Dtype, unpack
-from safejax._src.reading.requests import Requests, whole_blocks
-from safejax._src.reading.source import Source, strided_array
-from safejax._src.reading.windows import Spans, Window
+from safejax._src.reading.blocks import Blocks, whole_blocks
+from safejax._src.reading.requests import Cost
+from safejax._src.reading.source import Part, Source, strided_array
+from safejax._src.reading.windows import Window
 
 _PER_BYTE: Final = 2
 """Elements in each byte."""
@@ -21,6 +23,7 @@ class PackedSource(Source):
     def __init__(self, packed: Source, begin: int) -> None:
         self.name = packed.name
         self.immutable = True
+        self.plans_reads = packed.plans_reads
         self._packed = packed
         self._begin = begin
 
@@ -31,40 +34,58 @@ class PackedSource(Source):
         assert begin == 0
         if window.size == 0:
             return np.empty(window.shape, dtype)
-        firsts, length = window.runs()
-        if _all_even(firsts):
-            halves = self._even(firsts, length)
-        else:
-            halves = self._scattered(window.spans())
-        return strided_array(np.ascontiguousarray(halves), 0, dtype, window.compact())
+        packed = [self._packed.read(*part) for part in self._parts(window)]
+        return _unpacked(dtype, window, packed)
 
-    def cost(self, dtype: Dtype, window: Window) -> tuple[int, int]:
-        del dtype
-        if window.size == 0:
-            return 0, 0
-        firsts, length = window.runs()
-        if _all_even(firsts):
-            rows = [_packed_rows(firsts, length)]
-        else:
-            rows = _packed_runs(whole_blocks(window.spans(), _PER_BYTE))
-        costs = [self._packed.cost(np.dtype(np.uint8), row) for row in rows]
-        return sum(nbytes for nbytes, _ in costs), sum(runs for _, runs in costs)
+    def read_into(self, begin: int, dtype: Dtype, window: Window, out: NDArray[Any]) -> None:
+        self.read_many([(Part(begin, dtype, window), out)])
 
-    def _even(self, firsts: Window, length: int) -> NDArray[np.uint8]:
-        """The elements of runs that all begin in the same half of a byte, from one read."""
+    def read_many(self, reads: Sequence[tuple[Part, NDArray[Any]]]) -> None:
+        needed: list[tuple[Part, NDArray[Any]]] = []
+        held: list[tuple[Part, NDArray[Any], list[NDArray[Any]]]] = []
+        for part, out in reads:
+            if part.window.size:
+                rows = self._parts(part.window)
+                packed = [np.empty(row.window.shape, np.uint8) for row in rows]
+                needed += zip(rows, packed, strict=True)
+                held.append((part, out, packed))
+        self._packed.read_many(needed)
+        for part, out, packed in held:
+            np.copyto(out, _unpacked(part.dtype, part.window, packed))
+
+    def cost(self, dtype: Dtype, window: Window) -> Cost:
+        return self.cost_of_many([Part(0, dtype, window)])
+
+    def cost_of_many(self, parts: Sequence[Part]) -> Cost:
+        needed = [row for part in parts if part.window.size for row in self._parts(part.window)]
+        return self._packed.cost_of_many(needed)
+
+    def _parts(self, window: Window) -> list[Part]:
+        """The parts of the packed bytes that hold what a window shows."""
+        return [Part(self._begin, np.dtype(np.uint8), row) for row in _packed_windows(window)]
+
+
+def _packed_windows(window: Window) -> list[Window]:
+    """The packed bytes of what a window shows: of all of its runs, or of each by itself."""
+    firsts, length = window.runs()
+    if _all_even(firsts):
+        return [_packed_rows(firsts, length)]
+    return _packed_runs(whole_blocks(window.spans(), _PER_BYTE))
+
+
+def _unpacked(dtype: Dtype, window: Window, packed: list[NDArray[Any]]) -> NDArray[Any]:
+    """What a window shows, from the bytes of its `_packed_windows`."""
+    firsts, length = window.runs()
+    if _all_even(firsts):
+        # All runs begin in the same half of a byte.
         odd = firsts.offset % 2
-        rows = _packed_rows(firsts, length)
-        packed = np.ascontiguousarray(self._bytes(rows)).reshape(-1)
-        return unpack(packed).reshape(-1, 2 * rows.shape[-1])[:, odd : odd + length].reshape(-1)
-
-    def _scattered(self, spans: Spans) -> NDArray[np.uint8]:
-        """The elements of arbitrary runs; runs whose bytes touch are read as one."""
-        requests = whole_blocks(spans, _PER_BYTE)
-        packed = [self._bytes(run) for run in _packed_runs(requests)]
-        return requests.joined(unpack(np.concatenate(packed)))
-
-    def _bytes(self, window: Window) -> NDArray[np.uint8]:
-        return self._packed.read(self._begin, np.dtype(np.uint8), window)
+        rows = np.ascontiguousarray(packed[0])
+        width = _PER_BYTE * rows.shape[-1]
+        halves = unpack(rows.reshape(-1)).reshape(-1, width)[:, odd : odd + length].reshape(-1)
+    else:
+        # Runs whose bytes touch have been read as one.
+        halves = whole_blocks(window.spans(), _PER_BYTE).joined(unpack(np.concatenate(packed)))
+    return strided_array(np.ascontiguousarray(halves), 0, dtype, window.compact())
 
 
 def _all_even(firsts: Window) -> bool:
@@ -79,9 +100,9 @@ def _packed_rows(firsts: Window, length: int) -> Window:
     return Window(firsts.offset // 2, (*firsts.shape, width), (*strides, 1))
 
 
-def _packed_runs(requests: Requests) -> list[Window]:
+def _packed_runs(blocks: Blocks) -> list[Window]:
     """The bytes of each read, which is one of elements that fill whole bytes."""
     return [
         Window(begin // _PER_BYTE, ((end - begin) // _PER_BYTE,), (1,))
-        for begin, end in requests.ranges
+        for begin, end in blocks.ranges
     ]

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safejax._src.dtypes import Dtype
+from safejax._src.reading.batch import Batch
+from safejax._src.reading.requests import Cost
 from safejax._src.reading.source import HostArray, Source
 from safejax._src.reading.view import View
 from safejax._src.reading.windows import BasicIndex
@@ -48,7 +50,7 @@ class Pointwise(View):
     def with_arrays(self, instead: Callable[[HostArray], HostArray]) -> "Pointwise":
         return self._on(self.operand.with_arrays(instead))
 
-    def cost(self) -> tuple[int, int]:
+    def cost(self) -> Cost:
         return self.operand.cost()
 
     def index(self, index: tuple[BasicIndex, ...]) -> View:
@@ -69,6 +71,11 @@ class Pointwise(View):
 
     def read_into(self, out: NDArray[Any]) -> None:
         self.function.into(self.operand.read(), out)
+
+    def read_in_batch(self, out: NDArray[Any], batch: Batch) -> None:
+        values = batch.empty(self.operand.shape, self.operand.dtype)
+        batch.then(lambda: self.function.into(values, out))
+        self.operand.read_in_batch(values, batch)
 
     def _on(self, operand: View) -> "Pointwise":
         return Pointwise(operand, self.function, self.dtype)

@@ -1,109 +1,199 @@
 """Remote files as sources: byte ranges of a file on any fsspec file system."""
 
-import contextlib
 import threading
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypeAlias, final
+from collections.abc import Mapping
+from typing import Any, Final, final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from safejax._src.dtypes import Dtype
-from safejax._src.reading.requests import byte_spans, planned
-from safejax._src.reading.source import File, strided_array
-from safejax._src.reading.windows import Window
+from safejax._src.reading import patience as patience_of
+from safejax._src.reading.asking import FileSystem, NoRangesError, Reply, asker_of, in_thread
+from safejax._src.reading.flight import Flight, Piece, PieceError
+from safejax._src.reading.identity import difference, identity_of
+from safejax._src.reading.landing import Landing
+from safejax._src.reading.masking import masked
+from safejax._src.reading.patience import patiently, status_of
+from safejax._src.reading.requested import RequestedFile
+from safejax._src.reading.requests import FAR, Requests
 from safejax.errors import ReadError
 
-FileSystem: TypeAlias = Any
-"""An `fsspec.AbstractFileSystem`. `Any`, since fsspec is an extra and has no types."""
+HEAD: Final = 256 << 10
+"""Bytes that are requested when a file is opened: they usually hold its header."""
 
+_LENGTH: Final = 8
+"""Bytes of the length of the header, which a safetensors file begins with."""
 
-_VERSIONS: Final = (
-    "generation", "versionid", "etag", "md5hash", "contentmd5", "md5", "blobid", "oid", "xethash",
-    "sha256", "sha", "hex", "checksum", "digest", "crc32c", "crc",
-)  # fmt: skip
-"""What file systems call something in `info` that says which content a file has."""
+_LONGEST: Final = 100_000_000
+"""Bytes of the longest header."""
 
-_TIMES: Final = (
-    "mtime", "lastmodified", "modified", "updated", "modificationtime", "modifiedtime", "modify",
-    "servermodified", "clientmodified", "datetime",
-)  # fmt: skip
-"""What they call the time of its last modification."""
+_RECOGNIZED: Final = 512
+"""Bytes by which a file of another kind is recognized."""
 
 
 @final
-class RemoteSource(File):
+class RemoteSource(RequestedFile):
     """A file that answers ranged requests.
 
-    After each read, the file system is asked whether the file is still the one that was opened,
-    as far as it tells: by a version or a digest, or else by the time of modification, and by the
-    size. `ReadError` is raised if it is not. Reads that end at the same time share the question.
+    All bytes are those of the file that was opened, as far as the file system tells: by a version
+    or a digest, or else by the time of modification, and by the size. With HTTP and with S3 each
+    answer says so; another file system is asked after each read. Reads that end at the same time
+    share that question. `ReadError` is raised for another file.
 
-    Raises `FileNotFoundError` if there is no such file, `ReadError` if its size is unknown.
+    A request that fails for the moment is made again, as `Patience` says.
+
+    Raises `FileNotFoundError` if there is no such file, `ReadError` if it cannot be opened.
     """
 
-    immutable = True
+    reach = FAR
 
     def __init__(self, fs: FileSystem, path: str) -> None:
-        self.name = path
+        self.name = masked(path)
         self._fs = fs
         self._path = path
-        self._identity = self._found_identity()
+        self._asker = asker_of(fs, path)
         self._lock = threading.Lock()
         self._checks = 0
         self._changed: str | None = None
-        size = self._identity["size"]
-        if not isinstance(size, int):
-            raise ReadError(
-                f"{path}: expected a file system that reports the size of the file, "
-                f"{type(fs).__name__} reports none: download the file first"
-            )
-        self.nbytes = size
+        self._head = b""
+        self._identity: Mapping[str, Any] = {}
+        self.nbytes = 0
+        if self._asker.tells:
+            self._open_by_answer()
+        else:
+            self._open_by_question()
+        self._read_long_header()
 
     def __repr__(self) -> str:
         return f"RemoteSource({self.name!r})"
 
     def prefix(self, begin: int, end: int) -> bytes:
-        (data,) = self._ranges([(begin, end)])
-        return bytes(data)
+        if end > len(self._head):
+            self._head += self._bytes(len(self._head), end)
+        data = self._head[begin:end]
+        if begin >= _LENGTH:
+            # The header is read once; what is left tells files of other kinds.
+            self._head = self._head[:_RECOGNIZED]
+        return data
 
-    def read(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
-        if window.size == 0:
-            return np.empty(window.shape, dtype)
-        requests = planned(byte_spans(begin, dtype, window))
-        self._log(requests.nbytes)
-        self._log_excess(requests.excess)
-        pieces = self._ranges(requests.ranges)
-        self._check()
-        if len(pieces) == 1 and isinstance(pieces[0], bytes):
-            memory = np.frombuffer(pieces[0], np.uint8)
-        else:
-            memory = np.empty(requests.nbytes, np.uint8)
-            for part, piece in zip(requests.parts(memory), pieces, strict=True):
-                part[:] = np.frombuffer(piece, np.uint8)
-        return strided_array(requests.joined(memory), 0, dtype, window.compact())
+    def _fetch(self, requests: Requests, landing: Landing) -> None:
+        def land(piece: Piece, data: Any) -> None:
+            if piece.memory is None:
+                landing.land(piece.begin, data)
+            elif data is not piece.memory:
+                piece.memory[:] = data
 
-    def _ranges(self, ranges: Sequence[tuple[int, int]]) -> list[Any]:
-        """The bytes of each range `[begin, end)`; all are requested before any is returned."""
-        begins, ends = [begin for begin, _ in ranges], [end for _, end in ranges]
-        pieces: list[Any]
-        try:
-            pieces = self._fs.cat_ranges([self._path] * len(ranges), begins, ends)
-        except Exception as error:  # noqa: BLE001 - a file system may raise anything
-            pieces = [error] * len(ranges)
-        for (begin, end), piece in zip(ranges, pieces, strict=True):
-            if isinstance(piece, Exception):
+        self._fly(
+            [
+                Piece(begin, end, landing.memory(begin, end))
+                for begin, end in zip(requests.begins.tolist(), requests.ends.tolist(), strict=True)
+            ],
+            land,
+        )
+        if not self._asker.tells:
+            self._check()
+
+    def _bytes(self, begin: int, end: int) -> bytes:
+        memory = np.empty(end - begin, np.uint8)
+
+        def land(_: Piece, data: Any) -> None:
+            if data is not memory:
+                memory[:] = data
+
+        self._fly([Piece(begin, end, memory)], land)
+        return memory.tobytes()
+
+    def _fly(self, pieces: list[Piece], land: Any) -> None:
+        """Do requests; `land(piece, data)` is called with the bytes of each."""
+
+        def landed(piece: Piece, reply: Reply) -> None:
+            if reply.told is not None:
+                self._compare(reply.told)
+            if reply.data.nbytes != piece.end - piece.begin:
                 raise ReadError(
-                    f"{self.name}: reading bytes [{begin}, {end}) failed: "
-                    f"{type(piece).__name__}: {piece}"
-                ) from piece
-            if len(piece) != end - begin:
-                raise ReadError(
-                    f"{self.name}: expected the bytes [{begin}, {end}) of the {self.nbytes} that "
-                    f"the file had when it was opened, got {len(piece)} bytes: it was cut short "
-                    "since, or its file system cannot read ranges; load it again, or download it"
+                    f"{self.name}: expected the bytes [{piece.begin}, {piece.end}) of the "
+                    f"{self.nbytes} that the file had when it was opened, got "
+                    f"{reply.data.nbytes} bytes: it was cut short since, or its file system "
+                    "cannot read ranges; load it again, or download it"
                 )
-        return pieces
+            land(piece, reply.data)
+
+        self._run(pieces, landed)
+
+    def _run(self, pieces: list[Piece], landed: Any) -> None:
+        patience = patience_of.PATIENCE
+        flight = Flight(
+            lambda piece: self._asker.ask(piece.begin, piece.end, piece.memory, patience),
+            landed,
+            lambda piece: 0 if self._arrives(piece) else piece.end - piece.begin,
+            patience,
+        )
+        try:
+            flight.run(pieces)
+        except PieceError as failed:
+            cause = failed.__cause__
+            piece = failed.piece
+            assert cause is not None
+            what = f"reading bytes [{piece.begin}, {piece.end})"
+            raise self._error(what, cause, piece.tries) from shown_cause(cause)
+
+    def _arrives(self, piece: Piece) -> bool:
+        """Whether the answer needs no memory of its own."""
+        return self._asker.tells and piece.memory is not None
+
+    def _error(self, what: str, cause: BaseException, tries: int) -> Exception:
+        said = masked(f"{type(cause).__name__}: {cause}")[:1000]
+        if isinstance(cause, FileNotFoundError) or status_of(cause) in (404, 410):
+            return FileNotFoundError(f"{self.name}: {what}: there is no such file; got {said}")
+        again = f" after {tries} attempts" if tries > 1 else ""
+        return ReadError(f"{self.name}: {what} failed{again}: {said}{remedy(cause)}")
+
+    # ---- opening
+
+    def _open_by_answer(self) -> None:
+        """One request tells all: the first bytes, the size and the version."""
+        replies: list[Reply] = []
+        self._run([Piece(0, HEAD, None)], lambda _, reply: replies.append(reply))
+        (reply,) = replies
+        assert reply.told is not None
+        self._identity = reply.told
+        self.nbytes = reply.told["size"]
+        self._head = reply.data.tobytes()
+
+    def _open_by_question(self) -> None:
+        try:
+            self._identity = self._told()
+        except Exception as error:  # noqa: BLE001 - a file system may raise anything
+            raise self._error("opening", error, 1) from shown_cause(error)
+        size = self._identity["size"]
+        if not isinstance(size, int):
+            raise ReadError(
+                f"{self.name}: expected a file system that reports the size of the file, "
+                f"{type(self._fs).__name__} reports none: download the file first"
+            )
+        self.nbytes = size
+        if size:
+            self._head = self._bytes(0, min(size, HEAD))
+
+    def _read_long_header(self) -> None:
+        """Request the rest of a header that is longer than the first bytes."""
+        end = _LENGTH + int.from_bytes(self._head[:_LENGTH], "little")
+        if len(self._head) < end <= min(self.nbytes, _LENGTH + _LONGEST):
+            self._head += self._bytes(len(self._head), end)
+
+    # ---- the file that was opened
+
+    def _compare(self, told: Mapping[str, Any]) -> None:
+        """Raise `ReadError` if an answer is of another file than was opened."""
+        if self._changed is None:
+            self._changed = difference(self._identity, told)
+        self._raise_if_changed(self._changed)
+
+    def _raise_if_changed(self, changed: str | None) -> None:
+        if changed is not None:
+            raise ReadError(
+                f"{self.name}: expected the file that was opened, but it was replaced since: "
+                f"{changed}; load it again"
+            )
 
     def _check(self) -> None:
         """Raise `ReadError` if the file system now reports another file than was opened."""
@@ -118,36 +208,49 @@ class RemoteSource(File):
                     self._checks -= 1  # It served nobody.
                     raise
             changed = self._changed
-        if changed is not None:
-            raise ReadError(
-                f"{self.name}: expected the file that was opened, but it was replaced since: "
-                f"{changed}; load it again"
-            )
+        self._raise_if_changed(changed)
 
     def _difference(self) -> str | None:
-        """In what the file differs from the one that was opened; None if in nothing."""
         # Listings that the file system keeps are as old as the file that was opened.
         self._fs.invalidate_cache(self._path)
         try:
-            found = self._found_identity()
-        except Exception as error:
+            found = self._told()
+        except Exception as error:  # noqa: BLE001 - a file system may raise anything
             raise ReadError(
                 f"{self.name}: asking whether the file is still the one that was opened failed: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-        known = [key for key in (*_VERSIONS, *_TIMES) if key in found and key in self._identity]
-        for key in (*known[:1], "size"):
-            if found[key] != self._identity[key]:
-                return f"{key} was {self._identity[key]!s:.80} and is {found[key]!s:.80}"
-        return None
+                f"{masked(f'{type(error).__name__}: {error}')}"
+            ) from shown_cause(error)
+        return difference(self._identity, found)
 
-    def _found_identity(self) -> Mapping[str, Any]:
-        """The size, and what distinguishes versions of the file, with the names of the lists."""
-        info = self._fs.info(self._path)
-        named = {key.lower().replace("-", "").replace("_", ""): info[key] for key in info}
-        found = {key: named[key] for key in (*_VERSIONS, *_TIMES) if named.get(key) is not None}
-        if not found:
-            # Most file systems do not have it, each in a way of its own.
-            with contextlib.suppress(Exception):
-                found["modified"] = self._fs.modified(self._path)
-        return {**found, "size": info["size"]}
+    def _told(self) -> Mapping[str, Any]:
+        """What the file system answers to the question what the file is."""
+        patience = patience_of.PATIENCE
+        asked = in_thread(lambda: patiently(lambda: identity_of(self._fs, self._path), patience))
+        return asked.result(patience.longest)
+
+
+def shown_cause(error: BaseException) -> BaseException | None:
+    """The error, as the cause of another one; None if it, or what it is due to, has credentials."""
+    each: BaseException | None = error
+    seen: set[int] = set()
+    while each is not None and id(each) not in seen:
+        seen.add(id(each))
+        if masked(str(each)) != str(each):
+            return None
+        each = each.__cause__ or each.__context__
+    return error
+
+
+def remedy(error: BaseException) -> str:
+    """What to do about an error of a file system; empty if that is not known."""
+    status = status_of(error)
+    if status in (401, 403) or isinstance(error, PermissionError):
+        return (
+            "; pass a file system that may read it, with fs=, or a URL whose signature is not "
+            "expired"
+        )
+    if isinstance(error, NoRangesError):
+        return "; its server cannot read ranges: download the file, and load that"
+    if status == 429 or (status is not None and status >= 500):
+        return "; load it again later"
+    return ""

@@ -1,75 +1,93 @@
-"""Requests: which reads bring the spans of a source that are needed, decided in one place.
+"""Requests: which reads bring the bytes that are needed of a file, decided in one place.
 
-Spans go in and reads come out; nothing is read here. A source hands the spans of a window to
-`planned`, does the reads, and takes the spans from what they return. What is needed and what is
-requested are counted apart, since a read may hold more than the spans that it is made for.
+Spans go in and reads come out; nothing is read here. The spans of all windows that are needed at
+one time are planned together. Runs that are near each other are one read, since each read costs a
+round trip; what is far apart is not read, and what is large is cut. What is needed and what is
+requested are counted apart.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
-from typing import final
+from typing import Final, NamedTuple, TypeAlias, final
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from safejax._src.dtypes import Dtype
 from safejax._src.reading.windows import Spans, Window
 
+_Integers: TypeAlias = NDArray[np.int64]
+
 
 @final
 @dataclass(frozen=True, slots=True)
-class Requests:
-    """Reads of a source, ascending and disjoint, that together hold all of `spans`.
+class Cost:
+    """What is requested of files: bytes, the number of requests, and how many bytes are needed.
 
-    Each read is a half-open run of bytes `(begin, end)`; in total they are `nbytes`. Read `k`
-    holds the spans from number `firsts[k]` up to the first one of the next read.
+    A file that is mapped is requested by its runs of bytes.
     """
 
-    spans: Spans
-    ranges: Sequence[tuple[int, int]]
-    firsts: Sequence[int]
     nbytes: int
+    requests: int
+    needed: int
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(
+            self.nbytes + other.nbytes, self.requests + other.requests, self.needed + other.needed
+        )
 
     @property
     def excess(self) -> int:
         """The bytes that are requested without being needed."""
-        return self.nbytes - self.spans.count
+        return self.nbytes - self.needed
 
-    def parts(self, memory: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
-        """The part of `memory` that belongs to each read, in order; it has room for `nbytes`."""
-        if len(self.ranges) == len(self.spans.starts) and not self.excess:
-            # Each read is one span. There may be many, and this is the fastest way to cut.
-            return iter(memory.reshape(-1, self.spans.length))
-        bounds = accumulate((end - begin for begin, end in self.ranges), initial=0)
-        return (memory[begin:end] for begin, end in pairwise(bounds))
 
-    def span_numbers(self, number: int) -> slice:
-        """The numbers of the spans that a read holds."""
-        last = number + 1 == len(self.firsts)
-        return slice(self.firsts[number], None if last else self.firsts[number + 1])
+FREE: Final = Cost(0, 0, 0)
 
-    def rows(self, number: int, read: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The spans that a read holds, one in each row, taken from the bytes that it returned."""
-        begin, _ = self.ranges[number]
-        starts = self.spans.starts[self.span_numbers(number)]
-        return sliding_window_view(read, self.spans.length)[starts - begin]
 
-    def joined(self, memory: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The bytes of all spans, one after another, taken from those of all reads in `memory`.
+@final
+class Reach(NamedTuple):
+    """How far apart runs may be and still be one request; all in bytes, but for `factor`.
 
-        It is `memory` itself if the reads hold nothing but the spans.
-        """
-        if not self.excess:
-            return memory
-        begins, ends = np.array(self.ranges, np.int64).T
-        sizes = ends - begins
-        # How many bytes each read moves towards the front.
-        moved = begins - (np.cumsum(sizes) - sizes)
-        held = np.diff(np.array(self.firsts, np.int64), append=len(self.spans.starts))
-        places = self.spans.starts - np.repeat(moved, held)
-        return sliding_window_view(memory, self.spans.length)[places].reshape(-1)
+    Runs with at most `gap` between them are one request. Runs with at most `dense_gap` between
+    them are one where they are dense: all that is read is then at most `factor` times what is
+    needed of it. No request is larger than `piece`.
+    """
+
+    gap: int
+    dense_gap: int
+    factor: int
+    piece: int
+
+
+FAR: Final = Reach(gap=64 << 10, dense_gap=128 << 10, factor=8, piece=8 << 20)
+"""For files that answer requests: one takes as long as many kilobytes do."""
+
+NEAR: Final = Reach(gap=4 << 10, dense_gap=64 << 10, factor=2, piece=8 << 20)
+"""For files of the operating system, which reads pages of this size, and reads ahead."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """Reads of a file, ascending and disjoint, of the bytes `[begins[k], ends[k])`.
+
+    Each byte that is needed is in exactly one of them; `needed` is their number.
+    """
+
+    begins: _Integers
+    ends: _Integers
+    needed: int
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all reads."""
+        return int((self.ends - self.begins).sum())
+
+    @property
+    def cost(self) -> Cost:
+        """What the reads cost."""
+        return Cost(self.nbytes, len(self.begins), self.needed)
 
 
 def byte_spans(begin: int, dtype: Dtype, window: Window) -> Spans:
@@ -78,30 +96,75 @@ def byte_spans(begin: int, dtype: Dtype, window: Window) -> Spans:
     return Spans(begin + spans.starts * dtype.itemsize, spans.length * dtype.itemsize)
 
 
-def planned(spans: Spans) -> Requests:
-    """The reads that a file is asked for: one for each span, and nothing else."""
-    ranges = [(begin, begin + spans.length) for begin in spans.starts.tolist()]
-    return Requests(spans, ranges, range(len(ranges)), spans.count)
+def planned(wanted: Sequence[Spans], reach: Reach) -> Requests:
+    """The reads that bring all spans; those of one window may overlap those of another."""
+    starts, ends = _ascending(wanted)
+    if not len(starts):
+        return Requests(starts, ends, 0)
+    # How far all spans up to each one reach: a long one may reach beyond those that follow it.
+    reached = np.maximum.accumulate(ends)
+    gaps = starts[1:] - reached[:-1]
+    new = ends - starts
+    new[1:] = np.maximum(ends[1:] - np.maximum(starts[1:], reached[:-1]), 0)
+    firsts = np.flatnonzero(np.concatenate([[True], gaps > reach.gap]))
+    needed = np.add.reduceat(new, firsts)
+    begins, ends = starts[firsts], reached[np.append(firsts[1:], len(starts)) - 1]
+    begins, ends = _dense_as_one(begins, ends, needed, reach)
+    begins, ends = _cut(begins, ends, reach.piece)
+    return Requests(begins, ends, int(needed.sum()))
 
 
-def planned_cost(dtype: Dtype, window: Window) -> tuple[int, int]:
-    """The bytes and the number of the reads that `planned` makes for a window, without a list."""
+def runs_cost(dtype: Dtype, window: Window) -> Cost:
+    """The cost of a window of which each run is read by itself, and nothing else."""
     if window.size == 0:
-        return 0, 0
+        return FREE
     firsts, _ = window.runs()
-    return window.distinct * dtype.itemsize, firsts.size
+    nbytes = window.distinct * dtype.itemsize
+    return Cost(nbytes, firsts.size, nbytes)
 
 
-def whole_blocks(spans: Spans, size: int, limit: int | None = None) -> Requests:
-    """The reads of every block that the spans touch, whole; adjacent blocks are one read.
+def _ascending(wanted: Sequence[Spans]) -> tuple[_Integers, _Integers]:
+    """The begins and the ends of all spans, in the order of the begins."""
+    held = [spans for spans in wanted if spans.count]
+    if len(held) == 1:
+        return held[0].starts, held[0].starts + held[0].length
+    starts = np.concatenate([np.zeros(0, np.int64), *(spans.starts for spans in held)])
+    ends = np.concatenate([np.zeros(0, np.int64), *(each.starts + each.length for each in held)])
+    order = np.argsort(starts, kind="stable")
+    return starts[order], ends[order]
 
-    Blocks are `size` long and begin at multiples of it; the last one ends at `limit`, if that
-    is given. Spans may touch the same block.
-    """
-    firsts, ends = spans.starts // size, (spans.starts + spans.length - 1) // size + 1
-    is_new = np.concatenate([[True], firsts[1:] > ends[:-1]])
-    begins, ends = firsts[is_new] * size, ends[np.roll(is_new, -1)] * size
-    if limit is not None:
-        ends = np.minimum(ends, limit)
-    ranges = list(zip(begins.tolist(), ends.tolist(), strict=True))
-    return Requests(spans, ranges, np.flatnonzero(is_new).tolist(), int((ends - begins).sum()))
+
+def _dense_as_one(
+    begins: _Integers, ends: _Integers, needed: _Integers, reach: Reach
+) -> tuple[_Integers, _Integers]:
+    """The same reads, with those as one that are dense."""
+    gaps = begins[1:] - ends[:-1]
+    if not np.any(gaps <= reach.dense_gap):
+        return begins, ends
+    has = int(needed[0])
+    first = int(begins[0])
+    kept = [0]
+    last: list[int] = []
+    columns = (begins[1:], ends[1:], needed[1:], gaps)
+    for number, (begin, end, count, gap) in enumerate(
+        zip(*(column.tolist() for column in columns), strict=True), 1
+    ):
+        if gap <= reach.dense_gap and end - first <= reach.factor * (has + count):
+            has += count
+            continue
+        last.append(number - 1)
+        kept.append(number)
+        has, first = count, begin
+    last.append(len(begins) - 1)
+    return begins[kept], ends[last]
+
+
+def _cut(begins: _Integers, ends: _Integers, piece: int) -> tuple[_Integers, _Integers]:
+    """The same bytes, in reads of at most `piece`."""
+    counts = -((begins - ends) // piece)
+    if len(counts) == int(counts.sum()):
+        return begins, ends
+    # The number of each piece within its read.
+    numbers = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+    cut = np.repeat(begins, counts) + numbers * piece
+    return cut, np.minimum(cut + piece, np.repeat(ends, counts))

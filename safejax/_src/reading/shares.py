@@ -86,7 +86,7 @@ def shared_among(piece: Piece, processes: int) -> tuple[int, ...] | range:
     """The processes that write the piece: each a share of it."""
     if piece.holders is not None:
         return piece.holders
-    reads_files = piece.region.view.cost()[0] > 0
+    reads_files = piece.region.view.cost().nbytes > 0
     return range(1) if reads_files else range(processes)
 
 

@@ -8,9 +8,9 @@ the source that is a buffer in memory.
 
 import mmap
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safejax._src.dtypes import Dtype
 from safejax._src.reading.log import Read, open_logs, open_logs_lock
 from safejax._src.reading.memory import address, is_aligned
-from safejax._src.reading.requests import planned_cost
+from safejax._src.reading.requests import FREE, Cost, runs_cost
 from safejax._src.reading.windows import Window
 
 
@@ -34,6 +34,15 @@ class HostArray(Protocol):
     def __array__(self) -> NDArray[Any]: ...
 
 
+@final
+class Part(NamedTuple):
+    """A part of a source: what `window` shows of the `dtype` tensor that begins at `begin`."""
+
+    begin: int
+    dtype: Dtype
+    window: Window
+
+
 class Source(ABC):
     """A flat run of bytes that leaves show windows of.
 
@@ -45,6 +54,8 @@ class Source(ABC):
       of a buffer or a mapped file; nothing is fetched or computed for a read.
     - `is_mapped`: they are pages of a file, which the system brings in when they are touched.
     - `is_barrier`: the whole of an operand is read for any part; `operand` is the view of it.
+    - `plans_reads`: what is needed at one time should be read by one `read_many`, which takes as
+      few requests as it can.
     - `elsewhere`: some of the values are in other processes only; then `has_values` is false.
     - `holders`: the processes that have the bytes; None if each has them, for itself.
     """
@@ -55,6 +66,7 @@ class Source(ABC):
     in_memory: bool = False
     is_mapped: bool = False
     is_barrier: bool = False
+    plans_reads: bool = False
     operand: object | None = None
     elsewhere: bool = False
     holders: tuple[int, ...] | None = None
@@ -112,9 +124,28 @@ class Source(ABC):
         """Copy what `read` returns into `out`, an array of the same shape and dtype."""
         np.copyto(out, self.read(begin, dtype, window))
 
-    def cost(self, dtype: Dtype, window: Window) -> tuple[int, int]:
-        """The bytes of files that a read of `window` requests, and the number of their runs."""
-        return planned_cost(dtype, window)
+    def read_many(self, reads: Sequence[tuple[Part, NDArray[Any]]]) -> None:
+        """Copy what `read` returns for each part into the array that is with it."""
+        for part, out in reads:
+            self.read_into(*part, out)
+
+    def cost(self, dtype: Dtype, window: Window) -> Cost:
+        """What a read of `window` requests of files."""
+        return runs_cost(dtype, window)
+
+    def cost_of_many(self, parts: Sequence[Part]) -> Cost:
+        """What `read_many` requests of files for these parts."""
+        total = FREE
+        for _, dtype, window in parts:
+            total += self.cost(dtype, window)
+        return total
+
+    def _log_all(self, sizes: Sequence[int]) -> None:
+        """Log requests of so many bytes each."""
+        if open_logs:
+            with open_logs_lock:
+                for log in open_logs:
+                    log.reads.extend(Read(self.name, nbytes) for nbytes in sizes)
 
     def _log(self, nbytes: int) -> None:
         if open_logs:

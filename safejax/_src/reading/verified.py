@@ -1,14 +1,17 @@
 """The source of a tensor whose blocks are checked against their digests when they are read."""
 
+from collections.abc import Sequence
 from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from safejax._src.dtypes import Dtype
+from safejax._src.reading.blocks import touched_blocks
 from safejax._src.reading.digests import DIGEST_BYTES, Digests, hasher
-from safejax._src.reading.requests import Requests, byte_spans, whole_blocks
-from safejax._src.reading.source import Source, strided_array, usable_in_place
+from safejax._src.reading.landing import Landing, Target
+from safejax._src.reading.requests import FREE, Cost, Requests, byte_spans
+from safejax._src.reading.source import Part, Source, strided_array, usable_in_place
 from safejax._src.reading.windows import Window
 from safejax.errors import ChecksumError
 
@@ -26,6 +29,7 @@ class VerifiedSource(Source):
     def __init__(self, file: Source, tensor: str, span: tuple[int, int], digests: Digests) -> None:
         self.name = file.name
         self.immutable = file.immutable
+        self.plans_reads = file.plans_reads
         self._file = file
         self._tensor = tensor
         self._begin, end = span
@@ -41,25 +45,46 @@ class VerifiedSource(Source):
     def read(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
         if window.size == 0:
             return np.empty(window.shape, dtype)
-        requests = self._requests(begin - self._begin, dtype, window)
-        self._log_excess(requests.excess)
-        if len(requests.ranges) == 1:
-            ((first, end),) = requests.ranges
-            return strided_array(
-                self._blocks(first, end), begin - self._begin - first, dtype, window
-            )
-        dense = np.empty((len(requests.spans.starts), requests.spans.length), np.uint8)
-        # Not all at once: the blocks may be many times as large as what is needed of them.
-        for number, (first, end) in enumerate(requests.ranges):
-            blocks = self._blocks(first, end)
-            dense[requests.span_numbers(number)] = requests.rows(number, blocks)
-        return strided_array(dense.reshape(-1), 0, dtype, window.compact())
+        part = Part(begin - self._begin, dtype, window)
+        touched = self._touched([part])
+        if self._file.in_memory and len(touched.begins) == 1:
+            self._log_excess(touched.cost.excess)
+            first, end = int(touched.begins[0]), int(touched.ends[0])
+            return strided_array(self._blocks(first, end), part.begin - first, dtype, window)
+        target = Target(part)
+        self._land(touched, [target])
+        return target.array
 
-    def cost(self, dtype: Dtype, window: Window) -> tuple[int, int]:
-        if window.size == 0:
-            return 0, 0
-        requests = self._requests(0, dtype, window)
-        return requests.nbytes, len(requests.ranges)
+    def read_into(self, begin: int, dtype: Dtype, window: Window, out: NDArray[Any]) -> None:
+        if self.plans_reads:
+            self.read_many([(Part(begin, dtype, window), out)])
+        else:
+            super().read_into(begin, dtype, window, out)
+
+    def read_many(self, reads: Sequence[tuple[Part, NDArray[Any]]]) -> None:
+        parts = [part._replace(begin=part.begin - self._begin) for part, _ in reads]
+        targets = [
+            Target(part, out)
+            for part, (_, out) in zip(parts, reads, strict=True)
+            if part.window.size
+        ]
+        if targets:
+            self._land(self._touched(parts), targets)
+            for target in targets:
+                target.finish()
+
+    def cost(self, dtype: Dtype, window: Window) -> Cost:
+        return self.cost_of_many([Part(self._begin, dtype, window)])
+
+    def cost_of_many(self, parts: Sequence[Part]) -> Cost:
+        parts = [part._replace(begin=part.begin - self._begin) for part in parts]
+        if not any(part.window.size for part in parts):
+            return FREE
+        touched = self._touched(parts)
+        total = FREE
+        for size in (touched.ends - touched.begins).tolist():
+            total += self._file.cost(np.dtype(np.uint8), Window.whole((size,)))
+        return Cost(total.nbytes, total.requests, touched.needed)
 
     def is_in_place(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> bool:
         return self._file.is_in_place(begin, dtype, window, alignment)
@@ -71,9 +96,19 @@ class VerifiedSource(Source):
             return None
         return usable_in_place(self.read(begin, dtype, window), alignment)
 
-    def _requests(self, begin: int, dtype: Dtype, window: Window) -> Requests:
-        """The reads, in bytes of the tensor, of all blocks that the window touches."""
-        return whole_blocks(byte_spans(begin, dtype, window), self._block_bytes, self._nbytes)
+    def _touched(self, parts: Sequence[Part]) -> Requests:
+        """The reads, in bytes of the tensor, of all blocks that the parts touch."""
+        wanted = [byte_spans(*part) for part in parts if part.window.size]
+        return touched_blocks(wanted, self._block_bytes, self._nbytes)
+
+    def _land(self, touched: Requests, targets: Sequence[Target]) -> None:
+        """Read the blocks, check them, and put what is needed of them where it belongs."""
+        self._log_excess(touched.cost.excess)
+        landing = Landing(targets)
+        ranges = zip(touched.begins.tolist(), touched.ends.tolist(), strict=True)
+        # Not all at once: the blocks may be many times as large as what is needed of them.
+        for first, end in ranges:
+            landing.land(first, self._blocks(first, end))
 
     def _blocks(self, begin: int, end: int) -> NDArray[np.uint8]:
         """The bytes `[begin, end)` of the tensor, which are whole blocks, checked."""

@@ -20,8 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safejax._src.dtypes import Dtype
+from safejax._src.reading.batch import Batch
 from safejax._src.reading.computed import barrier
-from safejax._src.reading.source import HostArray, Source
+from safejax._src.reading.requests import Cost
+from safejax._src.reading.source import HostArray, Part, Source
 from safejax._src.reading.windows import BasicIndex, Window
 
 
@@ -97,8 +99,8 @@ class View(ABC):
         """The view that takes its values from `instead(array)` for each of its `arrays`."""
 
     @abstractmethod
-    def cost(self) -> tuple[int, int]:
-        """The bytes of files that `read` requests, and the number of their runs."""
+    def cost(self) -> Cost:
+        """What `read` requests of files."""
 
     @abstractmethod
     def index(self, index: tuple[BasicIndex, ...]) -> "View":
@@ -148,6 +150,18 @@ class View(ABC):
     def read_into(self, out: NDArray[Any]) -> None:
         """Copy what `read` returns into `out`, an array of the same shape and dtype."""
         np.copyto(out, self.read())
+
+    @property
+    def plans_reads(self) -> bool:
+        """Whether what is needed at one time should be read together, by a batch."""
+        return any(source.plans_reads for source in self.sources)
+
+    def read_in_batch(self, out: NDArray[Any], batch: Batch) -> None:
+        """Have `batch` copy what `read` returns into `out`, an array of the same shape and dtype.
+
+        Here it is read after what is read together.
+        """
+        batch.then(lambda: self.read_into(out), self.cost())
 
     def reshape(self, shape: tuple[int, ...]) -> "View":
         """The view of `array.reshape(shape)`: without a copy, or behind a barrier."""
@@ -226,7 +240,7 @@ class Strided(View):
     def with_arrays(self, instead: Callable[[HostArray], HostArray]) -> "Strided":
         return Strided(self.source.with_arrays(instead), self.begin, self.dtype, self.window)
 
-    def cost(self) -> tuple[int, int]:
+    def cost(self) -> Cost:
         return self.source.cost(self.dtype, self.window)
 
     def index(self, index: tuple[BasicIndex, ...]) -> "Strided":
@@ -268,6 +282,11 @@ class Strided(View):
         self.source.read_into(self.begin, self.dtype, self.window, out)
         if self.dtype.kind == "b":
             np.copyto(out, _proper_bools(out))
+
+    def read_in_batch(self, out: NDArray[Any], batch: Batch) -> None:
+        if self.dtype.kind == "b":
+            batch.then(lambda: np.copyto(out, _proper_bools(out)))
+        batch.add(self.source, Part(self.begin, self.dtype, self.window), out)
 
     def _show(self, window: Window) -> "Strided":
         return Strided(self.source, self.begin, self.dtype, window)

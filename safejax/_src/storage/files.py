@@ -77,7 +77,7 @@ def fill_atomically(
         if replaced is not None:
             take_over(temporary, replaced)
         os.replace(temporary, target)
-    flush_folder(folder)
+    flush_name(path, folder)
 
 
 @contextlib.contextmanager
@@ -169,6 +169,18 @@ def _temporary_file(target: str, mode: int) -> Generator[tuple[int, str], None, 
             return
         finally:
             os.close(descriptor)
+
+
+def flush_name(path: str, folder: str) -> None:
+    """Flush a folder in which `path` has been put into its place; an error says that it has."""
+    try:
+        flush_folder(folder)
+    except OSError as error:
+        reason = (
+            f"{error.strerror or error}; what was saved is in its place, but after a power cut "
+            "what was there before may be back: save it again"
+        )
+        raise OSError(error.errno, reason, path) from error
 
 
 def flush_folder(folder: str) -> None:

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Callable, Generator
 from typing import Final
 
-from safejax._src.storage.files import errors_name, flush_folder, missing_folder
+from safejax._src.storage.files import errors_name, flush_folder, flush_name, missing_folder
 from safejax._src.storage.litter import locked_folder, remove_litter, temporary_name
 from safejax._src.storage.permissions import least_shared, status_of, take_over
 
@@ -47,7 +47,7 @@ def write_folder_atomically(
             os.rename(temporary, target)
         else:
             _replace(target, temporary, replaces, replaced)
-    flush_folder(parent)
+    flush_name(path, parent)
 
 
 def make_folder(path: str) -> None:

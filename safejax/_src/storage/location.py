@@ -2,8 +2,10 @@
 
 import importlib
 import os
-from typing import Final
+import re
+from typing import Any, Final
 
+from safejax._src.reading.masking import masked
 from safejax._src.reading.remote import FileSystem
 from safejax._src.storage.local import LocalStore
 from safejax._src.storage.remote import RemoteStore
@@ -17,8 +19,8 @@ def locate(path: str, fs: FileSystem = None) -> tuple[Store, str]:
 
     `fs` is an fsspec file system or None. If it is None, `path` may be a URL, for which fsspec
     finds the file system. Local files that are given by a URL or a file system are in the local
-    store, and can be mapped. Raises `ImportError` for a URL if fsspec is not installed,
-    `TypeError` if `fs` is not a file system.
+    store, and can be mapped. Raises `ImportError` for a URL if fsspec, or what
+    it needs for the URL, is not installed, `TypeError` if `fs` is not a file system.
     """
     if fs is None:
         if "://" not in path:
@@ -27,12 +29,8 @@ def locate(path: str, fs: FileSystem = None) -> tuple[Store, str]:
             # Imported by name: fsspec is an extra that only URLs need.
             fsspec = importlib.import_module("fsspec")
         except ImportError as error:
-            raise ImportError(
-                f"{path}: a URL needs fsspec, which cannot be imported ({error}): "
-                "pip install 'safejax[remote]'",
-                name=error.name,
-            ) from error
-        fs, path = fsspec.url_to_fs(path)
+            raise _missing(path, "fsspec", error) from error
+        fs, path = _found(fsspec, path)
     elif not hasattr(fs, "cat_ranges") or isinstance(fs, type):
         raise TypeError(
             "fs: expected a file system of fsspec, for example fsspec.filesystem('s3'), got "
@@ -45,3 +43,28 @@ def locate(path: str, fs: FileSystem = None) -> tuple[Store, str]:
     if names & _LOCAL:
         return LocalStore(), os.fspath(fs._strip_protocol(path))  # noqa: SLF001
     return RemoteStore(fs), path
+
+
+_EXTRAS: Final = {
+    "http": "http", "https": "http", "s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hf",
+}  # fmt: skip
+"""The extra that has what the URLs of a scheme need."""
+
+
+def _found(fsspec: Any, path: str) -> tuple[FileSystem, str]:
+    """The file system of a URL, and the path there."""
+    try:
+        return fsspec.url_to_fs(path)
+    except ImportError as error:
+        raise _missing(path, "a package", error) from error
+
+
+def _missing(path: str, what: str, error: ImportError) -> ImportError:
+    # A URL may be that of a file in another one: `zip://a::s3://b`.
+    schemes = re.findall(r"(\w+)://", path)
+    extra = next((_EXTRAS[scheme] for scheme in schemes if scheme in _EXTRAS), "remote")
+    return ImportError(
+        f"{masked(path)}: the URL needs {what} that cannot be imported ({error}): "
+        f"pip install 'safejax[{extra}]'",
+        name=error.name,
+    )

@@ -10,11 +10,16 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, cast, final
+from typing import Any, Final, final
 from weakref import WeakKeyDictionary
 
-from safejax._src.reading.remote import FileSystem, RemoteSource
-from safejax._src.storage.store import Access, Store
+from safejax._src.reading import patience as patience_of
+from safejax._src.reading.asking import FileSystem, in_thread
+from safejax._src.reading.masking import masked
+from safejax._src.reading.patience import patiently, status_of
+from safejax._src.reading.remote import RemoteSource, remedy, shown_cause
+from safejax._src.storage.store import Access, Inside, Store
+from safejax.errors import ReadError
 
 
 @final
@@ -23,6 +28,7 @@ class RemoteStore(Store):
     """The files of an fsspec file system; names in a path are separated by slashes."""
 
     fs: FileSystem
+    is_far = True
 
     @property
     def kind(self) -> str:
@@ -46,32 +52,88 @@ class RemoteStore(Store):
             return not self.fs._intrans  # noqa: SLF001
 
     def join(self, folder: str, name: str) -> str:
-        return f"{folder.rstrip('/')}/{name}"
+        folder, query = self._split(folder)
+        return f"{folder.rstrip('/')}/{name}{query}"
 
     def parent(self, path: str) -> str:
-        return path.rpartition("/")[0]
+        path, query = self._split(path)
+        return path.rpartition("/")[0] + query
+
+    def bare(self, path: str) -> str:
+        return self._split(path)[0]
 
     def canonical(self, path: str) -> str:
         return str(self.fs._strip_protocol(path))  # noqa: SLF001
 
     def exists(self, path: str) -> bool:
-        return bool(self.fs.exists(path))
+        return bool(self._told(path, lambda: self.fs.exists(path)))
 
     def is_folder(self, path: str) -> bool:
-        return bool(self.fs.isdir(path))
+        return bool(self._told(path, lambda: self.fs.isdir(path)))
 
     def names_in(self, folder: str) -> list[str]:
-        found = self.fs.ls(folder, detail=False)
-        return [str(each).rstrip("/").rpartition("/")[2] for each in found]
+        found: list[Any] = self._told(folder, lambda: self.fs.ls(folder, detail=False))
+        return [self.bare(str(each)).rstrip("/").rpartition("/")[2] for each in found]
+
+    def look_into(self, path: str, likely: str) -> Inside | None:
+        file = self.join(path, likely)
+        # Not asked for by the store: if it is not there, or cannot be had, nobody needs it.
+        guess = in_thread(lambda: self.read(file))
+        if self._has_queries:
+            # Any URL is that of a folder if its page has links.
+            names = self._names_or_none(path) or None
+        else:
+            names = self.names_in(path) if self.is_folder(path) else None
+        if names is None:
+            return None
+        try:
+            return Inside(
+                names, guess.result(patience_of.PATIENCE.stall) if likely in names else None
+            )
+        except Exception:  # noqa: BLE001 - whoever needs the file asks for it again
+            return Inside(names, None)
 
     def read(self, path: str) -> bytes:
-        return cast("bytes", self.fs.cat_file(path))
+        source = RemoteSource(self.fs, path)
+        return source.prefix(0, source.nbytes)
+
+    def _names_or_none(self, path: str) -> list[str] | None:
+        try:
+            return self.names_in(path)
+        except (FileNotFoundError, ReadError):
+            return None
+
+    def _told(self, path: str, question: Callable[[], Any]) -> Any:
+        """The answer of the file system; its errors say of which file, and no credentials."""
+        try:
+            return patiently(question, patience_of.PATIENCE)
+        except Exception as error:  # noqa: BLE001 - a file system may raise anything
+            said = masked(f"{type(error).__name__}: {error}")[:1000]
+            shown = masked(path)
+            if isinstance(error, FileNotFoundError) or status_of(error) in (404, 410):
+                missing = FileNotFoundError(f"{shown}: there is no such file; got {said}")
+                raise missing from shown_cause(error)
+            raise ReadError(
+                f"{shown}: asking {self.kind} failed: {said}{remedy(error)}"
+            ) from shown_cause(error)
+
+    @property
+    def _has_queries(self) -> bool:
+        """Whether paths are URLs, which may have a query."""
+        protocol = self.fs.protocol
+        names = {protocol} if isinstance(protocol, str) else set(protocol)
+        return bool(names & {"http", "https"})
+
+    def _split(self, path: str) -> tuple[str, str]:
+        """The path without a query, and the query."""
+        at = min((path.find(mark) for mark in "?#" if mark in path), default=len(path))
+        return (path[:at], path[at:]) if self._has_queries else (path, "")
 
     def source(self, path: str, access: Access = "auto") -> RemoteSource:
         if access != "auto":
             raise ValueError(
-                f"{path}: access: expected 'auto' for a file that is requested from {self.kind}, "
-                f"got {access!r}"
+                f"{masked(path)}: access: expected 'auto' for a file that is requested from "
+                f"{self.kind}, got {access!r}"
             )
         return RemoteSource(self.fs, path)
 

@@ -6,12 +6,20 @@ Callers ask a store what it can do, and not which one it is.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, final
 
 from safejax._src.reading.source import File
 
 Access: TypeAlias = Literal["auto", "map", "copy", "read"]
 """How the bytes of a file are obtained; a store chooses if it is `"auto"`."""
+
+
+@final
+class Inside(NamedTuple):
+    """The names in a folder, and the bytes of the file that is likely to be there, if known."""
+
+    names: list[str]
+    likely: bytes | None
 
 
 class Store(ABC):
@@ -24,6 +32,9 @@ class Store(ABC):
     """
 
     __slots__ = ()
+
+    is_far: bool = False
+    """Whether each question to the place takes a round trip, so that several are asked at once."""
 
     @property
     @abstractmethod
@@ -53,6 +64,10 @@ class Store(ABC):
     def parent(self, path: str) -> str:
         """The path of the folder that holds `path`; empty for a name without a folder."""
 
+    def bare(self, path: str) -> str:
+        """The path without what does not belong to the name, such as the query of a URL."""
+        return path
+
     @abstractmethod
     def canonical(self, path: str) -> str:
         """The one path of what is at `path`, whichever links and working folder it is given by."""
@@ -72,6 +87,14 @@ class Store(ABC):
     @abstractmethod
     def names_in(self, folder: str) -> list[str]:
         """The names of the files and folders in a folder, without its path, in any order."""
+
+    def look_into(self, path: str, likely: str) -> "Inside | None":
+        """What is in the folder at `path`; None if there is no folder.
+
+        Where the store is far, a file that is likely to be there is read at the same time.
+        """
+        del likely
+        return Inside(self.names_in(path), None) if self.is_folder(path) else None
 
     @abstractmethod
     def read(self, path: str) -> bytes:

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 import safejax
 from safejax import InvalidFileError, Plan, plan
+from safejax._src.reading.requests import FREE, Cost
 from safejax.testing import arrays, pytrees, shardings
 from safejax.testing.strategies import shapes
 
@@ -93,6 +94,7 @@ def test_a_load_does_what_its_plan_says(
     leaves = safejax.flatten(tree)
     for leaf in planned.leaves:
         lazy = leaves[leaf.name]
+        alone = plan(lazy).processes[0].reads if lazy.size else None
         assert (leaf.shape, leaf.dtype, leaf.sharding) == (lazy.shape, lazy.dtype, lazy.sharding)
         with safejax.observe_reads() as log:
             placed = lazy.placed()
@@ -101,8 +103,13 @@ def test_a_load_does_what_its_plan_says(
             assert log.nbytes == BIG.nbytes
             assert all(block.reads.nbytes == BIG.nbytes for block in leaf.blocks)
             assert all(block.whole for block in leaf.blocks)
+        elif leaf.is_together:
+            assert access == "read"
+            assert alone is None or alone == Cost(log.nbytes, len(log.reads), log.needed)
+            assert verify or log.nbytes <= BIG.nbytes
         else:
             assert sum(block.reads.nbytes for block in leaf.blocks) == log.nbytes
+            assert sum(block.reads.needed for block in leaf.blocks) == log.needed
             assert not any(block.whole for block in leaf.blocks)
         on_devices = sum(len(block.devices) * block.nbytes for block in leaf.blocks)
         data = jax.random.key_data(placed) if leaf.name == "key" else placed
@@ -113,6 +120,33 @@ def test_a_load_does_what_its_plan_says(
     assert {leaf.name for leaf in planned.leaves} == {
         name for name, leaf in leaves.items() if isinstance(leaf, jax.Array)
     }
+
+
+@pytest.mark.parametrize("sharding", SHARDINGS)
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_a_tree_that_is_materialized_is_requested_as_planned(
+    path: Path, sharding: str, transform: str
+) -> None:
+    """Leaves that are neighbours in a file are read together, and planned so."""
+    options: dict[str, Any] = {
+        "sharding": SHARDINGS[sharding], "transform": TRANSFORMS[transform], "access": "read",
+    }  # fmt: skip
+    planned = plan(path, **options).processes[0].reads
+    tree = safejax.load(path, **options)
+    assert plan(tree).processes[0].reads == planned
+    with safejax.observe_reads() as log:
+        placed = safejax.materialize(tree)
+    if transform == "a reshape that copies":
+        assert planned.nbytes >= log.nbytes  # Each block is planned as if it were alone.
+    else:
+        assert planned == Cost(log.nbytes, len(log.reads), log.needed)
+        assert planned.requests <= 2
+    assert plan(tree).reads == FREE
+    expected = safejax.materialize(safejax.load(path, **{**options, "access": "map"}))
+    for name, leaf in safejax.flatten(placed).items():
+        if isinstance(leaf, jax.Array) and name != "key":
+            assert leaf.sharding == safejax.flatten(expected)[name].sharding
+            assert np.asarray(leaf).tobytes() == np.asarray(expected[name]).tobytes()
 
 
 def test_a_leaf_is_in_place_if_the_placed_array_is_the_file(path: Path, tmp_path: Path) -> None:

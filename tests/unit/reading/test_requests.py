@@ -1,171 +1,97 @@
-"""Requests: what is needed is in the reads, and what is in the reads is where it is said to be."""
-
-import random
-from collections.abc import Iterator
-from itertools import islice, pairwise
-from pathlib import Path
+"""Requests: known windows, and the figures that they are planned with; the laws are elsewhere."""
 
 import numpy as np
 import pytest
 
-import safejax
 from safejax._src.reading.requests import (
-    Requests,
+    FAR,
+    FREE,
+    NEAR,
+    Cost,
+    Reach,
     byte_spans,
     planned,
-    planned_cost,
-    whole_blocks,
+    runs_cost,
 )
 from safejax._src.reading.windows import Spans, Window
 
-SIZE = 4096
-DATA = np.random.default_rng(0).integers(0, 256, SIZE, np.uint8)
-DTYPES = [np.dtype(np.uint8), np.dtype(np.uint16), np.dtype(np.float64)]
+F32 = np.dtype(np.float32)
+SQUARE = Window.whole((4096, 4096))
+SIZE = 64 << 20
 
 
-def windows() -> Iterator[tuple[int, np.dtype, Window]]:
-    """Parts of tensors that begin anywhere in the data, none of them empty."""
-    chance = random.Random(0)
-    while True:
-        dtype = chance.choice(DTYPES)
-        shape = tuple(chance.randint(1, 7) for _ in range(chance.randint(0, 3)))
-        window = Window.whole(shape)
-        axes = list(range(len(shape)))
-        chance.shuffle(axes)
-        window = window.transpose(tuple(axes))
-        index = tuple(
-            slice(*sorted(chance.sample(range(size + 1), 2)), chance.choice([1, 1, 2, 3]))
-            for size in window.shape
-        )
-        window = window.index(index)
-        if chance.random() < 0.3:
-            window = window.expand(0, chance.randint(1, 3))
-        if window.size:
-            yield chance.randint(0, 500), dtype, window
+def columns(number: int, of: int = 8) -> Window:
+    width = 4096 // of
+    return SQUARE.index((slice(None), slice(number * width, (number + 1) * width)))
 
 
-def examples(count: int = 300) -> list[tuple[int, np.dtype, Window]]:
-    return list(islice(windows(), count))
+def ranges(spans: Spans, reach: Reach) -> list[tuple[int, int]]:
+    requests = planned([spans], reach)
+    return list(zip(requests.begins.tolist(), requests.ends.tolist(), strict=True))
 
 
-def needed_bytes(begin: int, dtype: np.dtype, window: Window) -> set[int]:
-    """The positions of the bytes that a window shows, found by NumPy."""
-    count = (SIZE - begin) // dtype.itemsize
-    flat = np.arange(begin, begin + count * dtype.itemsize).reshape(count, dtype.itemsize)
-    strides = [*(stride * flat.strides[0] for stride in window.strides), flat.strides[1]]
-    shown = np.lib.stride_tricks.as_strided(
-        flat[window.offset :], (*window.shape, dtype.itemsize), strides
-    )
-    return set(shown.reshape(-1).tolist())
+def test_a_whole_leaf_is_cut() -> None:
+    requests = planned([byte_spans(100, F32, SQUARE)], FAR)
+    assert requests.cost == Cost(SIZE, 8, SIZE)
+    assert requests.begins.tolist() == [100 + k * FAR.piece for k in range(8)]
+    assert requests.ends.tolist() == [100 + (k + 1) * FAR.piece for k in range(8)]
 
 
-def all_read(requests: Requests) -> np.ndarray:
-    """What the reads of a source that holds `DATA` return, one after another."""
-    memory = np.empty(requests.nbytes, np.uint8)
-    for (begin, end), part in zip(requests.ranges, requests.parts(memory), strict=True):
-        part[:] = DATA[begin:end]
-    return memory
+def test_all_columns_together_are_the_whole_leaf() -> None:
+    wanted = [byte_spans(0, F32, columns(number)) for number in range(8)]
+    assert planned(wanted, FAR).cost == Cost(SIZE, 8, SIZE)
 
 
-def assert_holds_its_spans(requests: Requests) -> None:
-    """The laws of every list of requests, whoever planned it."""
-    spans, ranges = requests.spans, requests.ranges
-    assert all(begin < end for begin, end in ranges)
-    assert all(end <= begin for (_, end), (begin, _) in pairwise(ranges))
-    assert requests.nbytes == sum(end - begin for begin, end in ranges)
-    assert requests.excess == requests.nbytes - spans.count >= 0
-    # Each span is in one read, and all spans are in one.
-    held: list[int] = []
-    numbers = np.arange(len(spans.starts))
-    for number, (begin, end) in enumerate(ranges):
-        of_read = numbers[requests.span_numbers(number)].tolist()
-        assert of_read
-        held += of_read
-        for span in of_read:
-            assert begin <= spans.starts[span] <= spans.starts[span] + spans.length <= end
-    assert held == numbers.tolist()
-    # And is found in what was read: from all at once, and read by read.
-    expected = np.concatenate([DATA[at : at + spans.length] for at in spans.starts.tolist()])
-    assert requests.joined(all_read(requests)).tobytes() == expected.tobytes()
-    rows = [requests.rows(k, DATA[begin:end]) for k, (begin, end) in enumerate(ranges)]
-    assert np.concatenate(rows).tobytes() == expected.tobytes()
+@pytest.mark.parametrize("number", range(8))
+def test_an_eighth_of_the_columns_is_no_more_than_the_leaf(number: int) -> None:
+    cost = planned([byte_spans(0, F32, columns(number))], FAR).cost
+    assert cost.requests <= 8
+    assert cost.needed == SIZE // 8
+    assert cost.nbytes <= FAR.factor * cost.needed
 
 
-def test_byte_spans_are_the_bytes_that_a_window_shows() -> None:
-    for begin, dtype, window in examples():
-        spans = byte_spans(begin, dtype, window)
-        runs = [range(at, at + spans.length) for at in spans.starts.tolist()]
-        assert sorted(at for run in runs for at in run) == sorted(
-            needed_bytes(begin, dtype, window)
-        )
+def test_leaves_that_are_neighbours_are_one_read() -> None:
+    size = 16 << 10
+    wanted = [Spans(np.array([k * (size + 64)]), size) for k in range(1000)]
+    cost = planned(wanted, FAR).cost
+    assert cost == Cost(1000 * (size + 64) - 64, 2, 1000 * size)
 
 
-def test_what_is_planned_is_each_span_and_nothing_else() -> None:
-    for begin, dtype, window in examples():
-        requests = planned(byte_spans(begin, dtype, window))
-        assert_holds_its_spans(requests)
-        assert requests.excess == 0
-        assert {at for low, high in requests.ranges for at in range(low, high)} == needed_bytes(
-            begin, dtype, window
-        )
-        # Nothing has to be copied out.
-        memory = all_read(requests)
-        assert requests.joined(memory) is memory
-
-
-def test_the_cost_is_that_of_what_is_planned() -> None:
-    for begin, dtype, window in examples():
-        requests = planned(byte_spans(begin, dtype, window))
-        assert planned_cost(dtype, window) == (requests.nbytes, len(requests.ranges))
-    empty = Window.whole((3, 0))
-    assert planned_cost(np.dtype(np.uint8), empty) == (0, 0)
-
-
-@pytest.mark.parametrize("size", [1, 2, 7, 64, SIZE])
-@pytest.mark.parametrize("limited", [False, True])
-def test_blocks_are_whole_and_only_those_that_are_touched(size: int, limited: bool) -> None:
-    several = 0
-    for begin, dtype, window in examples(150):
-        spans = byte_spans(begin, dtype, window)
-        last = int(spans.starts[-1]) + spans.length
-        requests = whole_blocks(spans, size, last if limited else None)
-        assert_holds_its_spans(requests)
-        touched = {at // size for at in needed_bytes(begin, dtype, window)}
-        found: list[int] = []
-        for low, high in requests.ranges:
-            assert low % size == 0
-            assert high % size == 0 or (limited and high == last)
-            found += range(low // size, -(-high // size))
-        assert found == sorted(touched)
-        # Adjacent blocks are one read.
-        ranges = requests.ranges
-        assert all(end < begin for (_, end), (begin, _) in pairwise(ranges))
-        several += len(ranges) > 1
-    assert several or size == SIZE
-
-
-def test_spans_of_one_block_are_one_read() -> None:
-    requests = whole_blocks(Spans(np.array([3, 9, 18, 40, 61]), 2), 10, 64)
-    assert requests.ranges == [(0, 20), (40, 50), (60, 64)]
-    assert [requests.span_numbers(k) for k in range(3)] == [
-        slice(0, 3), slice(3, 4), slice(4, None),
+def test_what_overlaps_is_needed_once() -> None:
+    wanted = [
+        Spans(np.array([0, 100]), 50), Spans(np.array([20]), 300), Spans(np.array([40]), 5),
     ]  # fmt: skip
-    assert (requests.nbytes, requests.excess) == (34, 24)
+    assert planned(wanted, Reach(0, 0, 1, 1000)).cost == Cost(320, 1, 320)
 
 
-# ---- needed and requested are counted apart
+def test_runs_are_one_read_if_they_are_near_or_dense() -> None:
+    reach = Reach(gap=10, dense_gap=100, factor=3, piece=1000)
+    near = Spans(np.array([0, 12, 24]), 2)
+    assert ranges(near, reach) == [(0, 26)]
+    assert ranges(Spans(np.array([0, 13, 24]), 2), reach) == [(0, 2), (13, 26)]
+    # 90 of 160 bytes are needed.
+    assert ranges(Spans(np.array([0, 65, 130]), 30), reach) == [(0, 160)]
+    assert ranges(Spans(np.array([0, 95, 190]), 18), reach) == [(0, 18), (95, 113), (190, 208)]
+    # Dense, but farther apart than what may be read for nothing.
+    assert ranges(Spans(np.array([0, 400]), 299), reach) == [(0, 299), (400, 699)]
 
 
-def test_whole_blocks_are_requested_for_the_few_bytes_that_are_needed(tmp_path: Path) -> None:
-    path = str(tmp_path / "w.safetensors")
-    array = np.arange(3 << 18, dtype=np.float32).reshape(3, -1)  # three blocks of 1 MiB
-    safejax.save({"w": array}, path, checksum=True)
-    for access in ("map", "read"):
-        for verify, nbytes in ((True, 2 << 20), (False, 16)):
-            leaf = safejax.load(path, verify=verify, access=access)["w"]
-            with safejax.observe_reads() as log:
-                part = np.asarray(leaf[::2, 5:7])
-                assert part.tobytes() == array[::2, 5:7].tobytes()
-            assert (log.nbytes, log.needed, log.excess) == (nbytes, 16, nbytes - 16)
-            log.clear()
-            assert (log.nbytes, log.needed, log.excess) == (0, 0, 0)
+def test_nothing_is_planned_for_nothing() -> None:
+    for wanted in ([], [Spans(np.zeros(0, np.int64), 0)]):
+        assert planned(wanted, NEAR).cost == FREE
+    assert runs_cost(F32, Window.whole((3, 0))) == FREE
+
+
+def test_runs_by_themselves() -> None:
+    assert runs_cost(F32, columns(3)) == Cost(SIZE // 8, 4096, SIZE // 8)
+    assert runs_cost(F32, SQUARE.transpose((1, 0))) == Cost(SIZE, 1, SIZE)
+
+
+@pytest.mark.parametrize("stride", [16 << 10, 200 << 10])
+def test_many_runs_are_planned_without_a_loop_over_all_that_they_could_be(stride: int) -> None:
+    """32,768 runs are the columns of a leaf over 8 devices; with wide gaps, none are merged."""
+    starts = np.arange(4096, dtype=np.int64) * stride
+    wanted = [Spans(starts + number * 2048, 2048) for number in range(8)]
+    requests = planned(wanted, FAR)
+    assert requests.needed == 32_768 * 2048
+    assert len(requests.begins) == (8 if stride == 16 << 10 else 4096)

@@ -11,6 +11,7 @@ from safejax._src.reading.concatenation import Concatenation, concatenation, sta
 from safejax._src.reading.file import MappedSource
 from safejax._src.reading.log import observe_reads
 from safejax._src.reading.pointwise import BlockFunction, CastTo, Pointwise, cast_view
+from safejax._src.reading.requests import FREE, Cost
 from safejax._src.reading.source import BufferSource
 from safejax._src.reading.view import Strided
 from safejax._src.reading.windows import Window
@@ -171,8 +172,8 @@ def test_the_cost_of_a_view_is_what_reading_it_requests():
             cost = each.cost()
             assert log.reads == []
             each.read()
-        assert cost == (log.nbytes, runs)
-    assert leaf(4, 6)[1].cost() == (0, 0)  # It is in no file.
+        assert cost == Cost(log.nbytes, runs, log.needed)
+    assert leaf(4, 6)[1].cost() == FREE  # It is in no file.
 
 
 # ---- concatenations

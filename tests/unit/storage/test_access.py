@@ -74,7 +74,8 @@ def test_every_access_gives_the_same_bits(path: Path, way: local.Access) -> None
         with safejax.observe_reads() as log:
             part = np.asarray(tree["big"][index])
         assert np.array_equal(part, BIG[index])
-        assert log.nbytes == part.nbytes
+        assert log.needed == part.nbytes
+        assert log.nbytes == part.nbytes or (way == "read" and log.nbytes <= BIG.nbytes)
     cast = safejax.load(path, access=way, transform=safejax.cast("float32", source="int32"))
     assert_same_bits(cast["big"].placed(), BIG.astype(np.float32))
 

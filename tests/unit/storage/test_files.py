@@ -193,6 +193,23 @@ def test_data_is_flushed_before_the_rename_and_the_folder_after_it(
     assert calls == ["file, whole", "rename", "folder"]
 
 
+def test_an_error_after_the_rename_says_that_the_new_file_is_there(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def failing(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, "Input/output error")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(OSError, match="is in its place, but after a power cut") as raised:
+        write(target)
+    assert raised.value.filename == str(target)
+    assert target.read_bytes() == NEW
+
+
 # ---- what fails
 
 

@@ -124,7 +124,7 @@ def test_a_part_of_a_source_is_its_bytes(place: Place) -> None:
     with observe_reads() as log:
         part = file.read(10, BYTES, window)
     assert part.tolist() == [[13, 14], [33, 34], [53, 54], [73, 74]]
-    assert log.nbytes == 8
+    assert log.needed == 8
 
 
 def test_an_unknown_way_of_access(place: Place) -> None:

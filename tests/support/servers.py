@@ -1,0 +1,227 @@
+"""Servers on the loopback that count what is asked of them, and that can be told to fail."""
+
+import hashlib
+import re
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@dataclass
+class Request:
+    """What a server was asked for, and how many bytes it sent of the content."""
+
+    method: str
+    path: str
+    span: tuple[int, int] | None
+    sent: int = 0
+    number: int = 0
+
+
+@dataclass
+class Rounds:
+    """Counts the rounds in which requests come: each waits until no more of them arrive."""
+
+    quiet: float = 0.25
+    count: int = 0
+    _lock: threading.Condition = field(default_factory=threading.Condition)
+    _arrived: int = 0
+    _round: int = 0
+
+    def wait(self) -> None:
+        with self._lock:
+            self._arrived += 1
+            mine, this = self._arrived, self._round
+            # The last one that arrives ends the round.
+            while self._round == this:
+                if not self._lock.wait(self.quiet) and mine == self._arrived:
+                    self.count += 1
+                    self._round += 1
+                    self._lock.notify_all()
+
+
+Fault = Callable[[Request], str | None]
+"""What goes wrong with a request, by the names in `HttpServer`; None if nothing does."""
+
+
+class HttpServer:
+    """Files by HTTP with ranges. Faults: "503", "403", "cut", "stall", "no ranges",
+    "wrong range", "redirect" and "no etag".
+    """
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.requests: list[Request] = []
+        self.fault: Fault = lambda _: None
+        self.rounds: Rounds | None = None
+        self.released = threading.Event()
+        self.lock = threading.Lock()
+        self.at_a_time = self.most_at_a_time = 0
+        handler = type("Handler", (_Handler,), {"owner": self})
+        self._server = _Listening(("127.0.0.1", 0), handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def clear(self) -> None:
+        self.requests.clear()
+
+    @property
+    def sent(self) -> int:
+        return sum(request.sent for request in self.requests)
+
+    def close(self) -> None:
+        self.released.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@lru_cache(maxsize=32)
+def _digest(data: bytes) -> str:
+    return hashlib.md5(data).hexdigest()
+
+
+class _Listening(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+
+class _Handler(BaseHTTPRequestHandler):
+    owner: HttpServer
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        owner = self.owner
+        with owner.lock:
+            owner.at_a_time += 1
+            owner.most_at_a_time = max(owner.most_at_a_time, owner.at_a_time)
+        try:
+            self._answer()
+        finally:
+            with owner.lock:
+                owner.at_a_time -= 1
+
+    def _answer(self) -> None:
+        owner = self.owner
+        found = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        span = None if found is None else (int(found[1]), int(found[2]) + 1)
+        request = Request(self.command, self.path, span)
+        with owner.lock:
+            owner.requests.append(request)
+            request.number = len(owner.requests)
+        if owner.rounds is not None:
+            owner.rounds.wait()
+        fault = owner.fault(request)
+        name = self.path.partition("?")[0]
+        if fault == "redirect" and not name.startswith("/moved"):
+            self._head(302, {"Location": f"/moved{self.path}"}, 0)
+            return
+        if fault in ("503", "403"):
+            self._head(int(fault), {}, 0)
+            return
+        data = owner.files.get(name.removeprefix("/moved"))
+        if data is None:
+            self._head(404, {}, 0)
+            return
+        self._send(request, data, fault)
+
+    def _send(self, request: Request, data: bytes, fault: str | None) -> None:
+        headers = {"ETag": f'"{_digest(data)}"', "Accept-Ranges": "bytes"}
+        if fault == "no etag":
+            del headers["ETag"]
+        if request.span is None or fault == "no ranges":
+            status, body = 200, data
+        elif request.span[0] >= len(data):
+            self._head(416, {"Content-Range": f"bytes */{len(data)}"}, 0)
+            return
+        else:
+            begin, end = request.span[0], min(request.span[1], len(data))
+            if fault == "wrong range":
+                begin, end = begin + 1, min(end + 1, len(data))
+            status, body = 206, data[begin:end]
+            headers["Content-Range"] = f"bytes {begin}-{end - 1}/{len(data)}"
+        self._head(status, headers, len(body))
+        if request.method == "HEAD":
+            return
+        if fault in ("cut", "stall"):
+            body = body[: len(body) // 2]
+        try:
+            self.wfile.write(body)
+            request.sent = len(body)
+            if fault == "stall":
+                self.owner.released.wait(60)
+        except OSError:
+            pass  # Whoever asked has gone.
+        if fault in ("cut", "stall"):
+            self.close_connection = True
+
+    def _head(self, status: int, headers: dict[str, str], length: int) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(length))
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's
+        del format, args
+
+
+class S3Server:
+    """moto's S3, with what it is asked for by GET and HEAD."""
+
+    def __init__(self) -> None:
+        from moto.server import DomainDispatcherApplication, create_backend_app
+        from werkzeug.serving import make_server
+
+        app = DomainDispatcherApplication(create_backend_app)
+        self.requests: list[Request] = []
+        self.rounds: Rounds | None = None
+        self.fault: Fault = lambda _: None
+        lock = threading.Lock()
+
+        def counted(environ: Any, start_response: Any) -> Any:
+            found = re.fullmatch(r"bytes=(\d+)-(\d+)", environ.get("HTTP_RANGE", ""))
+            span = None if found is None else (int(found[1]), int(found[2]) + 1)
+            request = Request(environ["REQUEST_METHOD"], environ["PATH_INFO"], span)
+            if request.method in ("GET", "HEAD"):
+                with lock:
+                    self.requests.append(request)
+                    request.number = len(self.requests)
+                if self.rounds is not None:
+                    self.rounds.wait()
+                if self.fault(request) == "503":
+                    start_response("503 Slow Down", [("Content-Length", "0")])
+                    return [b""]
+            answer: list[bytes] = list(app(environ, start_response))
+            request.sent = sum(map(len, answer))
+            return answer
+
+        self._server = make_server("127.0.0.1", 0, counted, threaded=True)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def clear(self) -> None:
+        self.requests.clear()
+
+    @property
+    def sent(self) -> int:
+        return sum(request.sent for request in self.requests)
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@contextmanager
+def within(seconds: float) -> Generator[None]:
+    """A block that must not take longer than a stated time."""
+    began = time.monotonic()
+    yield
+    assert time.monotonic() - began < seconds

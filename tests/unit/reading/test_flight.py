@@ -1,0 +1,131 @@
+"""Flight: what is under way is bounded, whoever asks, and failures are tried again or raised."""
+
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from safejax._src.reading.flight import BUDGET, Budget, Flight, Piece, PieceError
+from safejax._src.reading.patience import Patience, may_pass, patiently, status_of
+
+PATIENCE = Patience(pause=0.001)
+
+
+def test_a_budget_is_not_exceeded_and_a_large_request_gets_all_of_it() -> None:
+    budget = Budget(requests=3, nbytes=100)
+    assert budget.take(60, wait=False)
+    assert not budget.take(60, wait=False)
+    assert budget.take(40, wait=False)
+    assert budget.take(0, wait=False)
+    assert not budget.take(0, wait=False)
+    for nbytes in (60, 40, 0):
+        budget.give(nbytes)
+    assert budget.take(1000, wait=False)
+    assert not budget.take(1, wait=False)
+    waiting = threading.Thread(target=lambda: budget.take(50, wait=True))
+    waiting.start()
+    budget.give(1000)
+    waiting.join(10)
+    assert not waiting.is_alive()
+
+
+def test_flights_of_several_threads_share_the_budget_and_all_arrive() -> None:
+    weight = 12 << 20
+    lock = threading.Lock()
+    flying = most = 0
+
+    def start(piece: Piece) -> "Future[int]":
+        return pool.submit(answer, piece)
+
+    def answer(piece: Piece) -> int:
+        nonlocal flying, most
+        with lock:
+            flying += 1
+            most = max(most, flying)
+        threading.Event().wait(0.002)
+        with lock:
+            flying -= 1
+        if piece.begin % 3 == piece.tries:
+            raise ConnectionError
+        return piece.begin
+
+    def fly(number: int) -> list[int]:
+        landed: list[int] = []
+        flight = Flight(start, lambda _, data: landed.append(data), lambda _: weight, PATIENCE)
+        flight.run([Piece(number * 100 + k, 0, None) for k in range(20)])
+        return sorted(landed)
+
+    with ThreadPoolExecutor(40) as pool, ThreadPoolExecutor(4) as callers:
+        found = list(callers.map(fly, range(4)))
+    assert found == [[number * 100 + k for k in range(20)] for number in range(4)]
+    assert 1 < most <= 4  # 48 MiB
+    # All that was taken is given back.
+    assert all(BUDGET.take(0, wait=False) for _ in range(16))
+    assert not BUDGET.take(0, wait=False)
+    for _ in range(16):
+        BUDGET.give(0)
+
+
+@pytest.mark.parametrize(("error", "tries"), [(ConnectionError(), 5), (KeyError("x"), 1)])
+def test_what_fails_for_good_is_raised_with_its_cause(error: Exception, tries: int) -> None:
+    def start(piece: Piece) -> "Future[Any]":
+        future: Future[Any] = Future()
+        future.set_exception(error)
+        return future
+
+    flight = Flight(start, lambda *_: None, lambda _: 1, PATIENCE)
+    with pytest.raises(PieceError) as raised:
+        flight.run([Piece(3, 8, None), Piece(8, 9, None)])
+    assert raised.value.__cause__ is error
+    assert raised.value.piece.tries == tries
+
+
+class OfBotocore(Exception):
+    def __init__(self) -> None:
+        super().__init__()
+        self.response = {"ResponseMetadata": {"HTTPStatusCode": 503}}
+
+
+class OfAiohttp(Exception):
+    status = 404
+
+
+ClientPayloadError = type("ClientPayloadError", (Exception,), {})
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "again"),
+    [
+        (OfBotocore(), 503, True),
+        (OfAiohttp(), 404, False),
+        (type("Derived", (ClientPayloadError,), {})(), None, True),
+        (TimeoutError(), None, True),
+        (OSError(16, "reduce your request rate"), None, True),
+        (PermissionError(13, "no"), None, False),
+        (FileNotFoundError(2, "no"), None, False),
+        (ValueError("no"), None, False),
+    ],
+)
+def test_which_failures_pass(error: Exception, status: int | None, again: bool) -> None:
+    assert (status_of(error), may_pass(error)) == (status, again)
+
+
+def test_a_question_is_asked_again() -> None:
+    left = [TimeoutError(), ConnectionError()]
+
+    def ask() -> int:
+        if left:
+            raise left.pop()
+        return 3
+
+    assert patiently(ask, PATIENCE) == 3
+    left = [TimeoutError() for _ in range(5)]
+    with pytest.raises(TimeoutError):
+        patiently(ask, PATIENCE)
+    assert left == []
+    # The period is over before the first pause is.
+    left = [TimeoutError(), TimeoutError()]
+    with pytest.raises(TimeoutError):
+        patiently(ask, Patience(pause=10, period=1))
+    assert len(left) == 1
