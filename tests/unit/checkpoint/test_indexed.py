@@ -309,6 +309,31 @@ def test_a_reader_of_an_index_that_is_replaced_reads_the_new_one(saved: str) -> 
     assert np.array_equal(np.asarray(found["a"]), tree(0)["a"])
 
 
+class Emptied(SharedFiles):
+    """Files whose folder is saved to as soon as a reader has seen their names, some times."""
+
+    def __init__(self, folder: str, times: int) -> None:
+        super().__init__()
+        self.folder = folder
+        self.left = times
+
+    def ls(self, path: str, *arguments: Any, **options: Any) -> Any:
+        names = super().ls(path, *arguments, **options)
+        if self.left:
+            self.left -= 1
+            new = {"c": self.left} if self.left % 2 else tree(self.left)
+            safejax.save(new, self.folder, fs=SharedFiles(), max_shard_bytes=100)
+        return names
+
+
+@pytest.mark.parametrize("times", [1, 2, 3, 4])
+def test_a_reader_of_a_folder_that_gets_or_loses_its_index_looks_again(
+    saved: str, times: int
+) -> None:
+    files = Emptied(saved, times)
+    assert safejax.load(saved, fs=files)["c"] == files.left
+
+
 def test_a_reader_gives_up_in_the_end(saved: str) -> None:
     with pytest.raises(safejax.ReadError, match=r"index\.json: expected an index that stays"):
         safejax.load(f"{saved}/{INDEX}", fs=Replaced(saved, 1000))
