@@ -104,6 +104,7 @@ def _open_folder(store: Store, folder: str, how: _How, inside: Inside | None = N
 
     A save whose index comes last, for example, leaves one file if its tree has no tensor.
     """
+    before: list[str] = []
     for _ in range(_ATTEMPTS):
         if inside is None:
             inside = Inside(store.names_in(folder), None)
@@ -112,9 +113,10 @@ def _open_folder(store: Store, folder: str, how: _How, inside: Inside | None = N
         except FileNotFoundError:
             store.look_again(folder)
             names = store.names_in(folder)
-            if sorted(names) == sorted(inside.names):
+            # Twice the same: once, the file may have been there again when its name was seen.
+            if sorted(names) == sorted(inside.names) == before:
                 raise
-        inside = Inside(names, None)
+        before, inside = sorted(names), Inside(names, None)
     raise _never_settled(masked(folder), "a folder")
 
 
