@@ -111,8 +111,7 @@ class IndexedFiles:
                 raise FileNotFoundError(
                     errno.ENOENT,
                     "expected the files that this save has written, got no such file: save to a "
-                    "folder to which nobody else saves, and that all processes share, if several "
-                    "save together",
+                    "folder that all processes of the save share, and to which nobody else saves",
                     path,
                 )
 
