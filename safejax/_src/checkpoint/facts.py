@@ -44,7 +44,8 @@ def facts_of(
     facts = {f"the argument {name}": repr(value) for name, value in options.items()}
     for name, leaf in leaves.items():
         facts[f"leaf {name!r}"] = _fact_of(name, leaf, name in alone, alive)
-    facts["the structure of the tree"] = repr(leaves.structure)
+    # Not what a file does not record, such as functions, whose texts have addresses.
+    facts["the structure of the tree"] = repr(leaves.structure._replace(flattened=None))
     files = plan.files if isinstance(plan, Folder) else {"": plan}
     for file, layout in files.items():
         for extent in layout.extents:

@@ -45,6 +45,7 @@ def write_indexed(plan: Folder, store: Store, folder: str, wrote: Wrote) -> None
     try:
         for name in plan.files:
             files.write(name, plan.files[name], wrote)
+        files.check()
         files.commit()
     except BaseException:
         files.give_up()
@@ -97,7 +98,11 @@ class IndexedFiles:
         write_file(self._store, path, layout, wrote, self._replaced)
 
     def check(self) -> None:
-        """Raise `OSError` if files of the plan are not seen here, as they are on another disk."""
+        """Raise `OSError` if files of the plan are not seen here.
+
+        They are on another disk, or another save to the same folder, which goes on at the same
+        time, has removed them: an index would name files that are not there.
+        """
         names = {self.named(file) for file in self._plan.files if file != SINGLE_NAME}
         for name in sorted(names.difference(self._names())):
             path = self._store.join(self._folder, name)
@@ -105,8 +110,8 @@ class IndexedFiles:
             if not self._store.exists(path):
                 raise FileNotFoundError(
                     errno.ENOENT,
-                    "expected the files that all processes have written, got no such file: save "
-                    "to a folder that all processes share, and to which nobody else saves",
+                    "expected the files that this save has written, got no such file: save to a "
+                    "folder that all processes of the save share, and to which nobody else saves",
                     path,
                 )
 
@@ -116,12 +121,12 @@ class IndexedFiles:
         self._index = self._plan.index_of(self.named)
         if self._index is not None:
             chunks = iter([memoryview(self._index)])
-            self._store.write(index, chunks, lambda _: None, instead_of=self._replaced)
+            instead_of = (*self._replaced, index)
+            self._store.write(index, chunks, lambda _: None, instead_of=instead_of)
             return
         single = self._store.join(self._folder, SINGLE_NAME)
-        write_file(
-            self._store, single, self._plan.files[SINGLE_NAME], lambda _: None, self._replaced
-        )
+        layout, instead_of = self._plan.files[SINGLE_NAME], (*self._replaced, single)
+        write_file(self._store, single, layout, lambda _: None, instead_of)
         if index in self._replaced:
             self._store.remove(index)
 

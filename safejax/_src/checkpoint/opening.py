@@ -100,8 +100,28 @@ def _never_settled(path: str, what: str) -> ReadError:
 
 
 def _open_folder(store: Store, folder: str, how: _How, inside: Inside | None = None) -> Leaves:
-    names = store.names_in(folder) if inside is None else inside.names
-    likely = None if inside is None else inside.likely
+    """The Leaves of a folder, in which is looked again if a file of it is gone meanwhile.
+
+    A save whose index comes last, for example, leaves one file if its tree has no tensor.
+    """
+    before: list[str] = []
+    for _ in range(_ATTEMPTS):
+        if inside is None:
+            inside = Inside(store.names_in(folder), None)
+        try:
+            return _open_chosen(store, folder, how, inside)
+        except FileNotFoundError:
+            store.look_again(folder)
+            names = store.names_in(folder)
+            # Twice the same: once, the file may have been there again when its name was seen.
+            if sorted(names) == sorted(inside.names) == before:
+                raise
+        before, inside = sorted(names), Inside(names, None)
+    raise _never_settled(masked(folder), "a folder")
+
+
+def _open_chosen(store: Store, folder: str, how: _How, inside: Inside) -> Leaves:
+    names, likely = inside
 
     def content_of(index: str) -> bytes:
         known = likely if index == INDEX_NAME else None

@@ -5,7 +5,7 @@ is written once: `Stream` gives its chunks, and then its head with digests. Wher
 changed once they are sent, `final_chunks` reads the data twice.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from typing import Final, final
 
@@ -26,10 +26,14 @@ _SMALL: Final = 1 << 16
 
 @final
 class Stream:
-    """The bytes of the file of a layout, once, and the digests of what has passed."""
+    """The bytes of the file of a layout, once, and the digests of what has passed.
 
-    def __init__(self, layout: Layout) -> None:
+    Raises `LeafError` if values that have digests change meanwhile, or are not those `expected`.
+    """
+
+    def __init__(self, layout: Layout, expected: Mapping[str, bytes] = {}) -> None:
         self._layout = layout
+        self._expected = expected
         self._digests: dict[str, bytes] = {}
 
     def chunks(self) -> Iterator[memoryview]:
@@ -47,6 +51,14 @@ class Stream:
             return self._layout.head
         return self._layout.head_with(self._digests)
 
+    def data_again(self) -> Iterator[memoryview]:
+        """The data once more, which must have the digests of what has passed."""
+        if all(extent.view.immutable for extent in self._layout.extents):
+            return _joined(_data(self._layout))
+        chunks = Stream(self._layout, self._digests).chunks()
+        next(chunks)  # The head, which has no digests.
+        return chunks
+
     @property
     def late_head(self) -> Callable[[], bytes] | None:
         """`head`, if it is another than that of the chunks; None if there are no digests."""
@@ -61,10 +73,22 @@ class Stream:
             if not extent.nbytes:
                 continue
             of_blocks = BlockHasher(hasher(), block_bytes)
+            again = None if extent.view.immutable else BlockHasher(hasher(), block_bytes)
             for chunk in _data_of(extent):
                 of_blocks.update(chunk)
                 yield chunk
-            self._digests[extent.name] = of_blocks.digests()
+                if again is not None:
+                    again.update(chunk)
+            digests = of_blocks.digests()
+            # What was written was read between the two.
+            is_same = again is None or again.digests() == digests
+            if not is_same or self._expected.get(extent.name, digests) != digests:
+                raise LeafError(
+                    f"leaf {extent.name!r}: expected values that stay while they are saved with "
+                    "checksum=True, got others: another thread has changed the array; give save a "
+                    "copy of it"
+                )
+            self._digests[extent.name] = digests
 
 
 def final_chunks(layout: Layout) -> Iterator[memoryview]:
@@ -76,7 +100,7 @@ def final_chunks(layout: Layout) -> Iterator[memoryview]:
     if layout.block_bytes is not None:
         for _ in stream.chunks():
             pass
-    return chain([memoryview(stream.head())], _joined(_data(layout)))
+    return chain([memoryview(stream.head())], stream.data_again())
 
 
 def to_bytes(layout: Layout) -> bytes:

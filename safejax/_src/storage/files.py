@@ -54,13 +54,17 @@ def fill_atomically(
     what it writes to disk. The file is then renamed over the target, and the folder is flushed. A
     target that is a symbolic link is written through. The mode, and where allowed the group and
     the owner, are those of the target. A new file has those of the most private of the files that
-    it is written `instead_of`; the umask is for one that replaces none. Temporary files that
-    killed saves left behind in the folder are removed.
+    it is written `instead_of`; the umask is for one that replaces none. If `path` is one of those
+    and a symbolic link, the link is replaced: another folder may have the same file, as in the
+    cache of a model hub. Temporary files that killed saves left behind in the folder are removed.
 
     Raises `OSError`, which names `path`: a missing or unwritable folder, a full disk, a target
     that is a folder.
     """
     target = os.path.realpath(path)
+    if path in instead_of:
+        folder, name = os.path.split(path)
+        target = os.path.join(os.path.realpath(folder), name)
     folder = os.path.dirname(target)
     replaced = _checked_target(path, target, folder)
     if replaced is None:

@@ -24,17 +24,17 @@ def write_folder_atomically(
 
     The files are written to a new folder next to the old one, which then takes its place.
     Whatever else is in the old folder is kept in the new one, as hard links where possible,
-    except files for whose names `replaces` returns true. Files that are open or mapped keep
-    their content. Modes, and where allowed groups and owners, are those of the old folder and
-    its files; a new file in an old set is as private as the most private file that is replaced.
-    Temporary files and folders that killed saves left behind next to it are removed. A symbolic
-    link is written through.
+    except files for whose names `replaces` returns true; folders are kept whatever their names.
+    Files that are open or mapped keep their content. Modes, and where allowed groups and owners,
+    are those of the old folder and its files; a new file in an old set is as private as the most
+    private file that is replaced. Temporary files and folders that killed saves left behind next
+    to it are removed. A symbolic link is written through.
 
     The two folders are exchanged in one step where the operating system can (Linux). Elsewhere
     there is a moment in which no folder exists, but none in which half of one does.
 
     Raises `OSError`, which names `path`: a missing or unwritable parent, a full disk, a target
-    that is not a folder.
+    that is not a folder, a folder in it that has the name of a new file.
     """
     target = os.path.realpath(path)
     parent = os.path.dirname(target)
@@ -74,6 +74,7 @@ def _replace(
     target: str, temporary: str, replaces: Callable[[str], bool], replaced: os.stat_result
 ) -> None:
     """Put the folder `temporary` in the place of `target`, and the other way round."""
+    _check_no_folder_is_replaced(target, temporary)
     _take_over_files(target, temporary, replaces)
     _link_others(target, temporary, replaces)
     take_over(temporary, replaced)
@@ -86,6 +87,14 @@ def _replace(
         _exchange(temporary, target)
         # Also keep what was added to the old folder while the new one was written.
         _link_others(temporary, target, replaces)
+
+
+def _check_no_folder_is_replaced(old: str, new: str) -> None:
+    for name in os.listdir(new):
+        path = os.path.join(old, name)
+        if os.path.isdir(path) and not os.path.islink(path):
+            reason = "expected a file to replace, or none, got a folder; move it elsewhere"
+            raise IsADirectoryError(errno.EISDIR, reason, path)
 
 
 def _take_over_files(old: str, new: str, replaces: Callable[[str], bool]) -> None:
@@ -108,9 +117,10 @@ def _link_others(source: str, target: str, replaces: Callable[[str], bool]) -> N
     """Add to `target` the entries that only `source` has, without those that are replaced."""
     for entry in os.scandir(source):
         destination = os.path.join(target, entry.name)
-        if replaces(entry.name) or os.path.lexists(destination):
+        is_folder = entry.is_dir(follow_symlinks=False)
+        if os.path.lexists(destination) or (replaces(entry.name) and not is_folder):
             continue
-        if entry.is_dir(follow_symlinks=False):
+        if is_folder:
             shutil.copytree(entry.path, destination, symlinks=True, copy_function=_link)
         else:
             _link(entry.path, destination)

@@ -411,8 +411,8 @@ REFUSED: dict[str, tuple[str, str]] = {
     **{f"read in process {process}": ("TransformError", rf"process {process}: .*Input/output.*")
        for process in (0, 1)},
     "index of process 0": ("OSError", DISK.format(0)),
-    "own memory": ("FileNotFoundError", r"\[Errno 2\] process 0: expected the files that all "
-                   r"processes have written, got no such file: save to a folder that all .*"),
+    "own memory": ("FileNotFoundError", r"\[Errno 2\] process 0: expected the files that this "
+                   r"save has written, got no such file: save to a folder that all processes .*"),
     "transaction": ("ValueError", r"process 1: \S+m: max_shard_bytes: expected to write to .*"),
 }  # fmt: skip
 

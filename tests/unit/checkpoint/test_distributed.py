@@ -267,6 +267,36 @@ def save_stages(process: int, folder: Path) -> bool:
     return (folder / "m").read_bytes() == expected
 
 
+@jax.tree_util.register_pytree_node_class
+class State:
+    """A node with a function beside its leaf, as training states have: its text has an address."""
+
+    def __init__(self, w: Any) -> None:
+        self.w = w
+
+    def __repr__(self) -> str:
+        return f"<at {os.getpid()}>"
+
+    def tree_flatten(self) -> tuple[tuple[Any], "State"]:
+        return (self.w,), self
+
+    @classmethod
+    def tree_unflatten(cls, aux: "State", children: tuple[Any]) -> "State":
+        del aux
+        return cls(*children)
+
+
+def save_with_functions(process: int, folder: Path) -> bool:
+    state = State(spread(HOST, mesh((4,)), "x"))
+    assert str(os.getpid()) in repr(jax.tree.structure(state))
+    safejax.save(state, folder / "state", timeout=TIMEOUT)
+    return np.array_equal(safejax.load(folder / "state")["0"], HOST)
+
+
+def test_what_no_file_records_may_differ(pair: Together, tmp_path: Path) -> None:
+    assert pair.run(save_with_functions, tmp_path) == [True, True]
+
+
 def test_arrays_that_one_process_holds_alone(pair: Together, tmp_path: Path) -> None:
     assert pair.run(save_stages, tmp_path) == [True, True]
 

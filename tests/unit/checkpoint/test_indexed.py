@@ -13,9 +13,11 @@ import safetensors
 from fsspec.implementations.memory import MemoryFileSystem
 
 import safejax
-from safejax._src.checkpoint.indexed import new_token
+from safejax._src.checkpoint.indexed import new_token, write_indexed
 from safejax._src.checkpoint.shards import folder_of
 from safejax._src.checkpoint.stream import to_bytes
+from safejax._src.leaves.flatten import flatten
+from safejax._src.storage.location import locate
 from tests.support.shared_files import SharedFiles
 
 INDEX = "model.safetensors.index.json"
@@ -51,6 +53,14 @@ class Elsewhere:
         else:
             Path(self.path).mkdir(exist_ok=True)
             (Path(self.path) / name).write_bytes(data)
+
+    def of_another(self) -> Any:
+        """The same file system, with transactions of its own."""
+        if not isinstance(self.fs, MemoryFileSystem):
+            return self.fs and SharedFiles(skip_instance_cache=True)
+        other = MemoryFileSystem(skip_instance_cache=True)
+        other.store, other.pseudo_dirs = self.fs.store, self.fs.pseudo_dirs
+        return other
 
     def step(self) -> int:
         """The step of the tree that a reader finds; all of it is checked."""
@@ -142,6 +152,37 @@ def test_a_save_that_fails_leaves_what_was_there(
         safejax.save(tree(2), place.path, progress=stop, **place.options)
     assert place.files() == before
     assert place.step() == 1
+
+
+def test_a_save_whose_files_another_one_has_removed_is_an_error(place: Elsewhere) -> None:
+    def save_another(done: int, total: int) -> None:
+        if done == total:
+            other = folder_of(flatten(tree(2)), place.path, 100, checksum=False, writers=1)
+            write_indexed(other, *locate(place.path, place.of_another()), lambda _: None)
+
+    with pytest.raises(FileNotFoundError, match="to which nobody else saves"):
+        safejax.save(tree(1), place.path, progress=save_another, **place.options)
+    assert place.step() == 2
+    assert len(place.files()) == 3
+
+
+def test_files_of_another_folder_are_not_written_through_a_link(tmp_path: Path) -> None:
+    """As in the cache of a model hub, where several folders have links to one file."""
+    safejax.save(tree(1), tmp_path / "blobs", max_shard_bytes=100)
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        for name in os.listdir(tmp_path / "blobs"):
+            (tmp_path / folder / name).symlink_to(tmp_path / "blobs" / name)
+    for new in (tree(2), {"c": 3}):
+        safejax.save(new, tmp_path / "a", max_shard_bytes=100, one_writer_per_file=True)
+        assert safejax.load(tmp_path / "a")["c"] == new["c"]
+        assert safejax.load(tmp_path / "b")["c"] == 1
+        assert not any(path.is_symlink() for path in (tmp_path / "a").iterdir())
+    (tmp_path / "a" / "model.safetensors").unlink()
+    (tmp_path / "a" / "model.safetensors").symlink_to(tmp_path / "other")
+    (tmp_path / "other").write_bytes(safejax.serialize({"c": 4}))
+    safejax.save({"c": 5}, tmp_path / "a", max_shard_bytes=100, one_writer_per_file=True)
+    assert safejax.load(tmp_path / "other")["c"] == 4
 
 
 def test_a_save_whose_index_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
@@ -266,6 +307,31 @@ def test_a_reader_of_an_index_that_is_replaced_reads_the_new_one(saved: str) -> 
     found = safejax.load(saved, fs=Replaced(saved, 4))
     assert found["c"] == 0
     assert np.array_equal(np.asarray(found["a"]), tree(0)["a"])
+
+
+class Emptied(SharedFiles):
+    """Files whose folder is saved to as soon as a reader has seen their names, some times."""
+
+    def __init__(self, folder: str, times: int) -> None:
+        super().__init__()
+        self.folder = folder
+        self.left = times
+
+    def ls(self, path: str, *arguments: Any, **options: Any) -> Any:
+        names = super().ls(path, *arguments, **options)
+        if self.left:
+            self.left -= 1
+            new = {"c": self.left} if self.left % 2 else tree(self.left)
+            safejax.save(new, self.folder, fs=SharedFiles(), max_shard_bytes=100)
+        return names
+
+
+@pytest.mark.parametrize("times", [1, 2, 3, 4])
+def test_a_reader_of_a_folder_that_gets_or_loses_its_index_looks_again(
+    saved: str, times: int
+) -> None:
+    files = Emptied(saved, times)
+    assert safejax.load(saved, fs=files)["c"] == files.left
 
 
 def test_a_reader_gives_up_in_the_end(saved: str) -> None:

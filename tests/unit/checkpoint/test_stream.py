@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xxhash
 
-from safejax import Leaves, cast, decode, encode, flatten, observe_reads, transpose
+from safejax import LeafError, Leaves, cast, decode, encode, flatten, observe_reads, transpose
 from safejax._src.checkpoint.layout import Layout, layout
 from safejax._src.checkpoint.stream import BLOCK_BYTES, JOINED_BYTES, Stream, final_chunks, to_bytes
 
@@ -175,3 +175,28 @@ def test_bytes_are_made_of_one_reading(checksum: bool) -> None:
     with observe_reads() as log:
         to_bytes(plan)
         assert log.nbytes == LARGE.nbytes
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("nbytes", [80, 1 << 17])
+def test_values_that_change_while_they_are_saved_with_digests_are_an_error(
+    late: bool, nbytes: int
+) -> None:
+    """Or the file would be one that is damaged, for whoever verifies it."""
+    array = np.zeros(nbytes, np.uint8)
+    made = layout(flatten({"w": array}), "m", checksum=True)
+    chunks = final_chunks(made) if late else Stream(made).chunks()
+    next(chunks)
+    if late:
+        array[0] = 1
+    elif nbytes == 80:  # It is copied when it is read, and read once.
+        assert next(chunks).tobytes() == bytes(nbytes)
+        assert not list(chunks)
+        return
+
+    def take_and_change() -> None:
+        for _ in chunks:
+            array[-1] += 1
+
+    with pytest.raises(LeafError, match="leaf 'w': expected values that stay"):
+        take_and_change()

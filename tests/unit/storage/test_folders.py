@@ -625,6 +625,20 @@ def test_other_files_stay_and_old_shards_go(saved: Path) -> None:
     assert names_in(saved.parent) == ["model"]
 
 
+def test_a_folder_that_has_the_name_of_a_file_of_ours_stays(saved: Path) -> None:
+    folder = saved / "model-00009-of-00009.safetensors"
+    folder.mkdir()
+    (folder / "notes").write_text("a")
+    safejax.save(version(2), saved, max_shard_bytes=1)
+    assert (folder / "notes").read_text() == "a"
+    assert_trees_identical(safejax.load(saved), version(2))
+    folder.rename(saved / "model.safetensors")
+    with pytest.raises(IsADirectoryError, match="move it elsewhere"):
+        safejax.save(version(3), saved, max_shard_bytes=1000)
+    assert (saved / "model.safetensors" / "notes").read_text() == "a"
+    assert_trees_identical(safejax.load(saved), version(2))
+
+
 def test_a_tree_is_saved_to_the_folder_that_it_was_loaded_from(saved: Path) -> None:
     tree = safejax.load(saved)
 
