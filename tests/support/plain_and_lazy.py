@@ -78,6 +78,9 @@ LEFT_OVER: Final = (
         "stored, on however many devices it will be",
     ),
     LeftOver(
+        r"jax\.numpy\.atleast_[123]d", UNSTEADY, "JAX 0.8 warns of a list in the first call only"
+    ),
+    LeftOver(
         r"numpy\.\w+\.reduceat", "AxisError, plain raises TypeError|a value, plain is refused",
         "before Python 3.12 NumPy takes the indices by __array__, which casts them, and not by the "
         "buffer",
