@@ -16,6 +16,9 @@ from safejax._src.reading.patience import Patience
 from safejax._src.reading.remote import HEAD
 from tests.support.servers import Rounds, S3Server
 
+for _package in ("s3fs", "moto"):
+    pytest.importorskip(_package, reason="needs pip install -e '.[test-s3]', as CI has it")
+
 BIG = np.arange(2048 * 2048, dtype=np.float32).reshape(2048, 2048)  # 16 MiB
 
 
