@@ -15,6 +15,8 @@ os.environ["XLA_FLAGS"] = (
 # The number of XLA's threads. One per core is too few for JAX 0.8: devices that wait for each
 # other hold threads that a large matrix product needs, which is a deadlock.
 os.environ["NPROC"] = "32"
+# Programs do not record which lines of which functions made them, which takes time for each.
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
 # What XLA has compiled is kept, so that the tests take two thirds of the time when they run again.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR",
@@ -101,5 +103,11 @@ def _no_message_is_longer_than_anyone_reads() -> Iterator[None]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """One process if paths are given: workers take longer to start than most files to run."""
-    return None if config.args_source is config.ArgsSource.TESTPATHS else 0
+    """One more than there are cores, since many tests wait for other processes.
+
+    One if paths are given: workers take longer to start than most files to run.
+    """
+    if config.args_source is not config.ArgsSource.TESTPATHS:
+        return 0
+    own = os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS")
+    return (os.cpu_count() or 1) + 1 if own is None else int(own)

@@ -6,7 +6,7 @@ type, sharding, commitment, warnings, or the class of the error must be the same
 
 Comparing everything takes an hour; the usual run compares a sample of callables and placements:
 
-- with `HYPOTHESIS_PROFILE=large` the sample has twice as many callables, as in one part of CI,
+- with `HYPOTHESIS_PROFILE=large` the sample has four times as many callables, as in one part of CI,
   which takes a seed of its own and prints it;
 - `SAFEJAX_SEED=7 pytest tests/system/test_plain_and_lazy.py` compares another sample;
 - `SAFEJAX_ALL=1 pytest tests/system/test_plain_and_lazy.py -k jax.lax` compares a whole family;

@@ -26,6 +26,7 @@ from jax.sharding import PartitionSpec as P
 import safejax
 import safejax.equinox
 import safejax.flax
+from tests.support.effort import LARGE
 from tests.support.leaves import arrays_of, bits, is_key
 from tests.support.training import (
     BATCHES,
@@ -233,7 +234,7 @@ CHEX = Training(
 STATES = {"linen": LINEN, "nnx": NNX, "equinox": EQUINOX, "chex": CHEX}
 
 
-@pytest.mark.parametrize("meshes", MESHES)
+@pytest.mark.parametrize("meshes", MESHES if LARGE else list(MESHES)[:1])
 @pytest.mark.parametrize("state", STATES)
 def test_training_continues_from_a_file(state: str, meshes: str, tmp_path: Path) -> None:
     before, after = map(mesh_of, MESHES[meshes])
