@@ -373,7 +373,9 @@ class Machine(RuleBasedStateMachine):
         if "part" in live.model:
             happened("a part of a part")
         part = leaf[index]
-        if type(part) is not LazyArray:
+        if not isinstance(leaf, jax.Array):
+            part = part.copy()  # NumPy's, since `like` had NumPy's.
+        elif type(part) is not LazyArray:
             # JAX's own index of a sharded array may quiet a signalling NaN, as that of a plain one.
             if not is_key(expected):
                 model = jax.device_put(expected, leaf.sharding)[index]
