@@ -221,6 +221,7 @@ def check(family: Family, seed: int, *, everything: bool) -> Tally:
     chosen = to_compare(family)
     if everything:
         return compare_all(chosen, PLACEMENTS, seed)
-    size = family.sample if LARGE else max(family.sample // 4, 2)
+    # Of a small family, a small sample may have nothing that a row can call.
+    size = family.sample if LARGE else max(family.sample // 4, min(family.sample // 2, 4))
     chosen = random.Random(f"{family.modules[0]} {seed}").sample(chosen, min(size, len(chosen)))
     return compare_all(chosen, PLACEMENTS, seed, sample=1)
