@@ -174,7 +174,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class S3Server:
-    """moto's S3, with what it is asked for by GET and HEAD."""
+    """moto's S3, with what it is asked for by GET and HEAD in `requests`, and else in `changes`.
+
+    The faults are "503", and "403" and "500" for changes.
+    """
 
     def __init__(self) -> None:
         from moto.server import DomainDispatcherApplication, create_backend_app
@@ -182,8 +185,10 @@ class S3Server:
 
         app = DomainDispatcherApplication(create_backend_app)
         self.requests: list[Request] = []
+        self.changes: list[Request] = []
         self.rounds: Rounds | None = None
         self.fault: Fault = lambda _: None
+        self.fault_of_changes: Fault = lambda _: None
         lock = threading.Lock()
 
         def counted(environ: Any, start_response: Any) -> Any:
@@ -199,6 +204,17 @@ class S3Server:
                 if self.fault(request) == "503":
                     start_response("503 Slow Down", [("Content-Length", "0")])
                     return [b""]
+            else:
+                request.path += f"?{environ.get('QUERY_STRING', '')}"
+                request.sent = int(environ.get("CONTENT_LENGTH") or 0)
+                with lock:
+                    self.changes.append(request)
+                    request.number = len(self.changes)
+                fault = self.fault_of_changes(request)
+                if fault is not None:
+                    environ["wsgi.input"].read(request.sent)
+                    return _refused(fault, start_response)
+                return list(app(environ, start_response))
             answer: list[bytes] = list(app(environ, start_response))
             request.sent = sum(map(len, answer))
             return answer
@@ -209,14 +225,33 @@ class S3Server:
 
     def clear(self) -> None:
         self.requests.clear()
+        self.changes.clear()
 
     @property
     def sent(self) -> int:
         return sum(request.sent for request in self.requests)
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables by which clients find the server."""
+        return {
+            "AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "S3CR3T",
+            "AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": self.url,
+        }  # fmt: skip
+
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+def _refused(status: str, start_response: Any) -> list[bytes]:
+    code, reason = {
+        "403": ("AccessDenied", "Forbidden"), "500": ("InternalError", "Internal Server Error"),
+    }[status]  # fmt: skip
+    body = f"<Error><Code>{code}</Code><Message>{code} as told</Message></Error>".encode()
+    headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))]
+    start_response(f"{status} {reason}", headers)
+    return [body]
 
 
 @contextmanager
