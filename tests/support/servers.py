@@ -1,6 +1,7 @@
 """Servers on the loopback that count what is asked of them, and that can be told to fail."""
 
 import hashlib
+import json
 import re
 import threading
 import time
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qs
 
 
 @dataclass
@@ -56,6 +58,8 @@ class HttpServer:
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
+        self.posted: dict[str, Callable[[Any], bytes]] = {}
+        """The answers to what is posted, which is a form or JSON."""
         self.requests: list[Request] = []
         self.fault: Fault = lambda _: None
         self.rounds: Rounds | None = None
@@ -107,6 +111,19 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             with owner.lock:
                 owner.at_a_time -= 1
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", "0"))).decode()
+        with self.owner.lock:
+            self.owner.requests.append(Request("POST", self.path, None))
+        answer = self.owner.posted.get(self.path)
+        if answer is None:
+            self._head(404, {}, 0)
+            return
+        is_json = "json" in self.headers.get("Content-Type", "")
+        data = answer(json.loads(body) if is_json else parse_qs(body))
+        self._head(200, {"Content-Type": "application/json"}, len(data))
+        self.wfile.write(data)
 
     def _answer(self) -> None:
         owner = self.owner

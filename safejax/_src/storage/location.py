@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from safejax._src.reading.masking import masked
 from safejax._src.reading.remote import FileSystem
+from safejax._src.storage.hub import hub_store
 from safejax._src.storage.local import LocalStore
 from safejax._src.storage.remote import RemoteStore
 from safejax._src.storage.store import Store
@@ -38,6 +39,9 @@ def locate(path: str, fs: FileSystem = None) -> tuple[Store, str]:
         )
     while fs.protocol == "dir":  # A folder of another file system.
         fs, path = fs.fs, fs._join(path)  # noqa: SLF001
+    on_hub = hub_store(fs, path)
+    if on_hub is not None:
+        return on_hub
     protocol = fs.protocol
     names = {protocol} if isinstance(protocol, str) else set(protocol)
     if names & _LOCAL:

@@ -68,13 +68,13 @@ class RemoteStore(Store):
         return str(self.fs._strip_protocol(path))  # noqa: SLF001
 
     def exists(self, path: str) -> bool:
-        return bool(self._told(path, lambda: self.fs.exists(path)))
+        return bool(self.told(path, lambda: self.fs.exists(path)))
 
     def is_folder(self, path: str) -> bool:
-        return bool(self._told(path, lambda: self.fs.isdir(path)))
+        return bool(self.told(path, lambda: self.fs.isdir(path)))
 
     def names_in(self, folder: str) -> list[str]:
-        found: list[Any] = self._told(folder, lambda: self.fs.ls(folder, detail=False))
+        found: list[Any] = self.told(folder, lambda: self.fs.ls(folder, detail=False))
         return [self.bare(str(each)).rstrip("/").rpartition("/")[2] for each in found]
 
     def look_into(self, path: str, likely: str) -> Inside | None:
@@ -105,7 +105,7 @@ class RemoteStore(Store):
         except (FileNotFoundError, ReadError):
             return None
 
-    def _told(self, path: str, question: Callable[[], Any]) -> Any:
+    def told(self, path: str, question: Callable[[], Any]) -> Any:
         """The answer of the file system; its errors say of which file, and no credentials."""
         try:
             return patiently(question, patience_of.PATIENCE)
