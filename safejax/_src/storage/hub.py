@@ -17,6 +17,7 @@ from safejax._src.reading.asking import FileSystem
 from safejax._src.reading.masking import masked
 from safejax._src.reading.patience import may_pass
 from safejax._src.reading.source import File
+from safejax._src.storage.faults import told
 from safejax._src.storage.local import LocalStore
 from safejax._src.storage.remote import RemoteStore
 from safejax._src.storage.store import Access, Store
@@ -132,7 +133,7 @@ class _Repository:
             except Exception as error:  # noqa: BLE001 - asked again if that is not the network's
                 if may_pass(error):
                     return None
-        return RemoteStore(self._fs).told(f"{self._shown}@{self._revision}", ask)
+        return told(type(self._fs).__name__, f"{self._shown}@{self._revision}", ask)
 
     @property
     def _in_cache(self) -> str:

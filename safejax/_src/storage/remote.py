@@ -17,9 +17,9 @@ from weakref import WeakKeyDictionary
 from safejax._src.reading import patience as patience_of
 from safejax._src.reading.asking import FileSystem, in_thread
 from safejax._src.reading.masking import masked
-from safejax._src.reading.patience import patiently, status_of
-from safejax._src.reading.remote import RemoteSource, remedy, shown_cause
-from safejax._src.storage.sending import least_part, saving
+from safejax._src.reading.remote import RemoteSource
+from safejax._src.storage.faults import saving, told
+from safejax._src.storage.parts import least_part
 from safejax._src.storage.store import Access, Inside, Store
 from safejax.errors import ReadError
 
@@ -68,13 +68,13 @@ class RemoteStore(Store):
         return str(self.fs._strip_protocol(path))  # noqa: SLF001
 
     def exists(self, path: str) -> bool:
-        return bool(self.told(path, lambda: self.fs.exists(path)))
+        return bool(told(self.kind, path, lambda: self.fs.exists(path)))
 
     def is_folder(self, path: str) -> bool:
-        return bool(self.told(path, lambda: self.fs.isdir(path)))
+        return bool(told(self.kind, path, lambda: self.fs.isdir(path)))
 
     def names_in(self, folder: str) -> list[str]:
-        found: list[Any] = self.told(folder, lambda: self.fs.ls(folder, detail=False))
+        found: list[Any] = told(self.kind, folder, lambda: self.fs.ls(folder, detail=False))
         return [self.bare(str(each)).rstrip("/").rpartition("/")[2] for each in found]
 
     def look_into(self, path: str, likely: str) -> Inside | None:
@@ -104,20 +104,6 @@ class RemoteStore(Store):
             return self.names_in(path)
         except (FileNotFoundError, ReadError):
             return None
-
-    def told(self, path: str, question: Callable[[], Any]) -> Any:
-        """The answer of the file system; its errors say of which file, and no credentials."""
-        try:
-            return patiently(question, patience_of.PATIENCE)
-        except Exception as error:  # noqa: BLE001 - a file system may raise anything
-            said = masked(f"{type(error).__name__}: {error}")[:1000]
-            shown = masked(path)
-            if isinstance(error, FileNotFoundError) or status_of(error) in (404, 410):
-                missing = FileNotFoundError(f"{shown}: there is no such file; got {said}")
-                raise missing from shown_cause(error)
-            raise ReadError(
-                f"{shown}: asking {self.kind} failed: {said}{remedy(error)}"
-            ) from shown_cause(error)
 
     @property
     def _has_queries(self) -> bool:

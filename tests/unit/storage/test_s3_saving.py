@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import safejax
-from safejax._src.storage.sending import least_part
+from safejax._src.storage.parts import least_part
 from tests.support.servers import Request, S3Server
 
 MIB = 1 << 20
