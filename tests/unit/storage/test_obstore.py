@@ -17,6 +17,7 @@ import safejax
 from safejax._src.reading.file import MappedSource
 from safejax._src.reading.patience import Patience
 from safejax._src.reading.remote import HEAD
+from tests.support.files import same_bytes
 from tests.support.servers import HttpServer, Request, Rounds, S3Server
 
 MIB = 1 << 20
@@ -82,17 +83,11 @@ def s3(server: S3Server) -> Any:
     return obstore.store.S3Store("bucket", **options(server))
 
 
-def same(tree: Any, expected: Any) -> bool:
-    return tree.keys() == expected.keys() and all(
-        np.asarray(tree[name]).tobytes() == expected[name].tobytes() for name in expected
-    )
-
-
 def test_a_file_is_saved_and_loaded(place: tuple[Any, str]) -> None:
     fs, root = place
     for tree in (SMALL, {"w": BIG}, {"nothing": np.zeros((0, 3), np.int8)}):
         safejax.save(tree, root + PATH, fs=fs, checksum=True)
-        assert same(safejax.load(root + PATH, fs=fs, verify=True), tree)
+        assert same_bytes(safejax.load(root + PATH, fs=fs, verify=True), tree)
     assert safejax.metadata(root + PATH, fs=fs) == {}
 
 
@@ -101,9 +96,9 @@ def test_a_folder_is_saved_loaded_and_replaced(place: tuple[Any, str]) -> None:
     for tree in (SMALL, {f"w{k}": BIG[k : k + 9] for k in range(4)}):
         safejax.save(tree, root + "runs/set", fs=fs, max_shard_bytes=9 * 2048 * 4)
         loaded = safejax.load(root + "runs/set", fs=fs)
-        assert same(loaded, tree)
+        assert same_bytes(loaded, tree)
     index = "runs/set/model.safetensors.index.json"
-    assert same(safejax.load(root + index, fs=fs), tree)
+    assert same_bytes(safejax.load(root + index, fs=fs), tree)
 
 
 def test_what_is_not_there(place: tuple[Any, str]) -> None:
@@ -162,7 +157,7 @@ def test_a_folder_of_four_files_is_opened_in_two_rounds(server: S3Server, s3: An
     assert server.rounds.count == 2
     assert len(server.requests) == 6  # the list, the index and four files
     server.rounds = None
-    assert same(loaded, tree)
+    assert same_bytes(loaded, tree)
 
 
 def test_a_server_that_is_busy_for_the_moment(server: S3Server) -> None:
@@ -172,7 +167,7 @@ def test_a_server_that_is_busy_for_the_moment(server: S3Server) -> None:
     tree = safejax.load(PATH, fs=fs)
     server.clear()
     server.fault = lambda request: "503" if request.number == 1 else None
-    assert same(tree, SMALL)
+    assert same_bytes(tree, SMALL)
 
 
 # ---- saving
@@ -236,7 +231,7 @@ def test_local_files_are_mapped(tmp_path: Path) -> None:
     fs = obstore.store.LocalStore(tmp_path)
     safejax.save(SMALL, "model.safetensors", fs=fs)
     tree = safejax.load("model.safetensors", fs=fs)
-    assert same(tree, SMALL)
+    assert same_bytes(tree, SMALL)
     assert {type(source) for source in tree["w"].content.view.sources} == {MappedSource}
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
@@ -247,7 +242,7 @@ def test_files_of_a_web_server() -> None:
     fs = obstore.store.HTTPStore(f"{server.url}/a", client_options={"allow_http": True})
     tree = safejax.load("model.safetensors", fs=fs)
     server.clear()
-    assert same(tree, {"w": BIG})
+    assert same_bytes(tree, {"w": BIG})
     assert len(server.requests) == 2
     with pytest.raises(FileNotFoundError, match="there is nothing"):
         safejax.load("gone.safetensors", fs=fs)

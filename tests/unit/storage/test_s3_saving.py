@@ -10,6 +10,7 @@ import pytest
 
 import safejax
 from safejax._src.storage.parts import least_part
+from tests.support.files import same_bytes
 from tests.support.servers import Request, S3Server
 
 MIB = 1 << 20
@@ -63,12 +64,6 @@ def uploads(fs: Any) -> list[Any]:
     return fs.call_s3("list_multipart_uploads", Bucket="bucket").get("Uploads", [])
 
 
-def same(tree: Any, expected: Any) -> bool:
-    return tree.keys() == expected.keys() and all(
-        np.asarray(tree[name]).tobytes() == expected[name].tobytes() for name in expected
-    )
-
-
 @pytest.mark.parametrize("checksum", [False, True])
 def test_a_file_is_sent_in_parts_and_is_there_when_it_is_whole(
     server: S3Server, fs: Any, outside: Any, checksum: bool
@@ -88,7 +83,7 @@ def test_a_file_is_sent_in_parts_and_is_there_when_it_is_whole(
     assert max(part.sent for part in parts) <= (5 + 16) * MIB
     assert [each.method for each in server.changes] == ["POST", *["PUT"] * len(parts), "POST"]
     assert outside.cat_file(PATH) == safejax.serialize(BIG, checksum=checksum)
-    assert same(safejax.load(PATH, fs=fs, verify=checksum), BIG)
+    assert same_bytes(safejax.load(PATH, fs=fs, verify=checksum), BIG)
 
 
 def test_a_tree_that_is_loaded_from_a_file_replaces_it(
@@ -97,7 +92,7 @@ def test_a_tree_that_is_loaded_from_a_file_replaces_it(
     safejax.save(BIG, PATH, fs=fs)
     tree = safejax.load(PATH, fs=fs)
     safejax.save(tree, PATH, fs=fs, transform=safejax.prefix("model"))
-    assert same(safejax.load(PATH, fs=outside)["model"], BIG)
+    assert same_bytes(safejax.load(PATH, fs=outside)["model"], BIG)
 
 
 def failing(server: S3Server, what: str) -> Any:
@@ -129,7 +124,7 @@ def test_a_save_that_fails_leaves_the_old_file_and_no_upload(
     # Nothing of it is in the way of the next one.
     server.fault_of_changes = lambda _: None
     safejax.save(BIG, PATH, fs=fs)
-    assert same(safejax.load(PATH, fs=outside), BIG)
+    assert same_bytes(safejax.load(PATH, fs=outside), BIG)
 
 
 def test_values_that_cannot_be_read_leave_the_old_file(
@@ -192,7 +187,7 @@ def test_the_index_of_a_folder_is_last(server: S3Server, fs: Any, outside: Any) 
     # Whoever has the old index finds its files until the new one is there.
     removed = [each.path for each in server.changes if each.method == "DELETE"]
     assert len(removed) == len(old) - 1
-    assert same(safejax.load("bucket/set", fs=outside), BIG)
+    assert same_bytes(safejax.load("bucket/set", fs=outside), BIG)
 
 
 @pytest.mark.parametrize("what", ["model-00002", "index.json"])
@@ -211,7 +206,7 @@ def test_a_folder_that_fails_is_the_old_one(
     with pytest.raises(PermissionError, match="AccessDenied"):
         safejax.save(BIG, "bucket/set", fs=fs, max_shard_bytes=12 * MIB)
     assert names(outside) == old
-    assert same(safejax.load("bucket/set", fs=outside), OLD)
+    assert same_bytes(safejax.load("bucket/set", fs=outside), OLD)
 
 
 def test_two_threads_save_to_one_file_system(server: S3Server, fs: Any, outside: Any) -> None:
