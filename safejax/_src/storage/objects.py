@@ -28,10 +28,10 @@ Objects: TypeAlias = Any
 
 _KINDS: Final = ("S3Store", "GCSStore", "AzureStore", "HTTPStore", "MemoryStore", "LocalStore")
 
-_PART: Final = 8 << 20
+PART: Final = 8 << 20
 """Bytes of a part of a file that is sent."""
 
-_AT_A_TIME: Final = 48 << 20
+AT_A_TIME: Final = 48 << 20
 """Bytes of parts that are sent at the same time."""
 
 
@@ -150,14 +150,14 @@ class ObjectStore(Store):
         for chunk in chunks:
             small.append(chunk)
             held += chunk.nbytes
-            if held > _PART:
+            if held > PART:
                 break
         else:
             with saving(self.kind, path):
                 self.objects.put(path, b"".join(small), use_multipart=False)
             wrote(held)
             return
-        self._send(path, chain(small, chunks), wrote, max(least_part(nbytes), _PART))
+        self._send(path, chain(small, chunks), wrote, max(least_part(nbytes), PART))
 
     def _send(
         self, path: str, chunks: Iterator[memoryview], wrote: Callable[[int], None], part: int
@@ -170,7 +170,7 @@ class ObjectStore(Store):
         sent: Future[Any] = in_thread(
             lambda: self.objects.put(
                 path, handed.chunks(), use_multipart=True, chunk_size=part,
-                max_concurrency=max(2, _AT_A_TIME // part),
+                max_concurrency=max(2, AT_A_TIME // part),
             )
         )  # fmt: skip
         try:
