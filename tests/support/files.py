@@ -52,3 +52,10 @@ def written_by_safejax_0_5(params: Mapping[str, Any]) -> bytes:
         return found
 
     return safetensors.numpy.save(flat(params, ""))
+
+
+def same_bytes(tree: Any, expected: Any) -> bool:
+    """Whether a dict of leaves has the names and the bytes of a dict of arrays."""
+    return tree.keys() == expected.keys() and all(
+        np.asarray(tree[name]).tobytes() == expected[name].tobytes() for name in expected
+    )

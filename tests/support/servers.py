@@ -1,6 +1,7 @@
 """Servers on the loopback that count what is asked of them, and that can be told to fail."""
 
 import hashlib
+import json
 import re
 import threading
 import time
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qs
 
 
 @dataclass
@@ -56,6 +58,8 @@ class HttpServer:
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
+        self.posted: dict[str, Callable[[Any], bytes]] = {}
+        """The answers to what is posted, which is a form or JSON."""
         self.requests: list[Request] = []
         self.fault: Fault = lambda _: None
         self.rounds: Rounds | None = None
@@ -107,6 +111,19 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             with owner.lock:
                 owner.at_a_time -= 1
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", "0"))).decode()
+        with self.owner.lock:
+            self.owner.requests.append(Request("POST", self.path, None))
+        answer = self.owner.posted.get(self.path)
+        if answer is None:
+            self._head(404, {}, 0)
+            return
+        is_json = "json" in self.headers.get("Content-Type", "")
+        data = answer(json.loads(body) if is_json else parse_qs(body))
+        self._head(200, {"Content-Type": "application/json"}, len(data))
+        self.wfile.write(data)
 
     def _answer(self) -> None:
         owner = self.owner
@@ -174,7 +191,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class S3Server:
-    """moto's S3, with what it is asked for by GET and HEAD."""
+    """moto's S3, with what it is asked for by GET and HEAD in `requests`, and else in `changes`.
+
+    The faults are "503", and "403" and "500" for changes.
+    """
 
     def __init__(self) -> None:
         from moto.server import DomainDispatcherApplication, create_backend_app
@@ -182,8 +202,10 @@ class S3Server:
 
         app = DomainDispatcherApplication(create_backend_app)
         self.requests: list[Request] = []
+        self.changes: list[Request] = []
         self.rounds: Rounds | None = None
         self.fault: Fault = lambda _: None
+        self.fault_of_changes: Fault = lambda _: None
         lock = threading.Lock()
 
         def counted(environ: Any, start_response: Any) -> Any:
@@ -199,6 +221,17 @@ class S3Server:
                 if self.fault(request) == "503":
                     start_response("503 Slow Down", [("Content-Length", "0")])
                     return [b""]
+            else:
+                request.path += f"?{environ.get('QUERY_STRING', '')}"
+                request.sent = int(environ.get("CONTENT_LENGTH") or 0)
+                with lock:
+                    self.changes.append(request)
+                    request.number = len(self.changes)
+                fault = self.fault_of_changes(request)
+                if fault is not None:
+                    environ["wsgi.input"].read(request.sent)
+                    return _refused(fault, start_response)
+                return list(app(environ, start_response))
             answer: list[bytes] = list(app(environ, start_response))
             request.sent = sum(map(len, answer))
             return answer
@@ -209,14 +242,33 @@ class S3Server:
 
     def clear(self) -> None:
         self.requests.clear()
+        self.changes.clear()
 
     @property
     def sent(self) -> int:
         return sum(request.sent for request in self.requests)
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables by which clients find the server."""
+        return {
+            "AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "S3CR3T",
+            "AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": self.url,
+        }  # fmt: skip
+
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+def _refused(status: str, start_response: Any) -> list[bytes]:
+    code, reason = {
+        "403": ("AccessDenied", "Forbidden"), "500": ("InternalError", "Internal Server Error"),
+    }[status]  # fmt: skip
+    body = f"<Error><Code>{code}</Code><Message>{code} as told</Message></Error>".encode()
+    headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))]
+    start_response(f"{status} {reason}", headers)
+    return [body]
 
 
 @contextmanager

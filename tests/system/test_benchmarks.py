@@ -58,6 +58,21 @@ def test_the_command_for_many_processes(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [out]
 
 
+def test_the_command_for_files_elsewhere(tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "benchmarks.far", "--size", "1", "--repeats", "1", "--pause", "1",
+            "--sides", "safejax, obstore", "--json", str(out), "--folder", str(tmp_path),
+        ],
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    (report,) = json.loads(out.read_text())
+    assert len(report["sides"]["safejax, obstore"]["seconds"]) == 1
+    assert list(tmp_path.iterdir()) == [out]
+
+
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_every_side_has_the_function_of_its_cases(case: Case) -> None:
     for name in case.sides:

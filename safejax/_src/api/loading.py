@@ -67,13 +67,13 @@ def load(
     `save(..., checksum=True)` recorded, in blocks of 1 MiB or more. A slice is verified by the
     blocks that it overlaps.
 
-    `path` may be a URL, or a path of the fsspec file system `fs`; only the byte ranges that are
-    needed are requested. Those that are less than 64 KiB apart are one request, as are those up to
-    128 KiB apart of which an eighth or more is needed; a request has at most 8 MiB, and 16 are
-    under way at the same time, with 48 MiB in memory of their own. All devices of the process ask
-    together, and so do neighbouring leaves of at most 64 MiB in `materialize`. A request that fails
-    for the moment is made five times at most, none of them a minute after the first failed, and
-    one of which no byte arrives for 30 seconds has failed.
+    `path` may be a URL, or a path of `fs`, which is a file system of fsspec or a store of obstore;
+    only the byte ranges that are needed are requested. Those that are less than 64 KiB apart are
+    one request, as are those up to 128 KiB apart of which an eighth or more is needed; a request
+    has at most 8 MiB, and 16 are under way at the same time, with 48 MiB in memory of their own.
+    All devices of the process ask together, and so do neighbouring leaves of at most 64 MiB in
+    `materialize`. A request that fails for the moment is made five times at most, none of them a
+    minute after the first failed, and one of which no byte arrives for 30 seconds has failed.
 
     `access` says how local files are read. By default they are mapped, and used in place where they
     are aligned (`"map"`), but on a network file system they are read (`"read"`). With `"copy"`, no

@@ -56,8 +56,9 @@ def save(
     written last, and the files of the save before are removed.
 
     What replaces a file or a folder has its mode and, where allowed, its group and owner; the
-    umask is for what is new. `path` may be a URL, or a path of the fsspec file system `fs`. The
-    file then appears only when it is complete, as far as that file system guarantees it.
+    umask is for what is new. `path` may be a URL, or a path of `fs`, which is a file system of
+    fsspec or a store of obstore. The file then appears only when it is complete, as far as that
+    file system guarantees it.
 
     A tree with an array that spans several processes of `jax.distributed` is saved by all of
     them: each calls `save` with the same tree and arguments, in the same order, and writes its

@@ -35,7 +35,8 @@ def write_file(
         stream = Stream(layout)
         store.write(path, stream.chunks(), wrote, stream.late_head, instead_of)
     else:
-        store.write(path, final_chunks(layout), wrote, instead_of=instead_of)
+        chunks = final_chunks(layout)
+        store.write(path, chunks, wrote, instead_of=instead_of, nbytes=layout.nbytes)
 
 
 def write_indexed(plan: Folder, store: Store, folder: str, wrote: Wrote) -> None:

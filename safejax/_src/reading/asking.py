@@ -102,13 +102,20 @@ class _Any(Asker):
         loop = _loop_of(self.fs)
         if loop is not None:
             return asyncio.run_coroutine_threadsafe(self._in_loop(begin, end), loop)
-        return in_thread(lambda: self._reply(self.fs.cat_file(self.path, begin, end)))
+        options = _options_of(self.fs)
+        return in_thread(lambda: self._reply(self.fs.cat_file(self.path, begin, end, **options)))
 
     async def _in_loop(self, begin: int, end: int) -> Reply:
         return self._reply(await self.fs._cat_file(self.path, start=begin, end=end))  # noqa: SLF001
 
     def _reply(self, data: Any) -> Reply:
         return Reply(np.frombuffer(data, np.uint8), None)
+
+
+def _options_of(fs: FileSystem) -> dict[str, Any]:
+    """Options of `cat_file`, by which the Hub is asked for a range and no more."""
+    kind = getattr(sys.modules.get("huggingface_hub.hf_file_system"), "HfFileSystem", None)
+    return {"cache_type": "none"} if kind is not None and isinstance(fs, kind) else {}
 
 
 @final

@@ -21,6 +21,7 @@ _NAMES: Final = frozenset({
     "ClientConnectionError", "ClientPayloadError",  # aiohttp
     "EndpointConnectionError", "HTTPClientError", "IncompleteReadError",  # botocore
     "IncompleteRead", "ProtocolError", "TransportError",  # http.client, urllib3, httpx
+    "ConnectionError", "Timeout",  # requests
 })  # fmt: skip
 """Classes of packages that need not be installed, by their names."""
 
@@ -83,8 +84,9 @@ def status_of(error: BaseException) -> int | None:
     if isinstance(response, dict):
         status: Any = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
         return status if isinstance(status, int) else None
+    answer: Any = error if response is None else response  # httpx, requests: of the response
     for name in ("status", "status_code", "code"):
-        status = getattr(error, name, None)
+        status = getattr(answer, name, None)
         if isinstance(status, int) and 100 <= status < 600:
             return status
     return None

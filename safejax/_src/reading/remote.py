@@ -7,7 +7,7 @@ from typing import Any, Final, final
 import numpy as np
 
 from safejax._src.reading import patience as patience_of
-from safejax._src.reading.asking import FileSystem, NoRangesError, Reply, asker_of, in_thread
+from safejax._src.reading.asking import Asker, FileSystem, NoRangesError, Reply, asker_of, in_thread
 from safejax._src.reading.flight import Flight, Piece, PieceError
 from safejax._src.reading.identity import difference, identity_of
 from safejax._src.reading.landing import Landing
@@ -46,11 +46,11 @@ class RemoteSource(RequestedFile):
 
     reach = FAR
 
-    def __init__(self, fs: FileSystem, path: str) -> None:
+    def __init__(self, fs: FileSystem, path: str, asker: Asker | None = None) -> None:
         self.name = masked(path)
         self._fs = fs
         self._path = path
-        self._asker = asker_of(fs, path)
+        self._asker = asker_of(fs, path) if asker is None else asker
         self._lock = threading.Lock()
         self._checks = 0
         self._changed: str | None = None

@@ -92,7 +92,9 @@ class LocalStore(Store):
         wrote: Callable[[int], None],
         head: Callable[[], bytes] | None = None,
         instead_of: Sequence[str] = (),
+        nbytes: int = 0,
     ) -> None:
+        del nbytes
         write_atomically(path, chunks, wrote, head, instead_of)
 
     def remove(self, path: str) -> None:

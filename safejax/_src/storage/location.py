@@ -7,7 +7,9 @@ from typing import Any, Final
 
 from safejax._src.reading.masking import masked
 from safejax._src.reading.remote import FileSystem
+from safejax._src.storage.hub import hub_store
 from safejax._src.storage.local import LocalStore
+from safejax._src.storage.objects import object_store
 from safejax._src.storage.remote import RemoteStore
 from safejax._src.storage.store import Store
 
@@ -17,10 +19,10 @@ _LOCAL: Final = frozenset({"file", "local"})
 def locate(path: str, fs: FileSystem = None) -> tuple[Store, str]:
     """The store that holds what is at `path`, and its path there; nothing is opened.
 
-    `fs` is an fsspec file system or None. If it is None, `path` may be a URL, for which fsspec
-    finds the file system. Local files that are given by a URL or a file system are in the local
-    store, and can be mapped. Raises `ImportError` for a URL if fsspec, or what
-    it needs for the URL, is not installed, `TypeError` if `fs` is not a file system.
+    `fs` is an fsspec file system, a store of obstore, or None. If it is None, `path` may be a
+    URL, for which fsspec finds the file system. Local files that are given by a URL or a file
+    system are in the local store, and can be mapped. Raises `ImportError` for a URL if fsspec, or
+    what it needs for the URL, is not installed, `TypeError` if `fs` is not a file system.
     """
     if fs is None:
         if "://" not in path:
@@ -32,17 +34,23 @@ def locate(path: str, fs: FileSystem = None) -> tuple[Store, str]:
             raise _missing(path, "fsspec", error) from error
         fs, path = _found(fsspec, path)
     elif not hasattr(fs, "cat_ranges") or isinstance(fs, type):
+        objects = object_store(fs, path)
+        if objects is not None:
+            return objects
         raise TypeError(
-            "fs: expected a file system of fsspec, for example fsspec.filesystem('s3'), got "
-            f"{fs!r:.80}"
+            "fs: expected a file system of fsspec, for example fsspec.filesystem('s3'), or a "
+            f"store of obstore, got {fs!r:.80}"
         )
     while fs.protocol == "dir":  # A folder of another file system.
         fs, path = fs.fs, fs._join(path)  # noqa: SLF001
+    on_hub = hub_store(fs, path)
+    if on_hub is not None:
+        return on_hub
     protocol = fs.protocol
     names = {protocol} if isinstance(protocol, str) else set(protocol)
     if names & _LOCAL:
         return LocalStore(), os.fspath(fs._strip_protocol(path))  # noqa: SLF001
-    return RemoteStore(fs), path
+    return object_store(fs, path) or (RemoteStore(fs), path)
 
 
 _EXTRAS: Final = {

@@ -6,6 +6,7 @@ have imported it.
 
 import contextlib
 import errno
+import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,8 +17,9 @@ from weakref import WeakKeyDictionary
 from safejax._src.reading import patience as patience_of
 from safejax._src.reading.asking import FileSystem, in_thread
 from safejax._src.reading.masking import masked
-from safejax._src.reading.patience import patiently, status_of
-from safejax._src.reading.remote import RemoteSource, remedy, shown_cause
+from safejax._src.reading.remote import RemoteSource
+from safejax._src.storage.faults import saving, told
+from safejax._src.storage.parts import least_part
 from safejax._src.storage.store import Access, Inside, Store
 from safejax.errors import ReadError
 
@@ -66,13 +68,13 @@ class RemoteStore(Store):
         return str(self.fs._strip_protocol(path))  # noqa: SLF001
 
     def exists(self, path: str) -> bool:
-        return bool(self._told(path, lambda: self.fs.exists(path)))
+        return bool(told(self.kind, path, lambda: self.fs.exists(path)))
 
     def is_folder(self, path: str) -> bool:
-        return bool(self._told(path, lambda: self.fs.isdir(path)))
+        return bool(told(self.kind, path, lambda: self.fs.isdir(path)))
 
     def names_in(self, folder: str) -> list[str]:
-        found: list[Any] = self._told(folder, lambda: self.fs.ls(folder, detail=False))
+        found: list[Any] = told(self.kind, folder, lambda: self.fs.ls(folder, detail=False))
         return [self.bare(str(each)).rstrip("/").rpartition("/")[2] for each in found]
 
     def look_into(self, path: str, likely: str) -> Inside | None:
@@ -103,20 +105,6 @@ class RemoteStore(Store):
         except (FileNotFoundError, ReadError):
             return None
 
-    def _told(self, path: str, question: Callable[[], Any]) -> Any:
-        """The answer of the file system; its errors say of which file, and no credentials."""
-        try:
-            return patiently(question, patience_of.PATIENCE)
-        except Exception as error:  # noqa: BLE001 - a file system may raise anything
-            said = masked(f"{type(error).__name__}: {error}")[:1000]
-            shown = masked(path)
-            if isinstance(error, FileNotFoundError) or status_of(error) in (404, 410):
-                missing = FileNotFoundError(f"{shown}: there is no such file; got {said}")
-                raise missing from shown_cause(error)
-            raise ReadError(
-                f"{shown}: asking {self.kind} failed: {said}{remedy(error)}"
-            ) from shown_cause(error)
-
     @property
     def _has_queries(self) -> bool:
         """Whether paths are URLs, which may have a query."""
@@ -144,6 +132,7 @@ class RemoteStore(Store):
         wrote: Callable[[int], None],
         head: Callable[[], bytes] | None = None,
         instead_of: Sequence[str] = (),
+        nbytes: int = 0,
     ) -> None:
         """Write `chunks` to a file that appears when it is complete; `wrote(n)` after `n` bytes.
 
@@ -152,13 +141,76 @@ class RemoteStore(Store):
         """
         del instead_of
         assert head is None, "bytes cannot be changed once they are sent"
-        with _transaction(self.fs), self.fs.open(path, "wb") as file:
-            if not hasattr(file, "commit"):
-                # For example, a member of a zip archive: it is written now, or not at all.
-                self.fs.transaction.files.remove(file)
+        with _lock_of(self.fs):
+            if self.fs._intrans:  # noqa: SLF001
+                self._send(path, chunks, wrote, nbytes)
+            else:
+                self._send_at_once(path, chunks, wrote, nbytes)
+
+    def _send_at_once(
+        self, path: str, chunks: Iterator[memoryview], wrote: Callable[[int], None], nbytes: int
+    ) -> None:
+        """Send a file in a transaction of its own."""
+        with saving(self.kind, path):
+            transaction = self.fs.transaction
+            transaction.__enter__()
+        try:
+            file = self._send(path, chunks, wrote, nbytes)
+        except BaseException as error:
+            try:
+                self._end(transaction, error)
+            except Exception as other:  # noqa: BLE001 - a file system may raise anything
+                said = masked(f"{type(other).__name__}: {other}")[:1000]
+                error.add_note(
+                    f"{masked(path)}: an upload that is not complete may be left: {said}"
+                )
+            raise
+        try:
+            with saving(self.kind, path):
+                self._end(transaction, None)
+        except BaseException:
+            # Not every version of fsspec does so.
+            with contextlib.suppress(Exception):
+                file.discard()
+            raise
+
+    def _end(self, transaction: Any, error: BaseException | None) -> None:
+        try:
+            if error is None:
+                transaction.__exit__(None, None, None)
+            else:
+                transaction.__exit__(type(error), error, error.__traceback__)
+        finally:
+            # Some versions leave a transaction that cannot be ended open for ever.
+            self.fs._intrans = False  # noqa: SLF001
+            self.fs._transaction = None  # noqa: SLF001
+
+    def _send(
+        self, path: str, chunks: Iterator[memoryview], wrote: Callable[[int], None], nbytes: int
+    ) -> Any:
+        """Send a file, which appears when the transaction ends; the file, which is closed."""
+        with saving(self.kind, path):
+            file = self.fs.open(path, "wb", **self._parts(nbytes))
+        if not hasattr(file, "commit"):
+            # For example, a member of a zip archive: it is written now, or not at all.
+            self.fs.transaction.files.remove(file)
+        try:
             for chunk in chunks:
-                file.write(chunk)
+                with saving(self.kind, path):
+                    file.write(chunk)
                 wrote(chunk.nbytes)
+        except BaseException:
+            _drop(file)
+            raise
+        with saving(self.kind, path):
+            file.close()
+        return file
+
+    def _parts(self, nbytes: int) -> dict[str, int]:
+        """An option for larger parts, if those of the file system would be too many for S3."""
+        least = least_part(nbytes)
+        usual = getattr(self.fs, "default_block_size", None) or getattr(self.fs, "blocksize", 0)
+        return {"block_size": least} if least > usual else {}
 
     def remove(self, path: str) -> None:
         self.fs.rm_file(path)
@@ -191,12 +243,12 @@ def _lock_of(fs: FileSystem) -> Any:
         return _locks.setdefault(fs, threading.RLock())
 
 
-@contextmanager
-def _transaction(fs: FileSystem) -> Generator[None]:
-    """A new transaction of the file system, or the caller's if there is one."""
-    with _lock_of(fs):
-        if fs._intrans:  # noqa: SLF001
-            yield
-        else:
-            with fs.transaction:
-                yield
+def _drop(file: Any) -> None:
+    """Close a file that is not complete; what it has not sent yet is not wanted."""
+    spec: Any = sys.modules.get("fsspec.spec")
+    if spec is not None and isinstance(file, spec.AbstractBufferedFile):
+        # Its `close` would send the rest, and some make a file of what they have.
+        file.closed = True
+        return
+    with contextlib.suppress(Exception):
+        file.close()

@@ -115,13 +115,15 @@ class Store(ABC):
         wrote: Callable[[int], None],
         head: Callable[[], bytes] | None = None,
         instead_of: Sequence[str] = (),
+        nbytes: int = 0,
     ) -> None:
         """Make the file at `path` hold `chunks`, or leave it as it was, as far as the store can.
 
         `wrote(n)` is called after every `n` bytes. With `head`, the bytes that it returns once
         all chunks are written replace the first bytes of the file; only for a store that
         `rewrites`. A new file that is written `instead_of` others is as private as the most
-        private of them, where the store has such permissions.
+        private of them, where the store has such permissions. `nbytes` is how many bytes the
+        chunks have together, or 0 if that is unknown.
         """
 
     @abstractmethod

@@ -26,10 +26,7 @@ BIG = np.arange(2048 * 2048, dtype=np.float32).reshape(2048, 2048)  # 16 MiB
 def running() -> Iterator[tuple[S3Server, Any]]:
     server = S3Server()
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "S3CR3T",
-            "AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": server.url,
-        }.items():  # fmt: skip
+        for name, value in server.environment.items():
             patch.setenv(name, value)
         fs = fsspec.filesystem("s3", skip_instance_cache=True)
         fs.mkdir("bucket")
