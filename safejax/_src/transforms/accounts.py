@@ -1,0 +1,90 @@
+"""Accounts: all that a table of correspondences leaves over, in one report."""
+
+import difflib
+import re
+from collections.abc import Iterable
+from typing import Final, final
+
+from safejax.errors import TransformError
+
+_MOST: Final = 5
+_NUMBER: Final = re.compile(r"\d+")
+
+_SECTIONS: Final = {
+    "untaken": (
+        "names that no row takes",
+        "add a row for each, with None in place of our name for what is to be left out",
+    ),
+    "idle": (
+        "rows that take no name",
+        "correct them, or end their name with a ? if it may be missing",
+    ),
+    "overlapping": (
+        "names that several rows take",
+        "make the templates more specific; rows of tied names have one and the same template",
+    ),
+    "missing": (
+        "names that are missing next to others of their row",
+        "add them; write numbers that begin later as {i+3}",
+    ),
+    "unlike": ("leaves that do not fit together", "write a row for each kind of leaf"),
+    "sizes": (
+        "leaves that the axes do not fit",
+        "correct the axes, the names or sizes; _d and {_i} have sizes of their own",
+    ),
+    "unknown": ("axes whose size is unknown", "give sizes"),
+    "twice": (
+        "names that are made twice, or that would not come back as they were",
+        "make the templates more specific",
+    ),
+}
+
+
+@final
+class Report:
+    """The faults of a table, by their kind, and in the order in which they were found."""
+
+    def __init__(self) -> None:
+        self._faults: dict[str, list[str]] = {}
+
+    def add(self, kind: str, fault: str) -> None:
+        """Add a fault of a kind."""
+        assert kind in _SECTIONS
+        self._faults.setdefault(kind, []).append(fault)
+
+    def has(self, kind: str) -> bool:
+        """Whether there is a fault of a kind."""
+        return kind in self._faults
+
+    def check(self) -> None:
+        """Raise `TransformError` with all faults, if there is one."""
+        if not self._faults:
+            return
+        lines: list[str] = []
+        for kind, (what, remedy) in _SECTIONS.items():
+            faults = self._faults.get(kind)
+            if faults is not None:
+                lines.append(f"- {what} ({len(faults)}): {_some(faults)}: {remedy}")
+        raise TransformError(
+            "correspond: expected a row for every name, a name for every row, and axes that fit, "
+            "got\n" + "\n".join(lines)
+        )
+
+
+def _some(faults: Iterable[str]) -> str:
+    """Some of the faults; those that differ in numbers only are shown once."""
+    alike: dict[str, list[str]] = {}
+    for fault in faults:
+        alike.setdefault(_NUMBER.sub("0", fault), []).append(fault)
+    shown = [
+        f"{first:.400}" + (f" and {len(others)} like it" if others else "")
+        for first, *others in list(alike.values())[:_MOST]
+    ]
+    more = len(alike) - len(shown)
+    return "; ".join(shown) + (f"; and {more} more" if more else "")
+
+
+def nearest(text: str, names: Iterable[str]) -> str:
+    """A hint to the names that are most like a template, for a row that takes none."""
+    near = difflib.get_close_matches(text, sorted({_NUMBER.sub("0", name) for name in names}), n=1)
+    return f" (is it like {near[0]!r}?)" if near else ""

@@ -1,0 +1,110 @@
+"""Applying a table of correspondences to leaves: the views of what its rows take."""
+
+from itertools import product
+from typing import Any
+
+import jax
+
+from safejax._src.arrays.content import Content
+from safejax._src.arrays.lazy import LazyArray
+from safejax._src.leaves.leaf import (
+    aval_of,
+    check_leaf,
+    content_at,
+    describe,
+    is_array,
+    like_leaf,
+)
+from safejax._src.leaves.leaves import Leaves
+from safejax._src.pytrees.moving import moved
+from safejax._src.pytrees.names import check_name
+from safejax._src.transforms.examining import Examination
+from safejax._src.transforms.matching import Group
+from safejax._src.transforms.rearranging import apart, numbered, stacked, together
+from safejax._src.transforms.tie import same_values
+from safejax.errors import TransformError
+
+
+def made_of(found: Examination) -> Leaves:
+    """The leaves that the table makes, unread."""
+    entries: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    used: set[str] = set()
+    for group in found.groups:
+        for name, leaf in _leaves_of(found, group, used).items():
+            if name not in entries:
+                check_name(name)
+                entries[name] = leaf
+                origins[name] = group.first
+            elif not same_values(name, leaf, name, entries[name]):
+                raise TransformError(
+                    f"correspond: leaf {group.first!r}: expected the values of "
+                    f"{origins[name]!r}, which is tied to it, {describe(entries[name])}, got "
+                    f"others, {describe(leaf)}: one of them would be lost; make a row with "
+                    "another name for it"
+                )
+        used.update(group.names.values())
+    if found.is_inverse:
+        _restore(found, entries)
+    leaves = found.leaves
+    # Containers keep their kinds if all leaves only get other names, as those of `rename` do.
+    if len(used) == len(leaves) == len(origins) and all(
+        len(group.names) == 1 for group in found.groups
+    ):
+        structure = moved(leaves.structure, origins, "correspond")
+        return Leaves(entries, structure, leaves.metadata)
+    return leaves.replace(entries)
+
+
+def _restore(found: Examination, entries: dict[str, Any]) -> None:
+    """Add what the table has left out, and restores."""
+    is_abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in entries.values())
+    for row in found.rows:
+        if row.restored is None:
+            continue
+        (template,) = row.theirs.names
+        names = template.placeholders
+        for numbers in product(*(range(found.sizes.size(name)) for name in names)):
+            name = template.fill(dict(zip(names, map(str, numbers), strict=True)))
+            leaf = row.restored.of(name)
+            check_leaf(name, leaf)
+            entries[name] = aval_of(leaf) if is_abstract and is_array(leaf) else leaf
+
+
+def _leaves_of(found: Examination, group: Group, used: set[str]) -> dict[str, Any]:
+    names = found.names[id(group)]
+    if group.is_plain:
+        (old,), (new,) = group.names.values(), names.values()
+        leaf = found.leaves[old]
+        if old in used and isinstance(leaf, jax.Array):
+            # One of its own, so that each of the tied leaves can be donated.
+            leaf = LazyArray(content_at(old, leaf), new)
+        return {new: leaf}
+    sources, targets = found.tensors[id(group)]
+    size = found.size(group)
+    pieces = {
+        at: apart(found.contents[name].view, sources[at[0]], size)
+        for at, name in group.names.items()
+    }
+    parts = [
+        stacked(
+            group.stacked,
+            {numbers: piece[part] for (at, numbers), piece in pieces.items() if at == place},
+        )
+        for place in range(len(sources))
+        for part in range(len(next(iter(pieces.values()))))
+    ]
+    each = len(parts) // len(targets)
+    contents = [found.contents[name] for name in group.names.values()]
+    weak = all(content.weak_type for content in contents)
+    leaves = [found.leaves[name] for name in group.names.values()]
+    like = next((leaf for leaf in leaves if isinstance(leaf, jax.ShapeDtypeStruct)), leaves[0])
+    made: dict[str, Any] = {}
+    for (place, numbers), name in names.items():
+        own = [
+            numbered(part, group.source.lead, numbers)
+            for part in parts[place * each : (place + 1) * each]
+        ]
+        view = together(own, targets[place], size)
+        made[name] = like_leaf(like, Content(view, contents[0].key, weak), name)
+    return made

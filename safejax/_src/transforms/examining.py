@@ -1,0 +1,260 @@
+"""Examining leaves by a table of correspondences: what each row takes, and all that is at fault."""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, final
+
+from safejax._src.arrays.content import Content
+from safejax._src.leaves.leaf import (
+    content_at,
+    describe,
+    is_array,
+)
+from safejax._src.leaves.leaves import Leaves
+from safejax._src.transforms.accounts import Report, nearest
+from safejax._src.transforms.axes import Tensor, names_of, show_axis, size_of
+from safejax._src.transforms.matching import Group, Index, Place, groups_of
+from safejax._src.transforms.rows import Row, Side
+from safejax._src.transforms.sizes import Constraint, Sizes
+
+
+@final
+class Examination:
+    """What the rows of a table take of leaves, and what they make of it.
+
+    `groups` are those that become leaves, `names` and `tensors` their new names and their axes
+    before and after, and `contents` those of the leaves that get other axes.
+
+    Raises `TransformError` with all that is at fault.
+    """
+
+    def __init__(
+        self, rows: tuple[Row, ...], sizes: Mapping[str, int], is_inverse: bool, leaves: Leaves
+    ) -> None:
+        self.rows, self._given, self.is_inverse = rows, sizes, is_inverse
+        self.leaves = leaves
+        self._report = Report()
+        self.sizes = Sizes(sizes)
+        self.contents: dict[str, Content] = {}
+        self.tensors: dict[int, tuple[tuple[Tensor, ...], tuple[Tensor, ...]]] = {}
+
+        groups = self._taken()
+        complete = [group for group in groups if self._is_complete(group)]
+        kept = [group for group in complete if group.target is not None]
+        self.groups = [group for group in kept if group.is_plain or self._fits(group)]
+        self._solve([*self.groups, *(group for group in complete if group.target is None)])
+        if not (self._report.has("sizes") or self._report.has("unknown")):
+            self._solve_inverse(self.groups)
+            self.names = self._made(self.groups)
+        self._report.check()
+
+    def _taken(self) -> list[Group]:
+        index = Index(self.rows, self.is_inverse)
+        hits = [(name, index.hits(name)) for name in self.leaves]
+        for name, taken in hits:
+            if not taken:
+                self._report.add("untaken", repr(name))
+            elif len(taken) > 1 and len({self._text(row, place) for row, place, _ in taken}) > 1:
+                rows = " and ".join(str(self.rows[row]) for row, _, _ in taken)
+                self._report.add("overlapping", f"{name!r} by {rows}")
+        groups = groups_of(self.rows, self.is_inverse, hits)
+        used = {group.row for group in groups}
+        for number, row in enumerate(self.rows):
+            source, _ = row.sides(self.is_inverse)
+            if number not in used and source is not None and not row.is_optional:
+                self._report.add("idle", f"{row}{nearest(source.names[0].text, self.leaves)}")
+        return groups
+
+    def _text(self, row: int, place: int, *, after: bool = False) -> str:
+        side = self.rows[row].sides(self.is_inverse)[after]
+        assert side is not None
+        return side.names[place].text
+
+    def _is_complete(self, group: Group) -> bool:
+        expected = len(group.source.names)
+        for count in group.counts():
+            expected *= count
+        if len(group.names) == expected:
+            return True
+        missing = group.missing()
+        some = [repr(next(missing)) for _ in range(min(3, expected - len(group.names)))]
+        more = expected - len(group.names) - len(some)
+        self._report.add(
+            "missing",
+            f"{', '.join(some)}{f' and {more} more' if more else ''} next to {group.first!r}",
+        )
+        return False
+
+    def _fits(self, group: Group) -> bool:
+        """Whether the leaves of a group are arrays of one kind, with the axes of the row."""
+        first: tuple[Any, ...] | None = None
+        shapes: dict[int, tuple[int, ...]] = {}
+        for (place, _), name in group.names.items():
+            leaf = self.leaves[name]
+            if not is_array(leaf):
+                self._report.add(
+                    "unlike", f"{name!r}: expected an array with axes, got {describe(leaf)}"
+                )
+                return False
+            content = self.contents.setdefault(name, content_at(name, leaf))
+            kind = (content.view.dtype, content.key)
+            shape = shapes.setdefault(place, content.shape)
+            first = first or kind
+            if kind != first or shape != content.shape:
+                one = self.leaves[group.first]
+                self._report.add(
+                    "unlike",
+                    f"{describe(one)} for {group.first!r} and {describe(leaf)} for {name!r}",
+                )
+                return False
+        rank = len(shapes[0])
+        for place, tensor in enumerate(group.source.tensors or ()):
+            if len(tensor) != len(shapes[place]):
+                name = next(name for (at, _), name in group.names.items() if at == place)
+                axes = " ".join(map(show_axis, tensor)) or "none"
+                self._report.add(
+                    "sizes",
+                    f"leaf {name!r}: expected the axes {axes}, got the shape {list(shapes[place])}",
+                )
+                return False
+        if rank < len(group.source.lead):
+            self._report.add(
+                "sizes",
+                f"leaf {group.first!r}: expected an axis for each of {group.source.lead}, got the "
+                f"shape {list(shapes[0])}",
+            )
+            return False
+        assert group.target is not None
+        own = tuple((f"_.{n}",) for n in range(rank - len(group.source.lead)))
+        self.tensors[id(group)] = (_tensors(group.source, own), _tensors(group.target, own))
+        return True
+
+    def _solve(self, groups: list[Group]) -> None:
+        constraints: dict[tuple[object, ...], list[Constraint]] = {}
+        for group in groups:
+            for name, count in zip(group.stacked, group.counts(), strict=True):
+                key = (group.row, name, count, group.scope if name.startswith("_") else None)
+                constraints.setdefault(
+                    key, [Constraint((name,), count, group.first, group.scope, counted=True)]
+                )
+            if group.is_plain or group.target is None:
+                continue
+            source, _ = self.tensors[id(group)]
+            scope = _scope(group, source)
+            for (place, _), name in group.names.items():
+                shape = self.contents[name].shape
+                constraints.setdefault(
+                    (group.row, place, shape, scope),
+                    [
+                        Constraint(axis, size, name, scope)
+                        for axis, size in zip(source[place], shape, strict=True)
+                    ],
+                )
+        # The largest numbers first: a group is shorter than others, and not longer.
+        counts, axes = (
+            [each for row in constraints.values() for each in row if each.counted == counted]
+            for counted in (True, False)
+        )
+        counts.sort(key=lambda constraint: -constraint.size)
+        faults, left = self.sizes.solve([*counts, *axes])
+        for fault in faults:
+            self._report.add("sizes", fault)
+        seen: set[str] = set()
+        for constraint in left if not faults else ():
+            names = self.sizes.unknown(constraint)
+            if names[0] not in seen:
+                seen.update(names)
+                self._report.add(
+                    "unknown",
+                    f"leaf {constraint.leaf!r} has {constraint.size} for "
+                    f"{show_axis(constraint.axis)}, which leaves {' and '.join(names)} open",
+                )
+
+    def _solve_inverse(self, groups: list[Group]) -> None:
+        """Check that the shapes of the result imply all sizes again, so that it can be undone."""
+        constraints: dict[tuple[object, ...], list[Constraint]] = {}
+        for group in groups:
+            if group.is_plain:
+                continue
+            source, target = self.tensors[id(group)]
+            scope = _scope(group, source)
+            assert group.target is not None
+            for count, name in zip(self._counts(group), group.source.lead, strict=True):
+                constraints.setdefault(
+                    (group.row, name, count, scope),
+                    [Constraint((name,), count, group.first, group.scope, counted=True)],
+                )
+            for place, tensor in enumerate(target):
+                shape = tuple(size_of(axis, self.size(group)) for axis in tensor)
+                name = group.target.names[place].text
+                constraints.setdefault(
+                    (group.row, place, shape, scope),
+                    [
+                        Constraint(axis, size, name, group.scope)
+                        for axis, size in zip(tensor, shape, strict=True)
+                    ],
+                )
+        inverse = Sizes(self._given)
+        _, left = inverse.solve(each for row in constraints.values() for each in row)
+        self._check_restored(inverse)
+        seen: set[str] = set()
+        for constraint in left:
+            names = inverse.unknown(constraint)
+            if names[0] in seen:
+                continue
+            seen.update(names)
+            sizes = {name: self.sizes.size(name, constraint.scope) for name in names}
+            self._report.add(
+                "unknown",
+                f"{constraint.leaf!r} has {constraint.size} for {show_axis(constraint.axis)}, from "
+                f"which the inverse could not tell {' and '.join(names)}: sizes={sizes}",
+            )
+
+    def _check_restored(self, sizes: Sizes) -> None:
+        """Check that it is known how many leaves the inverse, or this one, is to restore."""
+        for row in self.rows:
+            for name in row.theirs.placeholders if row.restored is not None else ():
+                if not (self.sizes if self.is_inverse else sizes).knows(name):
+                    self._report.add(
+                        "unknown",
+                        f"{row}: {{{name}}}: how many there are to restore: sizes={{{name!r}: n}}",
+                    )
+
+    def size(self, group: Group) -> Any:
+        return cache(lambda name: self.sizes.size(name, group.scope))
+
+    def _counts(self, group: Group) -> tuple[int, ...]:
+        return tuple(self.sizes.size(name, group.scope) for name in group.source.lead)
+
+    def _made(self, groups: list[Group]) -> dict[int, dict[Place, str]]:
+        """The new names of each group."""
+        back = Index(self.rows, not self.is_inverse)
+        made: dict[str, tuple[int, int]] = {}
+        found: dict[int, dict[Place, str]] = {}
+        for group in groups:
+            names = found[id(group)] = {}
+            for (place, numbers), name, values in group.made(self._counts(group)):
+                names[place, numbers] = name
+                text = self._text(group.row, place, after=True)
+                row, at = made.setdefault(name, (group.row, place))
+                if (row, at) != (group.row, place) and self._text(row, at, after=True) != text:
+                    self._report.add("twice", f"{name!r} by {self.rows[group.row]}")
+                for hit in back.hits(name):
+                    own = hit.row == group.row and hit.place == place
+                    tied = self._text(hit.row, hit.place, after=True) == text
+                    if (own and hit.values != values) or not (own or tied):
+                        self._report.add("twice", f"{name!r} for {group.first!r}")
+        return found
+
+
+def _tensors(side: Side, own: Tensor) -> tuple[Tensor, ...]:
+    """The axes of a side's tensors, with `own` for any axes."""
+    if side.tensors is not None:
+        return side.tensors
+    return ((*((name,) for name in side.lead), *own),)
+
+
+def _scope(group: Group, tensors: tuple[Tensor, ...]) -> tuple[object, ...] | None:
+    """The scope of a group that has names with sizes of their own."""
+    names = names_of(tensors)
+    return group.scope if any(name.startswith("_") for name in names) else None
