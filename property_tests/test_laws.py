@@ -171,6 +171,25 @@ STEPS: dict[str, list[Case]] = {
             flat(alike()),
             True,
         ),
+        (
+            safejax.correspond(
+                [
+                    ("enc.{i}.k", ("a.{i}", "b.{i}"), "(x r + y) d -> d x r, d y"),
+                    ("enc.{i}.v", ("e", "f"), "(h (1 + 1)) d -> h d, d h"),
+                    *REST,
+                ],
+                sizes={"x": 2, "r": 2},
+            ),
+            flat(alike()),
+            True,
+        ),
+        (
+            safejax.correspond(
+                [(("enc.{i}.k", "enc.{i}.v"), "{i+1}", "n d, n d -> (n + n) d"), *REST],
+            ),
+            flat(alike()),
+            True,
+        ),
     ],
     "select": [(safejax.select("*.0.*", "step"), named(), None)],
     "drop": [(safejax.drop("*.0.*"), named(), None)],

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, final
 
 from safejax.errors import TransformError
@@ -46,6 +46,7 @@ class Report:
 
     def __init__(self) -> None:
         self._faults: dict[str, list[str]] = {}
+        self.remedy: str | None = None
 
     def add(self, kind: str, fault: str) -> None:
         """Add a fault of a kind."""
@@ -57,13 +58,18 @@ class Report:
         return kind in self._faults
 
     def check(self) -> None:
-        """Raise `TransformError` with all faults, if there is one."""
+        """Raise `TransformError` with all faults, if there is one.
+
+        `remedy` replaces that for names that no row takes, if it is known what is wrong with them.
+        """
         if not self._faults:
             return
         lines: list[str] = []
         for kind, (what, remedy) in _SECTIONS.items():
             faults = self._faults.get(kind)
             if faults is not None:
+                if kind == "untaken" and self.remedy is not None:
+                    remedy = self.remedy
                 lines.append(f"- {what} ({len(faults)}): {_some(faults)}: {remedy}")
         raise TransformError(
             "correspond: expected a row for every name, a name for every row, and axes that fit, "
@@ -88,3 +94,19 @@ def nearest(text: str, names: Iterable[str]) -> str:
     """A hint to the names that are most like a template, for a row that takes none."""
     near = difflib.get_close_matches(text, sorted({_NUMBER.sub("0", name) for name in names}), n=1)
     return f" (is it like {near[0]!r}?)" if near else ""
+
+
+def hint_of_prefix(
+    names: Sequence[str], templates: Iterable[str], is_taken: Callable[[str], bool]
+) -> str | None:
+    """A remedy if `names`, which no row takes, lack a segment in front, or have one too many."""
+    if not names:
+        return None
+    firsts = dict.fromkeys(template.partition(".")[0] for template in templates)
+    for first in firsts:
+        if first and not {"{", "*"} & set(first) and all(is_taken(f"{first}.{n}") for n in names):
+            return f"put {first!r} before all names: chain(prefix({first!r}), correspond(...))"
+    first = names[0].partition(".")[0]
+    if all(n.startswith(f"{first}.") and is_taken(n[len(first) + 1 :]) for n in names):
+        return f"take {first!r} from all names: chain(prefix({first!r}).inverse, correspond(...))"
+    return None

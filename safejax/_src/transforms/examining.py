@@ -11,7 +11,7 @@ from safejax._src.leaves.leaf import (
     is_array,
 )
 from safejax._src.leaves.leaves import Leaves
-from safejax._src.transforms.accounts import Report, nearest
+from safejax._src.transforms.accounts import Report, hint_of_prefix, nearest
 from safejax._src.transforms.axes import Tensor, names_of, show_axis, size_of
 from safejax._src.transforms.matching import Group, Index, Place, groups_of
 from safejax._src.transforms.rows import Row, Side
@@ -57,6 +57,12 @@ class Examination:
             elif len(taken) > 1 and len({self._text(row, place) for row, place, _ in taken}) > 1:
                 rows = " and ".join(str(self.rows[row]) for row, _, _ in taken)
                 self._report.add("overlapping", f"{name!r} by {rows}")
+        templates = [row.sides(self.is_inverse)[0] for row in self.rows]
+        self._report.remedy = hint_of_prefix(
+            [name for name, taken in hits if not taken],
+            [side.names[0].text for side in templates if side is not None],
+            lambda name: bool(index.hits(name)),
+        )
         groups = groups_of(self.rows, self.is_inverse, hits)
         used = {group.row for group in groups}
         for number, row in enumerate(self.rows):
@@ -87,7 +93,7 @@ class Examination:
 
     def _fits(self, group: Group) -> bool:
         """Whether the leaves of a group are arrays of one kind, with the axes of the row."""
-        first: tuple[Any, ...] | None = None
+        first: Content | None = None
         shapes: dict[int, tuple[int, ...]] = {}
         for (place, _), name in group.names.items():
             leaf = self.leaves[name]
@@ -97,14 +103,16 @@ class Examination:
                 )
                 return False
             content = self.contents.setdefault(name, content_at(name, leaf))
-            kind = (content.view.dtype, content.key)
+            first = first or content
             shape = shapes.setdefault(place, content.shape)
-            first = first or kind
-            if kind != first or shape != content.shape:
-                one = self.leaves[group.first]
+            if (content.view.dtype, content.key, content.shape) != (
+                first.view.dtype,
+                first.key,
+                shape,
+            ):
                 self._report.add(
                     "unlike",
-                    f"{describe(one)} for {group.first!r} and {describe(leaf)} for {name!r}",
+                    f"{_show(first)} for {group.first!r} and {_show(content)} for {name!r}",
                 )
                 return False
         rank = len(shapes[0])
@@ -245,6 +253,12 @@ class Examination:
                     if (own and hit.values != values) or not (own or tied):
                         self._report.add("twice", f"{name!r} for {group.first!r}")
         return found
+
+
+def _show(content: Content) -> str:
+    """The shape and the dtype that is stored."""
+    dtype = content.view.dtype.name if content.key is None else f"key<{content.key}>"
+    return f"{dtype}[{','.join(map(str, content.shape))}]"
 
 
 def _tensors(side: Side, own: Tensor) -> tuple[Tensor, ...]:

@@ -117,7 +117,7 @@ def groups_of(
                 lead = target.lead
             else:  # What is restored has all its numbers.
                 lead = () if rows[row].restored is None else source.placeholders
-            shared = {key: value for key, value in values.items() if key not in lead}
+            shared = {key: values[key] for key in source.placeholders if key not in lead}
             group = found.setdefault(
                 (row, *shared.items()), Group(row, source, target, shared, lead)
             )

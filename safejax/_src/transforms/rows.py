@@ -170,7 +170,9 @@ def parse_row(number: int, row: object) -> Row:
 def _parsed(row: object) -> Row:
     if not isinstance(row, tuple | list) or not 2 <= len(cast("tuple[Any]", row)) <= 3:
         raise TransformError("expected (their name, our name) or (their name, our name, axes)")
-    written = tuple(cast("tuple[Any, ...]", row))
+    written = tuple(
+        tuple(each) if isinstance(each, list) else each for each in cast("tuple[Any, ...]", row)
+    )
     their, our, axes = (*written, None)[:3]
     theirs, is_optional = _their_names(their)
     if our is None:

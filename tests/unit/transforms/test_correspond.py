@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -156,7 +156,7 @@ def test_what_may_be_missing_is_not_missed() -> None:
 
 # ---- one row each
 
-X = drawn(1, 6, 4)
+X, QKV = drawn(1, 6, 4), drawn(3, 16, 3)
 CASES: dict[str, tuple[list[Any], dict[str, int], dict[str, Any], dict[str, Any]]] = {
     "a name": ([("a", "b")], {}, {"a": 3}, {"b": 3}),
     "axes with names": ([("a", "b", "x y")], {}, {"a": X}, {"b": X}),
@@ -208,6 +208,72 @@ CASES: dict[str, tuple[list[Any], dict[str, int], dict[str, Any], dict[str, Any]
         [("a", "b", "(h k) y -> h k y"), ("c", "d", "k")], {}, {"a": X, "c": X[:3, 0]},
         {"b": X.reshape(2, 3, 4), "d": X[:3, 0]},
     ),
+    "placeholders in another order": (
+        [(("{x}.{y}.q", "{y}.k.{x}"), "{y}-{x}", "n, n -> (n + n)")], {},
+        {"0.a.q": X[0], "a.k.0": X[1], "1.a.q": X[2], "a.k.1": X[3]},
+        {"a-0": X[:2].reshape(-1), "a-1": X[2:4].reshape(-1)},
+    ),
+    "a fused leaf": (
+        [("qkv.{i}", ("q", "k", "v"), "(h k + g k + g k) d -> d h k, d g k, d g k")],
+        {"h": 4, "g": 2}, {"qkv.0": QKV, "qkv.1": -QKV},
+        {
+            "q": np.stack([S * QKV[:8].T.reshape(3, 4, 2) for S in (1, -1)]),
+            "k": np.stack([S * QKV[8:12].T.reshape(3, 2, 2) for S in (1, -1)]),
+            "v": np.stack([S * QKV[12:].T.reshape(3, 2, 2) for S in (1, -1)]),
+        },
+    ),
+    "a fused leaf whose parts take turns": (
+        [("qkv", ("q", "k", "v"), "(h (k + k + k)) d -> d h k, d h k, d h k")], {"k": 2},
+        {"qkv": QKV[:12]},
+        {
+            part: QKV[:12].reshape(2, 3, 2, 3)[:, at].transpose(2, 0, 1)
+            for at, part in enumerate("qkv")
+        },
+    ),
+    "rows that take turns": (
+        [("up.{i}", ("gate", "up"), "(f (1 + 1)) d -> d f, d f")], {}, {"up.0": X},
+        {"gate": X[0::2].T[None], "up": X[1::2].T[None]},
+    ),
+    "several that become one": (
+        [(("{i}.q", "{i}.k", "{i}.v"), "qkv", "(h k) d, (g k) d, (g k) d -> d (h k + g k + g k)")],
+        {"h": 4, "g": 2, "k": 2},
+        {"0.q": QKV[:8], "0.k": QKV[8:12], "0.v": QKV[12:], "1.q": -QKV[:8], "1.k": -QKV[8:12],
+         "1.v": -QKV[12:]},
+        {"qkv": np.stack([QKV.T, -QKV.T])},
+    ),
+    "several that take turns": (
+        [(["gate", "up"], "both", "f d, f d -> d (f (1 + 1))")], {},
+        {"gate": X[0::2], "up": X[1::2]}, {"both": X.T},
+    ),
+    "a fused bias": (
+        [("b.{i}", ("q.{i}", "k.{i}"), "(q + k) -> q, k")], {"q": 4},
+        {"b.0": X[:, 0], "b.1": X[:, 1]},
+        {"q.0": X[:4, 0], "k.0": X[4:, 0], "q.1": X[:4, 1], "k.1": X[4:, 1]},
+    ),
+    "a fused leaf of numbered ones": (
+        [("w", ("a.{i}", "b.{i}"), "i (x + y) -> x, y")], {"x": 1}, {"w": X[:2]},
+        {"a.0": X[0, :1], "b.0": X[0, 1:], "a.1": X[1, :1], "b.1": X[1, 1:]},
+    ),
+    "numbers that begin at 3": (
+        [("l.{i}.w", "all"), ("l.{m+3}.e", "moe"), ("l.{d}.f", "dense")], {},
+        {**{f"l.{i}.w": X[i] for i in range(5)}, "l.3.e": X[0], "l.4.e": X[1],
+         **{f"l.{i}.f": X[:, i] for i in range(3)}},
+        {"all": X[:5], "moe": X[:2], "dense": X.T[:3]},
+    ),
+    "one in three": (
+        [("l.{3*i}.w", "a.{i}"), ("l.{3 * i + 1}.w", "b.{i}"), ("l.{3*n+2}.w", "c")], {},
+        {f"l.{i}.w": X[i] for i in range(6)},
+        {"a.0": X[0], "a.1": X[3], "b.0": X[1], "b.1": X[4], "c": X[[2, 5]]},
+    ),
+    "other numbers in both": (
+        [("l.{i+1}.w", "l.{2*i}.w")], {}, {"l.1.w": X, "l.2.w": -X}, {"l.0.w": X, "l.2.w": -X},
+    ),
+    "a leaf that is restored": ([("a", "b"), ("s", None, 2)], {}, {"a": X, "s": 2}, {"b": X}),
+    "leaves that are restored": (
+        [("l.{i}.w", "w"), ("l.{i}.s", None, np.float32(2))], {},
+        {"l.0.w": X, "l.1.w": X, "l.0.s": np.float32(2), "l.1.s": np.float32(2)},
+        {"w": np.stack([X, X])},
+    ),
     "tied": ([("e", "a"), ("e", "b", "v d -> d v")], {}, {"e": X}, {"a": X, "b": X.T}),
 }  # fmt: skip
 
@@ -222,8 +288,41 @@ def test_a_row_makes_this_and_comes_back(case: str) -> None:
         same(table.inverse(made), theirs)
         same(table.inverse(stored(made)), theirs)
         assert table.inverse.inverse == table
-    assert eval(repr(table), {"correspond": correspond}) == table
-    assert eval(repr(table.inverse), {"correspond": correspond}) == table.inverse
+    names = {"correspond": correspond, "np": np}
+    assert eval(repr(table), names) == table
+    assert eval(repr(table.inverse), names) == table.inverse
+    assert hash(table) == hash(correspond(rows, sizes=sizes))
+
+
+def test_parts_of_a_fused_leaf_read_their_own_bytes() -> None:
+    rows = [
+        ("a", ("q", "k"), "(h k + g k) d -> d h k, d g k"),
+        ("b", ("u", "v"), "(f (1 + 1)) -> f, f"),
+    ]
+    table = correspond(rows, sizes={"h": 4, "g": 2, "k": 2})
+    leaves = table(stored(Leaves({"a": QKV[:12], "b": QKV[:, 0]})))
+    for name, expected in (("k", QKV[8:12].T.reshape(3, 2, 2)), ("v", QKV[1::2, 0])):
+        with safejax.observe_reads() as log:
+            read = np.asarray(leaves[name])
+        assert log.nbytes == expected.nbytes
+        assert_same_bits(read, expected, name)
+
+
+def test_a_function_restores_by_name_and_abstract_leaves_stay_abstract() -> None:
+    def mask(name: str) -> Any:
+        return np.tri(2 + int(name[2]), dtype=bool)
+
+    table = correspond([("l.{i}.w", "w"), ("l.{i}.mask", None, mask)])
+    theirs = {f"l.{i}.{name}": leaf for i in range(2) for name, leaf in
+              (("w", X), ("mask", np.tri(2 + i, dtype=bool)))}  # fmt: skip
+    same(table.inverse(table(stored(Leaves(theirs)))), theirs)
+    abstract = table(Leaves(theirs)).map(
+        lambda _, leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    )
+    assert table.inverse(abstract)["l.1.mask"] == jax.ShapeDtypeStruct((3, 3), "bool")
+    with pytest.raises(TransformError, match=r"expected 3 for {i}"):
+        table(Leaves({**theirs, "l.2.mask": np.tri(2)}))
+    assert repr(table).endswith("<locals>.mask)])")
 
 
 def test_a_list_that_moves_whole_stays_a_list() -> None:
@@ -291,6 +390,19 @@ FAULTS: dict[str, tuple[list[Any], dict[str, int], dict[str, Any], list[str]]] =
                    [r"made twice.*'c\.x'"]),
     "not the same back": ([("a.{x}.{y}", "{x}-{y}")], {}, {"a.p-q.r": X},
                           [r"would not come back.*'p-q-r' for 'a\.p-q\.r'"]),
+    "another dtype in the file": ([("a.{i}", "a")], {}, {"a.0": X, "a.1": X.astype("float64")},
+                                  [r"float64\[6,4\] for 'a\.1' and float32\[6,4\] for 'a\.0'"]),
+    "a part too few": ([(("q", "k"), "qk", "x y, z y -> (x + z) y")], {"x": 6}, {"q": X},
+                       [r"missing next to others of their row \(1\): 'k' next to 'q'"]),
+    "parts that do not add up": ([("qk", ("q", "k"), "(x + x) y -> x y, x y")], {}, {"qk": X[:5]},
+                                 [r"expected the size \(2 \+ 2\) for \(x \+ x\), got 5"]),
+    "unknown parts": ([("qk", ("q", "k"), "(a + b) y -> a y, b y")], {}, {"qk": X},
+                      [r"leaf 'qk' has 6 for \(a \+ b\), which leaves a and b open"]),
+    "a number that is padded": ([("l.{i}", "l")], {}, {"l.00": X, "l.01": X},
+                                ["no row takes", r"take no name \(1\): 'l\.{i}' -> 'l'"]),
+    "how many to restore": ([("a", "a"), ("s.{i}", None, 0)], {}, {"a": X, "s.0": 0},
+                            [r"'s\.{i}' -> None: {i}: how many there are to restore: "
+                             "sizes={'i': n}"]),
     "all at once": (
         [("a.{i}", "a"), ("q", "q", "(h k) d -> d h k"), ("none", "none")], {"h": 3},
         {"a.0": X, "a.2": X, "q": Q, "left": 1},
@@ -321,6 +433,22 @@ def test_the_sizes_that_an_error_asks_for_help() -> None:
     same(table.inverse(table(Leaves({"a": X}))), {"a": X})
 
 
+def test_a_prefix_that_all_names_lack_or_have_too_many() -> None:
+    theirs = Leaves({"model.a": X, "model.l.0.b": X, "head": X})
+    table = correspond([("model.a", "a"), ("model.l.{i}.b", "b"), ("head?", "head")])
+    for before, given in (
+        (safejax.prefix("model"), Leaves({"a": X, "l.0.b": X})),
+        (safejax.prefix("model").inverse, safejax.prefix("model")(theirs)),
+    ):
+        with pytest.raises(TransformError) as caught:
+            table(given)
+        remedy = str(caught.value).partition("names: ")[2].partition(", correspond(...)")[0]
+        assert eval(
+            f"{remedy})", {"chain": safejax.chain, "prefix": safejax.prefix}
+        ) == safejax.chain(before)
+        assert table(before(given)).keys() >= {"a", "b"}
+
+
 def test_the_report_of_ten_thousand_faults_is_short() -> None:
     names = {f"{'n' * (i % 40)}.{i}.{i % 7}x": i for i in range(10_000)}
     with pytest.raises(TransformError) as caught:
@@ -333,7 +461,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "a dict": (lambda: correspond({"a": "b"}), "expected a list of rows"),  # pyright: ignore
     "no rows": (lambda: correspond([]), "at least one row"),
     "a name alone": (lambda: correspond(["a"]), "row 0, 'a': expected"),  # pyright: ignore
-    "a number": (lambda: correspond([("a", 3)]), "our name to be a string or several, got 3"),
+    "a number": (lambda: correspond([cast("Any", ("a", 3))]), "or several, got 3"),
     "no name": (lambda: correspond([("", "a")]), "their name to be a string"),
     "half a brace": (lambda: correspond([("a.{i", "a")]), "placeholder like"),
     "axes of a number": (lambda: correspond([("a", "b", 3)]), "axes to be a string, got 3"),
@@ -351,6 +479,31 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "a size of text": (lambda: correspond([("a", "b", "x")], sizes={"x": "2"}),  # pyright: ignore
                        "1 or more, got '2'"),
     "sizes in a list": (lambda: correspond([("a", "b")], sizes=[2]), "a mapping"),  # pyright: ignore
+    "two sums": (lambda: correspond([("a", "b", "(x + y) (z + w)")]), "at most one sum"),
+    "a sum in a sum": (lambda: correspond([("a", "b", "((x + y) + z)")]), "no sum within a sum"),
+    "half a sum": (lambda: correspond([("a", "b", "(x + )")]), "expected an axis at character 5"),
+    "a sum of several": (
+        lambda: correspond([(("a", "b"), "c", "(x + y), z -> (x + y + z)")]), "with one tensor",
+    ),
+    "other parts": (
+        lambda: correspond([("a", ("b", "c"), "(x + y + z) -> x, y")]), "got 3 of theirs",
+    ),
+    "axes of others": (lambda: correspond([("a", ("b", "c"), "x -> x")]), "2 of our tensors"),
+    "several without axes": (lambda: correspond([("a", ("b", "c"))]), "axes for several names"),
+    "one of several names twice": (
+        lambda: correspond([("a", ("b", "b"), "(x + y) -> x, y")]), "several different ones",
+    ),
+    "other placeholders": (
+        lambda: correspond([("a.{i}", ("b.{i}", "c"), "(x + y) -> x, y")]), "same placeholders",
+    ),
+    "half of them optional": (
+        lambda: correspond([(("a?", "b"), "c", "x, y -> (x + y)")]), r"a \? at the end of all",
+    ),
+    "a number in two ways": (lambda: correspond([("{i}.{i+1}", "b")]), "one number for {i}"),
+    "a stride of 0": (lambda: correspond([("{0*i}", "b")]), "stride of 1 or more, got '{0"),
+    "a text restored": (lambda: correspond([("a", None, "text")]), "a leaf, or a function"),
+    "a star restored": (lambda: correspond([("a.*", None, 1)]), "number it with {i}"),
+    "several left out": (lambda: correspond([(("a", "b"), None)]), "a row for each name"),
     "axes for nothing": (lambda: correspond([("a", None, "x")]), "a leaf, or a function"),
 }  # fmt: skip
 
