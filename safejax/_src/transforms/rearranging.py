@@ -53,6 +53,8 @@ def stacked(names: Sequence[str], parts: Mapping[tuple[int, ...], Part]) -> Part
 
 def numbered(part: Part, names: Sequence[str], numbers: Sequence[int]) -> Part:
     """The part at these numbers along the axes of these names."""
+    if not names:
+        return part
     at = dict(zip(names, numbers, strict=True))
     index = tuple(at.get(name, slice(None)) for name in part.names)
     return Part(tuple(name for name in part.names if name not in at), part.view.index(index))

@@ -265,6 +265,10 @@ CASES: dict[str, tuple[list[Any], dict[str, int], dict[str, Any], dict[str, Any]
         {f"l.{i}.w": X[i] for i in range(6)},
         {"a.0": X[0], "a.1": X[3], "b.0": X[1], "b.1": X[4], "c": X[[2, 5]]},
     ),
+    "two kinds by turns": (
+        [(("l.{2*i}", "l.{2*i+1}"), "pairs", "x, x -> i (1 + 1) x")], {},
+        {f"l.{i}": X[i] for i in range(6)}, {"pairs": X.reshape(3, 2, 4)},
+    ),
     "other numbers in both": (
         [("l.{i+1}.w", "l.{2*i}.w")], {}, {"l.1.w": X, "l.2.w": -X}, {"l.0.w": X, "l.2.w": -X},
     ),
