@@ -18,9 +18,11 @@ from safejax._src.leaves.leaf import (
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.pytrees.moving import moved
 from safejax._src.pytrees.names import check_name
+from safejax._src.reading.view import View
+from safejax._src.transforms.axes import part_names
 from safejax._src.transforms.examining import Examination
 from safejax._src.transforms.matching import Group
-from safejax._src.transforms.rearranging import apart, numbered, stacked, together
+from safejax._src.transforms.rearranging import Arranger, Part, numbered, stacked
 from safejax._src.transforms.tie import same_values
 from safejax.errors import TransformError
 
@@ -82,29 +84,32 @@ def _leaves_of(found: Examination, group: Group, used: set[str]) -> dict[str, An
         return {new: leaf}
     sources, targets = found.tensors[id(group)]
     size = found.size(group)
-    pieces = {
-        at: apart(found.contents[name].view, sources[at[0]], size)
-        for at, name in group.names.items()
-    }
-    parts = [
-        stacked(
-            group.stacked,
-            {numbers: piece[part] for (at, numbers), piece in pieces.items() if at == place},
-        )
-        for place in range(len(sources))
-        for part in range(len(next(iter(pieces.values()))))
+    orders = [(*group.source.lead, *names) for tensor in targets for names in part_names(tensor)]
+    each = len(orders) // len(sources)
+    pieces: list[list[dict[tuple[int, ...], View]]] = [[{} for _ in range(each)] for _ in sources]
+    arrangers = [
+        Arranger(tensor, size, orders[place * each : (place + 1) * each])
+        for place, tensor in enumerate(sources)
     ]
-    each = len(parts) // len(targets)
+    for (place, numbers), name in group.names.items():
+        views = arrangers[place].parts(found.contents[name].view)
+        for piece, view in zip(pieces[place], views, strict=True):
+            piece[numbers] = view
+    parts = [
+        Part(order, stacked(group.stacked, order, piece))
+        for order, piece in zip(orders, (each for some in pieces for each in some), strict=True)
+    ]
     contents = [found.contents[name] for name in group.names.values()]
     weak = all(content.weak_type for content in contents)
     leaves = [found.leaves[name] for name in group.names.values()]
     like = next((leaf for leaf in leaves if isinstance(leaf, jax.ShapeDtypeStruct)), leaves[0])
     made: dict[str, Any] = {}
+    each = len(parts) // len(targets)
+    views = [
+        numbered(parts[place * each : (place + 1) * each], group.source.lead, tensor, size)
+        for place, tensor in enumerate(targets)
+    ]
     for (place, numbers), name in names.items():
-        own = [
-            numbered(part, group.source.lead, numbers)
-            for part in parts[place * each : (place + 1) * each]
-        ]
-        view = together(own, targets[place], size)
+        view = views[place][numbers]
         made[name] = like_leaf(like, Content(view, contents[0].key, weak), name)
     return made

@@ -5,6 +5,7 @@ from functools import cache
 from typing import Any, final
 
 from safejax._src.arrays.content import Content
+from safejax._src.arrays.lazy import LazyArray
 from safejax._src.leaves.leaf import (
     content_at,
     describe,
@@ -95,21 +96,24 @@ class Examination:
         """Whether the leaves of a group are arrays of one kind, with the axes of the row."""
         first: Content | None = None
         shapes: dict[int, tuple[int, ...]] = {}
+        of_views: dict[int, tuple[int, ...]] = {}
         for (place, _), name in group.names.items():
             leaf = self.leaves[name]
-            if not is_array(leaf):
+            if type(leaf) is not LazyArray and not is_array(leaf):
                 self._report.add(
                     "unlike", f"{name!r}: expected an array with axes, got {describe(leaf)}"
                 )
                 return False
-            content = self.contents.setdefault(name, content_at(name, leaf))
+            content = self.contents.get(name)
+            if content is None:
+                # The class of a leaf over several devices says that it is another.
+                is_lazy = type(leaf) is LazyArray
+                content = self.contents[name] = leaf.content if is_lazy else content_at(name, leaf)
             first = first or content
-            shape = shapes.setdefault(place, content.shape)
-            if (content.view.dtype, content.key, content.shape) != (
-                first.view.dtype,
-                first.key,
-                shape,
-            ):
+            if place not in shapes:
+                shapes[place], of_views[place] = content.shape, content.view.shape
+            kind = (content.view.dtype, content.key, content.view.shape)
+            if kind != (first.view.dtype, first.key, of_views[place]):
                 self._report.add(
                     "unlike",
                     f"{_show(first)} for {group.first!r} and {_show(content)} for {name!r}",
@@ -149,8 +153,8 @@ class Examination:
                 continue
             source, _ = self.tensors[id(group)]
             scope = _scope(group, source)
-            for (place, _), name in group.names.items():
-                shape = self.contents[name].shape
+            for place, name in {place: name for (place, _), name in group.names.items()}.items():
+                shape = self.contents[name].shape  # The others of this place have the same.
                 constraints.setdefault(
                     (group.row, place, shape, scope),
                     [

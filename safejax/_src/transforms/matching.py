@@ -109,17 +109,30 @@ def groups_of(
 ) -> list[Group]:
     """The groups, in the order of their first names."""
     found: dict[tuple[object, ...], Group] = {}
+    kinds = [_kind(row, is_inverse) for row in rows]
     for name, taken in hits:
         for row, place, values in taken:
-            source, target = rows[row].sides(is_inverse)
+            source, target, shared, lead = kinds[row]
             assert source is not None
-            if target is not None:
-                lead = target.lead
-            else:  # What is restored has all its numbers.
-                lead = () if rows[row].restored is None else source.placeholders
-            shared = {key: values[key] for key in source.placeholders if key not in lead}
-            group = found.setdefault(
-                (row, *shared.items()), Group(row, source, target, shared, lead)
-            )
-            group.names[place, tuple(int(values[key]) for key in lead)] = name
+            key = (row, *[values[each] for each in shared])
+            group = found.get(key)
+            if group is None:
+                own = {each: values[each] for each in shared}
+                group = found[key] = Group(row, source, target, own, lead)
+            group.names[place, tuple([int(values[each]) for each in lead])] = name
     return list(found.values())
+
+
+def _kind(
+    row: Row, is_inverse: bool
+) -> tuple[Side | None, Side | None, tuple[str, ...], tuple[str, ...]]:
+    """The sides of a row, the placeholders that both have, and those that are stacked."""
+    source, target = row.sides(is_inverse)
+    if source is None:
+        return None, target, (), ()
+    if target is not None:
+        lead = target.lead
+    else:  # What is restored has all its numbers.
+        lead = () if row.restored is None else source.placeholders
+    shared = tuple(name for name in source.placeholders if name not in lead)
+    return source, target, shared, lead
