@@ -11,10 +11,10 @@ from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.rules import ShardingRules, sharding_rules
 from safejax._src.leaves.steps import Transform
 from safejax._src.public import set_module
-from safejax._src.transforms.applying import made_of
-from safejax._src.transforms.axes import Axis, names_of
-from safejax._src.transforms.examining import Examination
-from safejax._src.transforms.rows import Row, parse_row
+from safejax._src.transforms.correspondence.applying import made_of
+from safejax._src.transforms.correspondence.axes import Axis, names_of
+from safejax._src.transforms.correspondence.examining import Examination
+from safejax._src.transforms.correspondence.rows import Row, parse_row
 from safejax.errors import ShardingError, TransformError
 
 NameArgument: TypeAlias = "str | tuple[str, ...] | list[str]"

@@ -6,7 +6,15 @@ from typing import NamedTuple, final
 from safejax._src.reading.concatenation import Concatenation, concatenation
 from safejax._src.reading.view import Strided, View
 from safejax._src.reading.windows import Window
-from safejax._src.transforms.axes import Axis, Factor, Sum, Tensor, atoms, part_names, size_of
+from safejax._src.transforms.correspondence.axes import (
+    Axis,
+    Factor,
+    Sum,
+    Tensor,
+    atoms,
+    part_names,
+    size_of,
+)
 
 Size = Callable[[str], int]
 

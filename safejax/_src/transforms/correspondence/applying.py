@@ -19,10 +19,10 @@ from safejax._src.leaves.leaves import Leaves
 from safejax._src.pytrees.moving import moved
 from safejax._src.pytrees.names import check_name
 from safejax._src.reading.view import View
-from safejax._src.transforms.axes import part_names
-from safejax._src.transforms.examining import Examination
-from safejax._src.transforms.matching import Group
-from safejax._src.transforms.rearranging import Arranger, Part, numbered, stacked
+from safejax._src.transforms.correspondence.axes import part_names
+from safejax._src.transforms.correspondence.examining import Examination
+from safejax._src.transforms.correspondence.matching import Group
+from safejax._src.transforms.correspondence.rearranging import Arranger, Part, numbered, stacked
 from safejax._src.transforms.tie import same_values
 from safejax.errors import TransformError
 

@@ -12,11 +12,11 @@ from safejax._src.leaves.leaf import (
     is_array,
 )
 from safejax._src.leaves.leaves import Leaves
-from safejax._src.transforms.accounts import Report, hint_of_prefix, nearest
-from safejax._src.transforms.axes import Tensor, names_of, show_axis, size_of
-from safejax._src.transforms.matching import Group, Index, Place, groups_of
-from safejax._src.transforms.rows import Row, Side
-from safejax._src.transforms.sizes import Constraint, Sizes
+from safejax._src.transforms.correspondence.accounts import Report, hint_of_prefix, nearest
+from safejax._src.transforms.correspondence.axes import Tensor, names_of, show_axis, size_of
+from safejax._src.transforms.correspondence.matching import Group, Index, Place, groups_of
+from safejax._src.transforms.correspondence.rows import Row, Side
+from safejax._src.transforms.correspondence.sizes import Constraint, Sizes
 
 
 @final

@@ -3,7 +3,7 @@
 from collections.abc import Hashable, Iterable, Mapping
 from typing import NamedTuple, final
 
-from safejax._src.transforms.axes import Axis, show_axis, size_of
+from safejax._src.transforms.correspondence.axes import Axis, show_axis, size_of
 
 
 @final

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import NamedTuple, final
 
-from safejax._src.transforms.rows import Row, Side
+from safejax._src.transforms.correspondence.rows import Row, Side
 
 
 @final

@@ -8,7 +8,7 @@ from typing import Any, Final, cast, final
 import numpy as np
 
 from safejax._src.pytrees.patterns import Template
-from safejax._src.transforms.axes import Tensor, names_of, parse_axes, part_names
+from safejax._src.transforms.correspondence.axes import Tensor, names_of, parse_axes, part_names
 from safejax.errors import TransformError
 
 _BRACES: Final = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
