@@ -329,6 +329,15 @@ def test_a_function_restores_by_name_and_abstract_leaves_stay_abstract() -> None
     assert repr(table).endswith("<locals>.mask)])")
 
 
+def test_what_is_restored_takes_the_place_of_nothing() -> None:
+    table = correspond([("a.{i}", "b.{i}"), ("a.0", None, 1)])
+    with pytest.raises(TransformError, match=r"made twice.*'a\.0' for 'b\.0'"):
+        table.inverse(Leaves({"b.0": X}))
+    table = correspond([("a", "b"), ("s.{i}", None, 0), ("s.0", None, 1)], sizes={"i": 2})
+    with pytest.raises(TransformError, match=r"leaf 's\.0'.*by the row 's\.0' -> None"):
+        table.inverse(Leaves({"b": X}))
+
+
 def test_a_list_that_moves_whole_stays_a_list() -> None:
     leaves = flatten({"a": [jnp.ones(2), jnp.zeros(3)]})
     table = correspond([("a.{i}", "b.{i}")])
@@ -403,7 +412,8 @@ FAULTS: dict[str, tuple[list[Any], dict[str, int], dict[str, Any], list[str]]] =
     "unknown parts": ([("qk", ("q", "k"), "(a + b) y -> a y, b y")], {}, {"qk": X},
                       [r"leaf 'qk' has 6 for \(a \+ b\), which leaves a and b open"]),
     "a number that is padded": ([("l.{i}", "l")], {}, {"l.00": X, "l.01": X},
-                                ["no row takes", r"take no name \(1\): 'l\.{i}' -> 'l'"]),
+                                ["no row takes", r"take no name \(1\): 'l\.{i}' -> 'l' \(expected its "
+                                 r"numbers from 0 on, without padding, got 'l\.00'\)"]),
     "how many to restore": ([("a", "a"), ("s.{i}", None, 0)], {}, {"a": X, "s.0": 0},
                             [r"'s\.{i}' -> None: {i}: how many there are to restore: "
                              "sizes={'i': n}"]),

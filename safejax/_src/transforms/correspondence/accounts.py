@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, final
 
+from safejax._src.pytrees.patterns import Template
 from safejax.errors import TransformError
 
 _MOST: Final = 5
@@ -90,9 +91,14 @@ def _some(faults: Iterable[str]) -> str:
     return "; ".join(shown) + (f"; and {more} more" if more else "")
 
 
-def nearest(text: str, names: Iterable[str]) -> str:
-    """A hint to the names that are most like a template, for a row that takes none."""
-    near = difflib.get_close_matches(text, sorted({_NUMBER.sub("0", name) for name in names}), n=1)
+def why_idle(template: Template, names: Iterable[str]) -> str:
+    """A hint for a row that takes no name: one whose numbers do not fit, or one that is alike."""
+    match = template.matcher()
+    for name in names:
+        if match(name) is not None:
+            return f" (expected its numbers from 0 on, without padding, got {name!r})"
+    alike = sorted({_NUMBER.sub("0", name) for name in names})
+    near = difflib.get_close_matches(template.text, alike, n=1)
     return f" (is it like {near[0]!r}?)" if near else ""
 
 

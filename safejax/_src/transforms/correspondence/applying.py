@@ -70,6 +70,11 @@ def _restore(found: Examination, entries: dict[str, Any]) -> None:
             name = template.fill(dict(zip(names, map(str, numbers), strict=True)))
             leaf = row.restored.of(name)
             check_leaf(name, leaf)
+            if name in entries:
+                raise TransformError(
+                    f"correspond: leaf {name!r}: expected a name that is only restored, by the row "
+                    f"{row}, got one that another row makes: make the templates more specific"
+                )
             entries[name] = aval_of(leaf) if is_abstract and is_array(leaf) else leaf
 
 

@@ -12,7 +12,7 @@ from safejax._src.leaves.leaf import (
     is_array,
 )
 from safejax._src.leaves.leaves import Leaves
-from safejax._src.transforms.correspondence.accounts import Report, hint_of_prefix, nearest
+from safejax._src.transforms.correspondence.accounts import Report, hint_of_prefix, why_idle
 from safejax._src.transforms.correspondence.axes import Tensor, names_of, show_axis, size_of
 from safejax._src.transforms.correspondence.matching import Group, Index, Place, groups_of
 from safejax._src.transforms.correspondence.rows import Row, Side
@@ -52,6 +52,7 @@ class Examination:
     def _taken(self) -> list[Group]:
         index = Index(self.rows, self.is_inverse)
         hits = [(name, index.hits(name)) for name in self.leaves]
+        untaken = [name for name, taken in hits if not taken]
         for name, taken in hits:
             if not taken:
                 self._report.add("untaken", repr(name))
@@ -60,7 +61,7 @@ class Examination:
                 self._report.add("overlapping", f"{name!r} by {rows}")
         templates = [row.sides(self.is_inverse)[0] for row in self.rows]
         self._report.remedy = hint_of_prefix(
-            [name for name, taken in hits if not taken],
+            untaken,
             [side.names[0].text for side in templates if side is not None],
             lambda name: bool(index.hits(name)),
         )
@@ -69,7 +70,7 @@ class Examination:
         for number, row in enumerate(self.rows):
             source, _ = row.sides(self.is_inverse)
             if number not in used and source is not None and not row.is_optional:
-                self._report.add("idle", f"{row}{nearest(source.names[0].text, self.leaves)}")
+                self._report.add("idle", f"{row}{why_idle(source.names[0].template, untaken)}")
         return groups
 
     def _text(self, row: int, place: int, *, after: bool = False) -> str:
