@@ -412,8 +412,8 @@ FAULTS: dict[str, tuple[list[Any], dict[str, int], dict[str, Any], list[str]]] =
     "unknown parts": ([("qk", ("q", "k"), "(a + b) y -> a y, b y")], {}, {"qk": X},
                       [r"leaf 'qk' has 6 for \(a \+ b\), which leaves a and b open"]),
     "a number that is padded": ([("l.{i}", "l")], {}, {"l.00": X, "l.01": X},
-                                ["no row takes", r"take no name \(1\): 'l\.{i}' -> 'l' \(expected its "
-                                 r"numbers from 0 on, without padding, got 'l\.00'\)"]),
+                                ["no row takes", r"take no name \(1\): 'l\.{i}' -> 'l' \(expected "
+                                 r"its numbers from 0 on, without padding, got 'l\.00'\)"]),
     "how many to restore": ([("a", "a"), ("s.{i}", None, 0)], {}, {"a": X, "s.0": 0},
                             [r"'s\.{i}' -> None: {i}: how many there are to restore: "
                              "sizes={'i': n}"]),
@@ -464,11 +464,15 @@ def test_a_prefix_that_all_names_lack_or_have_too_many() -> None:
 
 
 def test_the_report_of_ten_thousand_faults_is_short() -> None:
-    names = {f"{'n' * (i % 40)}.{i}.{i % 7}x": i for i in range(10_000)}
+    names = {f"{'n' * (i % 400)}.{i}.{i % 7}x": i for i in range(5_000)}
+    long = "m" * 400
+    rows: list[Any] = [(f"{long}.{n}.{{i}}", f"b{n}", "(h k)") for n in "abcdefg"]
+    groups = {f"{long}.{n}.{i}": X[:, i] for n in "abc" for i in (0, 1, 3)}
     with pytest.raises(TransformError) as caught:
-        correspond([("a", "b")])(Leaves(names))
-    assert "names that no row takes (10000)" in str(caught.value)
-    assert len(str(caught.value)) < 2000
+        correspond([*rows, (f"{long}.*", "c.*")])(Leaves({**names, **groups}))
+    for fault in ("that no row takes (5000)", "rows that take no name (4)", "rows take (9)", "(3)"):
+        assert fault in str(caught.value)
+    assert len(str(caught.value)) < 4000
 
 
 WRONG: dict[str, tuple[Callable[[], Any], str]] = {

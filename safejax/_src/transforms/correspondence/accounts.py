@@ -8,7 +8,8 @@ from typing import Final, final
 from safejax._src.pytrees.patterns import Template
 from safejax.errors import TransformError
 
-_MOST: Final = 5
+_MOST: Final = 10
+"""About as many faults are shown, of 250 characters: all of it is to be read."""
 _NUMBER: Final = re.compile(r"\d+")
 
 _SECTIONS: Final = {
@@ -66,26 +67,27 @@ class Report:
         if not self._faults:
             return
         lines: list[str] = []
+        most = max(1, min(5, _MOST // len(self._faults)))
         for kind, (what, remedy) in _SECTIONS.items():
             faults = self._faults.get(kind)
             if faults is not None:
                 if kind == "untaken" and self.remedy is not None:
                     remedy = self.remedy
-                lines.append(f"- {what} ({len(faults)}): {_some(faults)}: {remedy}")
+                lines.append(f"- {what} ({len(faults)}): {_some(faults, most)}: {remedy}")
         raise TransformError(
             "correspond: expected a row for every name, a name for every row, and axes that fit, "
             "got\n" + "\n".join(lines)
         )
 
 
-def _some(faults: Iterable[str]) -> str:
+def _some(faults: Iterable[str], most: int) -> str:
     """Some of the faults; those that differ in numbers only are shown once."""
     alike: dict[str, list[str]] = {}
     for fault in faults:
         alike.setdefault(_NUMBER.sub("0", fault), []).append(fault)
     shown = [
-        f"{first:.400}" + (f" and {len(others)} like it" if others else "")
-        for first, *others in list(alike.values())[:_MOST]
+        f"{first:.250}" + (f" and {len(others)} like it" if others else "")
+        for first, *others in list(alike.values())[:most]
     ]
     more = len(alike) - len(shown)
     return "; ".join(shown) + (f"; and {more} more" if more else "")
