@@ -92,38 +92,91 @@ def test_a_model_is_what_numpy_makes_of_it_by_hand() -> None:
     same(TABLE(stored(Leaves(checkpoint()))), by_hand(checkpoint()))
 
 
-def test_every_device_has_its_part_and_the_export_is_the_checkpoint(tmp_path: Path) -> None:
-    theirs = {name: leaf for name, leaf in checkpoint().items() if "rotary" not in name}
+SPECS = {
+    "embed.embedding": P("model", "data"),
+    "layers.q.kernel": P(None, "data", "model"),
+    "layers.q.bias": P(None, "model"),
+    "layers.k.kernel": P(None, "data"),
+    "layers.o.kernel": P(None, "model", None, "data"),
+    "layers.norm.scale": P(None, "data"),
+    "layers.up.kernel": P(None, None, "data"),
+    "norm.scale": P("data"),
+    "head.kernel": P("data", "model"),
+}
+
+
+def fused_checkpoint() -> dict[str, np.ndarray[Any, Any]]:
+    """A tiny Phi-3, whose queries, keys and values are one tensor, and whose head is tied."""
+    shapes: dict[str, tuple[int, ...]] = {"embed": (WORDS, WIDTH)}
+    for i in range(LAYERS):
+        shapes[f"layers.{i}.qkv"] = ((HEADS + 2 * GROUPS) * SIZE, WIDTH)
+        shapes[f"layers.{i}.gate_up"] = (2 * WORDS, WIDTH)
+    return {name: drawn(seed, *s, dtype="float16") for seed, (name, s) in enumerate(shapes.items())}
+
+
+FUSED = correspond(
+    [
+        ("embed", "embed.embedding", "v d"),
+        ("embed", "head.kernel", "v d -> d v"),
+        ("layers.{i}.qkv", ("q", "k", "v"), "(h k + g k + g k) d -> d h k, d g k, d g k"),
+        ("layers.{i}.gate_up", ("gate", "up"), "(f + f) d -> d f, d f"),
+    ],
+    sizes={"h": HEADS, "g": GROUPS},
+)
+
+
+def fused_by_hand(theirs: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
+    qkv = np.stack([theirs[f"layers.{i}.qkv"].T for i in range(LAYERS)])
+    both = np.stack([theirs[f"layers.{i}.gate_up"].T for i in range(LAYERS)])
+    q, k = HEADS * SIZE, GROUPS * SIZE
+    return {
+        "embed.embedding": theirs["embed"],
+        "head.kernel": theirs["embed"].T,
+        "q": qkv[..., :q].reshape(LAYERS, WIDTH, HEADS, SIZE),
+        "k": qkv[..., q : q + k].reshape(LAYERS, WIDTH, GROUPS, SIZE),
+        "v": qkv[..., q + k :].reshape(LAYERS, WIDTH, GROUPS, SIZE),
+        "gate": both[..., :WORDS],
+        "up": both[..., WORDS:],
+    }
+
+
+FUSED_SPECS = {
+    "embed.embedding": P("model", "data"),
+    "head.kernel": P("data", "model"),
+    "q": P(None, "data", "model"),
+    "k": P(None, "data"),
+    "v": P(None, "data"),
+    "gate": P(None, "data", None),
+    "up": P(None, "data", None),
+}
+
+
+@pytest.mark.parametrize("kind", ["experts", "fused"])
+def test_every_device_has_its_part_and_the_export_is_the_checkpoint(
+    kind: str, tmp_path: Path
+) -> None:
+    if kind == "fused":
+        theirs, table, specs = fused_checkpoint(), FUSED, FUSED_SPECS
+        expected = fused_by_hand(theirs)
+    else:
+        theirs = {name: leaf for name, leaf in checkpoint().items() if "rotary" not in name}
+        table, specs, expected = WITHOUT_ROTARY, SPECS, by_hand(theirs)
     path, back = tmp_path / "theirs.safetensors", tmp_path / "back.safetensors"
     safetensors.numpy.save_file(theirs, path)
     mesh = jax.make_mesh((2, 4), ("data", "model"))
-    rules = WITHOUT_ROTARY.sharding_rules(
-        mesh, {"h": "model", "v": "model", "d": "data", "j": None, "f": None}
-    )
+    rules = table.sharding_rules(mesh, {"h": "model", "v": "model", "d": "data", "f": None})
     with safejax.observe_reads() as log:
-        ours = safejax.load(path, transform=WITHOUT_ROTARY, sharding=rules)
+        ours = safejax.load(path, transform=table, sharding=rules)
         leaves = flatten(ours)
         assert all(map(is_unread, leaves.values()))
         assert log.nbytes == 0
-    expected = by_hand({**checkpoint(), **theirs})
-    specs = {
-        "embed.embedding": P("model", "data"),
-        "layers.q.kernel": P(None, "data", "model"),
-        "layers.q.bias": P(None, "model"),
-        "layers.k.kernel": P(None, "data"),
-        "layers.o.kernel": P(None, "model", None, "data"),
-        "layers.norm.scale": P(None, "data"),
-        "layers.up.kernel": P(None, None, "data"),
-        "norm.scale": P("data"),
-        "head.kernel": P("data", "model"),
-    }
-    assert leaves.keys() == specs.keys()
+    assert leaves.keys() == specs.keys() == expected.keys()
     for name, leaf in leaves.items():
         assert leaf.sharding.is_equivalent_to(NamedSharding(mesh, specs[name]), leaf.ndim), name
         assert len(leaf.addressable_shards) == 8
         for shard in leaf.addressable_shards:
             assert_same_bits(shard.data, expected[name][shard.index], name)
-    safejax.save(ours, back, transform=WITHOUT_ROTARY.inverse)
+    safejax.save(ours, back, transform=table.inverse)
     exported = safetensors.numpy.load_file(back)
     assert exported.keys() == theirs.keys()
     for name, leaf in theirs.items():
