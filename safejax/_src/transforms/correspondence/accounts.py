@@ -55,9 +55,9 @@ class Report:
         assert kind in _SECTIONS
         self._faults.setdefault(kind, []).append(fault)
 
-    def has(self, kind: str) -> bool:
-        """Whether there is a fault of a kind."""
-        return kind in self._faults
+    def count(self, kind: str) -> int:
+        """The number of faults of a kind."""
+        return len(self._faults.get(kind, ()))
 
     def check(self) -> None:
         """Raise `TransformError` with all faults, if there is one.
@@ -99,8 +99,8 @@ def why_idle(template: Template, names: Iterable[str]) -> str:
     for name in names:
         if match(name) is not None:
             return f" (expected its numbers from 0 on, without padding, got {name!r})"
-    alike = sorted({_NUMBER.sub("0", name) for name in names})
-    near = difflib.get_close_matches(template.text, alike, n=1)
+    alike = dict.fromkeys(_NUMBER.sub("0", name) for name in names)
+    near = difflib.get_close_matches(template.text, list(alike)[:1000], n=1)
     return f" (is it like {near[0]!r}?)" if near else ""
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, final
+from typing import Any, Final, final
 
 from safejax._src.arrays.content import Content
 from safejax._src.arrays.lazy import LazyArray
@@ -17,6 +17,9 @@ from safejax._src.transforms.correspondence.axes import Tensor, names_of, show_a
 from safejax._src.transforms.correspondence.matching import Group, Index, Place, groups_of
 from safejax._src.transforms.correspondence.rows import Row, Side
 from safejax._src.transforms.correspondence.sizes import Constraint, Sizes
+
+_HINTS: Final = 5
+"""How many rows are looked at for what is wrong with them: so many are shown."""
 
 
 @final
@@ -44,7 +47,7 @@ class Examination:
         kept = [group for group in complete if group.target is not None]
         self.groups = [group for group in kept if group.is_plain or self._fits(group)]
         self._solve([*self.groups, *(group for group in complete if group.target is None)])
-        if not (self._report.has("sizes") or self._report.has("unknown")):
+        if not (self._report.count("sizes") or self._report.count("unknown")):
             self._solve_inverse(self.groups)
             self.names = self._made(self.groups)
         self._report.check()
@@ -59,18 +62,19 @@ class Examination:
             elif len(taken) > 1 and len({self._text(row, place) for row, place, _ in taken}) > 1:
                 rows = " and ".join(str(self.rows[row]) for row, _, _ in taken)
                 self._report.add("overlapping", f"{name!r} by {rows}")
-        templates = [row.sides(self.is_inverse)[0] for row in self.rows]
+        sources = [row.sides(self.is_inverse)[0] for row in self.rows]
         self._report.remedy = hint_of_prefix(
             untaken,
-            [side.names[0].text for side in templates if side is not None],
+            [side.names[0].text for side in sources if side is not None],
             lambda name: bool(index.hits(name)),
         )
         groups = groups_of(self.rows, self.is_inverse, hits)
         used = {group.row for group in groups}
-        for number, row in enumerate(self.rows):
-            source, _ = row.sides(self.is_inverse)
+        for number, (row, source) in enumerate(zip(self.rows, sources, strict=True)):
             if number not in used and source is not None and not row.is_optional:
-                self._report.add("idle", f"{row}{why_idle(source.names[0].template, untaken)}")
+                idle = self._report.count("idle") < _HINTS
+                hint = why_idle(source.names[0].template, untaken) if idle else ""
+                self._report.add("idle", f"{row}{hint}")
         return groups
 
     def _text(self, row: int, place: int, *, after: bool = False) -> str:
