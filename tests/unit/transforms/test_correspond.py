@@ -452,6 +452,8 @@ FAULTS: dict[str, tuple[list[Any], dict[str, int], dict[str, Any], list[str]]] =
     "unknown on the way back": ([("a", "b", "h k -> (h k)")], {}, {"a": X},
                                 [r"'b' has 24 for \(h k\), from which the inverse could not tell "
                                  r"h and k: sizes={'h': 6, 'k': 4}"]),
+    "unknown in each leaf": ([("a", "b", "_h _k -> (_h _k)")], {}, {"a": X},
+                             [r"inverse could not tell _h and _k: give sizes, of names without"]),
     "made twice": ([("a.*", "c.*"), ("b.{i}", "c.{i}")], {}, {"a.x": X, "b.x": X},
                    [r"made twice.*'c\.x'"]),
     "not the same back": ([("a.{x}.{y}", "{x}-{y}")], {}, {"a.p-q.r": X},

@@ -34,7 +34,7 @@ _SECTIONS: Final = {
         "leaves that the axes do not fit",
         "correct the axes, the names or sizes; _d and {_i} have sizes of their own",
     ),
-    "unknown": ("axes whose size is unknown", "give sizes"),
+    "unknown": ("axes whose size is unknown", "give sizes, of names without an underscore"),
     "twice": (
         "names that are made twice, or that would not come back as they were",
         "make the templates more specific",

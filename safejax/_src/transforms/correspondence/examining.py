@@ -213,19 +213,24 @@ class Examination:
                 )
         inverse = Sizes(self._given)
         _, left = inverse.solve(each for row in constraints.values() for each in row)
-        self._check_restored(inverse)
         seen: set[str] = set()
         for constraint in left:
             names = inverse.unknown(constraint)
             if names[0] in seen:
                 continue
             seen.update(names)
-            sizes = {name: self.sizes.size(name, constraint.scope) for name in names}
+            sizes = {
+                name: self.sizes.size(name, constraint.scope)
+                for name in names
+                if not name.startswith("_")
+            }
             self._report.add(
                 "unknown",
                 f"{constraint.leaf!r} has {constraint.size} for {show_axis(constraint.axis)}, from "
-                f"which the inverse could not tell {' and '.join(names)}: sizes={sizes}",
+                f"which the inverse could not tell {' and '.join(names)}"
+                + (f": sizes={sizes}" if sizes else ""),
             )
+        self._check_restored(inverse)
 
     def _check_restored(self, sizes: Sizes) -> None:
         """Check that it is known how many leaves the inverse, or this one, is to restore."""
