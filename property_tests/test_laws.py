@@ -101,6 +101,8 @@ def flat(leaves: st.SearchStrategy[Leaves]) -> st.SearchStrategy[Leaves]:
 FLOATS = st.sampled_from(["float32", "bfloat16", "float16"])
 MATRICES = named("float32", 2) | named("int8", 2)
 
+REST = [("enc.norm", "norm"), ("step", "step")]
+
 # The name of a public step, with its cases: the step, leaves that it can be applied to, and whether
 # its inverse is exact (None if it has no inverse).
 Case = tuple[Step[Any, Any], st.SearchStrategy[Leaves], bool | None]
@@ -146,6 +148,46 @@ STEPS: dict[str, list[Case]] = {
                 safejax.concat(["enc.{i}.v", "enc.{i}.k"], "{i}.kv"), safejax.stack("{i}.kv", "kv")
             ),
             alike(),
+            True,
+        ),
+    ],
+    "correspond": [
+        (
+            safejax.correspond(
+                [("enc.{i}.k", "k"), ("enc.{i}.v", "v.{i}"), ("enc.norm", "n"), ("step", "step")]
+            ),
+            alike(),
+            True,
+        ),
+        (
+            safejax.correspond(
+                [
+                    ("enc.{i}.k", "k", "(h r) d -> d h i r"),
+                    ("enc.{i}.v", "{i}.{n}", "n d -> d"),
+                    *REST,
+                ],
+                sizes={"r": 2},
+            ),
+            flat(alike()),
+            True,
+        ),
+        (
+            safejax.correspond(
+                [
+                    ("enc.{i}.k", ("a.{i}", "b.{i}"), "(x r + y) d -> d x r, d y"),
+                    ("enc.{i}.v", ("e", "f"), "(h (1 + 1)) d -> h d, d h"),
+                    *REST,
+                ],
+                sizes={"x": 2, "r": 2},
+            ),
+            flat(alike()),
+            True,
+        ),
+        (
+            safejax.correspond(
+                [(("enc.{i}.k", "enc.{i}.v"), "{i+1}", "n d, n d -> (n + n) d"), *REST],
+            ),
+            flat(alike()),
             True,
         ),
     ],
@@ -209,7 +251,7 @@ def test_every_public_step_is_in_the_table() -> None:
 
 def same(actual: Leaves, expected: Leaves, step: Step[Any, Any] | None = None) -> None:
     # What is made of several leaves takes the place of the first one.
-    gathers = any(word in repr(step) for word in ("stack(", "concat(", "split("))
+    gathers = any(word in repr(step) for word in ("stack(", "concat(", "split(", "correspond("))
     in_order = sorted if gathers else list
     assert in_order(actual) == in_order(expected)
     # A cast keeps NaNs but not their payloads; all other steps keep every bit.

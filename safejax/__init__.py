@@ -43,6 +43,7 @@ if _typing.TYPE_CHECKING:
     from safejax._src.planning.dry_run import plan
     from safejax._src.planning.plan import Plan
     from safejax._src.transforms.cast import cast
+    from safejax._src.transforms.correspond import correspond
     from safejax._src.transforms.elementwise import elementwise
     from safejax._src.transforms.keys import keys
     from safejax._src.transforms.pad import crop, pad
@@ -85,6 +86,7 @@ __all__ = [
     "cast",
     "chain",
     "concat",
+    "correspond",
     "crop",
     "decode",
     "deserialize",
@@ -122,6 +124,7 @@ _LATER = {
     "SaveHandle": "safejax._src.checkpoint.handle",
     "cast": "safejax._src.transforms.cast",
     "concat": "safejax._src.transforms.split",
+    "correspond": "safejax._src.transforms.correspond",
     "crop": "safejax._src.transforms.pad",
     "drop": "safejax._src.transforms.select",
     "elementwise": "safejax._src.transforms.elementwise",

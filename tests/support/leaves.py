@@ -14,6 +14,7 @@ from safejax._src.checkpoint.codec import decode, encode
 from safejax._src.leaves.flatten import flatten
 from safejax._src.leaves.leaf import content_of
 from safejax._src.leaves.leaves import Leaves
+from safejax.testing import assert_same_bits
 
 NUMBERS = (bool, int, float, complex, np.generic, np.ndarray, jax.Array)
 
@@ -45,6 +46,13 @@ def is_unread(leaf: Any) -> bool:
 def stored(tree: Any) -> Leaves:
     """The Leaves of a tree, or the Leaves given, as they come out of a file."""
     return decode(encode(tree if isinstance(tree, Leaves) else flatten(tree)))
+
+
+def same(actual: Leaves, expected: dict[str, Any]) -> None:
+    """Assert that the leaves have these names and, bit by bit, these values."""
+    assert actual.keys() == expected.keys()
+    for name, leaf in expected.items():
+        assert_same_bits(actual[name], leaf, name)
 
 
 def host_bytes(array: Any) -> bytes:

@@ -291,6 +291,13 @@ TRANSFORMS: dict[str, tuple[Any, Any, Any]] = {
         safejax.pad("x", axis=0, to=4), {"x": X}, {"x": jnp.pad(X, ((0, 2), (0, 0)))}
     ),
     "crop": (safejax.crop("x", axis=1, to=2), {"x": X}, {"x": X[:, :2]}),
+    "correspond": (
+        safejax.correspond([("{i}", "all", "r c -> c r")]), {"0": X, "1": Y},
+        {"all": jnp.stack([X.T, Y.T])},
+    ),
+    "correspond of both": (
+        safejax.correspond([("{i}", "all")]), {"0": X, "1": S}, {"all": jnp.stack([X, S])},
+    ),
     "tie": (safejax.tie({"y": "x"}), {"x": X}, {"x": X, "y": X}),
     "elementwise": (safejax.elementwise(lambda x: x * 2, "x"), {"x": X}, {"x": X * 2}),
     "elementwise to a dtype": (

@@ -140,6 +140,10 @@ def transforming(leaves: safejax.Leaves) -> safejax.Transform:
     found: list[safejax.Transform] = [
         safejax.cast("bfloat16", source="float32", where="*.kernel", must_match=False),
         safejax.concat(["a", "b"], "c", axis=1, sizes=(1, 2)),
+        safejax.correspond(
+            [("a.{i}", "a", "(h k) d -> d h k"), ("b", None), ("c", ("d", "e"), "(x + y) -> x, y")],
+            sizes={"h": 2},
+        ),
         safejax.crop("*.embedding", axis=0, to=50257, source=50304),
         safejax.drop("opt_state.*"),
         safejax.elementwise(lambda x: x + 1, "*.scale", inverse=lambda x: x - 1),

@@ -109,6 +109,7 @@ TRANSFORMS: dict[str, Any] = {
     "a list": [safejax.rename({"w": "v"}), safejax.cast("bfloat16")],
     "a tuple": (safejax.rename({"w": "v"}), safejax.cast("bfloat16")),
     "a dict": {"w": "v"},
+    "a list of rows": [("w", "v", "x y -> y x")],
     "a name of a dtype": "bfloat16",
     "a dtype": np.dtype("float16"),
     "a type": jnp.bfloat16,
@@ -123,8 +124,10 @@ def test_a_transform_that_is_none(kind: str, path: str) -> None:
     )
     transform = eval(message.rpartition("pass transform=")[2], {**vars(safejax)})
     loaded = safejax.load(path, transform=transform)
-    assert loaded.keys() == {"v" if "rename" in message else "w"}
-    assert (loaded.popitem()[1].dtype == jnp.float32) == (kind == "a dict")
+    assert loaded.keys() == {"v" if "'v'" in message else "w"}
+    leaf = loaded.popitem()[1]
+    assert (leaf.dtype == jnp.float32) == (kind in ("a dict", "a list of rows"))
+    assert (leaf.shape == (2, 4)) == (kind == "a list of rows")
     assert refused(
         lambda: safejax.save(TREE, path, transform=TRANSFORMS[kind]), with_error=TransformError
     )

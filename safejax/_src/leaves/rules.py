@@ -84,7 +84,7 @@ def sharding_rules(
             )
         try:
             NamedSharding(mesh, spec)
-        except ValueError as error:
+        except Exception as error:  # Axes that are given twice have a class of their own.
             raise ShardingError(f"sharding_rules: {where!r}: {error}") from error
         checked.append((where, spec))
     return ShardingRules(mesh, tuple(checked), must_match)

@@ -224,6 +224,8 @@ def apply(transform: Callable[[Leaves], Leaves] | None, leaves: Leaves) -> Leave
 def _remedy_for_transform(transform: Any) -> str | None:
     """The remedy for a value that is not a transform; None for a value that may be one."""
     if isinstance(transform, list | tuple):
+        if transform and all(isinstance(each, list | tuple) for each in transform):
+            return f"pass transform=correspond({transform!r})"
         return f"pass transform=chain({', '.join(map(repr, cast('list[Any]', transform)))})"
     if isinstance(transform, Mapping):
         return f"pass transform=rename({dict(cast('Mapping[Any, Any]', transform))!r})"

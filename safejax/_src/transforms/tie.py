@@ -78,14 +78,15 @@ def _second(name: str, leaf: Any) -> Any:
 
 
 def _check_same(step: Tie, name: str, leaf: Any, original: str, first: Any) -> None:
-    if not _same(name, leaf, original, first):
+    if not same_values(name, leaf, original, first):
         raise TransformError(
             f"{step!r}: leaf {name!r}: expected the values of {original!r}, {describe(first)}, got "
             f"others, {describe(leaf)}: they would be lost; keep both, or drop({name!r})"
         )
 
 
-def _same(name: str, leaf: Any, original: str, first: Any) -> bool:
+def same_values(name: str, leaf: Any, original: str, first: Any) -> bool:
+    """Whether two leaves are equal, bit by bit; they are read only if that is not known without."""
     if leaf is first:
         return True
     if not is_array(leaf) or not is_array(first):

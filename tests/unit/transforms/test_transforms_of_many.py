@@ -34,19 +34,13 @@ from safejax import (
     unstack,
 )
 from safejax.testing import assert_same_bits
-from tests.support.leaves import stored
+from tests.support.leaves import same, stored
 
 LAYERS = [
     {"w": np.arange(6, dtype=np.float32).reshape(2, 3) + 10 * i, "b": np.int8([i, -i])}
     for i in range(12)
 ]
 """There are twelve, so that 10 must come after 9 and not after 1."""
-
-
-def same(actual: Leaves, expected: dict[str, Any]) -> None:
-    assert actual.keys() == expected.keys()
-    for name, leaf in expected.items():
-        assert_same_bits(actual[name], leaf, name)
 
 
 # ---- stack
