@@ -13,6 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs
 
+import pytest
+
 
 @dataclass
 class Request:
@@ -188,6 +190,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's
         del format, args
+
+
+def needs_s3(*packages: str) -> None:
+    """Skip the module or test that asks, where what talks to an S3 server is not installed."""
+    for package in ("s3fs", "moto", *packages):
+        pytest.importorskip(package, reason="needs pip install -e '.[test-s3]', as CI has it")
 
 
 class S3Server:

@@ -15,7 +15,7 @@ from safejax._src.reading.patience import PATIENCE
 from safejax._src.reading.remote import HEAD
 from safejax._src.reading.requests import FAR
 from safejax._src.storage.objects import AT_A_TIME, PART
-from tests.support.servers import S3Server
+from tests.support.servers import S3Server, needs_s3
 
 ROOT = Path(__file__).parents[3]
 MINUTES = PATIENCE.longest // 60
@@ -24,6 +24,7 @@ TEXT = " ".join(PAGE.split())
 
 
 def test_the_programs_save_and_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs_s3("obstore")
     server = S3Server()
     for name, value in {**server.environment, "AWS_ALLOW_HTTP": "true"}.items():
         monkeypatch.setenv(name, value)

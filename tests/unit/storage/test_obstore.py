@@ -7,18 +7,20 @@ from typing import Any
 import fsspec
 import jax
 import numpy as np
-import obstore.store
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from obstore.fsspec import FsspecStore
 
 import safejax
 from safejax._src.reading.file import MappedSource
 from safejax._src.reading.patience import Patience
 from safejax._src.reading.remote import HEAD
 from tests.support.files import same_bytes
-from tests.support.servers import HttpServer, Request, Rounds, S3Server
+from tests.support.servers import HttpServer, Request, Rounds, S3Server, needs_s3
+
+needs_s3("obstore")
+STORES: Any = pytest.importorskip("obstore.store")
+FsspecStore: Any = pytest.importorskip("obstore.fsspec").FsspecStore
 
 MIB = 1 << 20
 BIG = np.arange(2048 * 2048, dtype=np.float32).reshape(2048, 2048)  # 16 MiB
@@ -72,15 +74,15 @@ def options(server: S3Server) -> dict[str, Any]:
 def place(request: pytest.FixtureRequest, server: S3Server) -> tuple[Any, str]:
     """A store, and what paths in it begin with."""
     if request.param == "MemoryStore":
-        return obstore.store.MemoryStore(), ""
+        return STORES.MemoryStore(), ""
     if request.param == "S3Store":
-        return obstore.store.S3Store("bucket", **options(server)), ""
+        return STORES.S3Store("bucket", **options(server)), ""
     return FsspecStore("s3", skip_instance_cache=True, **options(server)), "s3://bucket/"
 
 
 @pytest.fixture
 def s3(server: S3Server) -> Any:
-    return obstore.store.S3Store("bucket", **options(server))
+    return STORES.S3Store("bucket", **options(server))
 
 
 def test_a_file_is_saved_and_loaded(place: tuple[Any, str]) -> None:
@@ -162,7 +164,7 @@ def test_a_folder_of_four_files_is_opened_in_two_rounds(server: S3Server, s3: An
 
 def test_a_server_that_is_busy_for_the_moment(server: S3Server) -> None:
     retrying = {name: value for name, value in options(server).items() if name != "retry_config"}
-    fs = obstore.store.S3Store("bucket", **retrying)
+    fs = STORES.S3Store("bucket", **retrying)
     safejax.save(SMALL, PATH, fs=fs)
     tree = safejax.load(PATH, fs=fs)
     server.clear()
@@ -228,7 +230,7 @@ def test_a_large_file_is_sent_in_parts(server: S3Server, s3: Any) -> None:
 
 
 def test_local_files_are_mapped(tmp_path: Path) -> None:
-    fs = obstore.store.LocalStore(tmp_path)
+    fs = STORES.LocalStore(tmp_path)
     safejax.save(SMALL, "model.safetensors", fs=fs)
     tree = safejax.load("model.safetensors", fs=fs)
     assert same_bytes(tree, SMALL)
@@ -239,7 +241,7 @@ def test_local_files_are_mapped(tmp_path: Path) -> None:
 def test_files_of_a_web_server() -> None:
     server = HttpServer()
     server.files["/a/model.safetensors"] = safejax.serialize({"w": BIG})
-    fs = obstore.store.HTTPStore(f"{server.url}/a", client_options={"allow_http": True})
+    fs = STORES.HTTPStore(f"{server.url}/a", client_options={"allow_http": True})
     tree = safejax.load("model.safetensors", fs=fs)
     server.clear()
     assert same_bytes(tree, {"w": BIG})

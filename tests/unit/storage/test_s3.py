@@ -14,10 +14,9 @@ from jax.sharding import PartitionSpec as P
 import safejax
 from safejax._src.reading.patience import Patience
 from safejax._src.reading.remote import HEAD
-from tests.support.servers import Rounds, S3Server
+from tests.support.servers import Rounds, S3Server, needs_s3
 
-for _package in ("s3fs", "moto"):
-    pytest.importorskip(_package, reason="needs pip install -e '.[test-s3]', as CI has it")
+needs_s3()
 
 BIG = np.arange(2048 * 2048, dtype=np.float32).reshape(2048, 2048)  # 16 MiB
 

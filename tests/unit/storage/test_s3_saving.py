@@ -11,7 +11,9 @@ import pytest
 import safejax
 from safejax._src.storage.parts import least_part
 from tests.support.files import same_bytes
-from tests.support.servers import Request, S3Server
+from tests.support.servers import Request, S3Server, needs_s3
+
+needs_s3()
 
 MIB = 1 << 20
 OLD = {"w": np.arange(6, dtype=np.float32)}
