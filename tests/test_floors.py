@@ -1,6 +1,7 @@
 """The architecture: rooms and floors, imports, documentation, and how tests share code."""
 
 import ast
+import functools
 import graphlib
 import inspect
 import re
@@ -62,8 +63,13 @@ def modules() -> dict[str, Path]:
     return found
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    """The syntax tree of a file, which is parsed when a test first needs it."""
+    return ast.parse(path.read_text())
+
+
 MODULES = modules()
-TREES = {module: ast.parse(path.read_text()) for module, path in MODULES.items()}
 
 
 def room_of(module: str) -> str:
@@ -88,7 +94,9 @@ def imports(tree: ast.AST) -> list[str]:
 
 def own_imports(module: str) -> set[str]:
     """The modules of the package that a module imports, without the package's name."""
-    return {name[8:] for name in imports(TREES[module]) if name.split(".")[0] == "safejax"}
+    return {
+        name[8:] for name in imports(parsed(MODULES[module])) if name.split(".")[0] == "safejax"
+    }
 
 
 def test_every_room_has_a_floor() -> None:
@@ -130,28 +138,28 @@ def test_imports_have_no_cycle() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_private_names_stay_in_their_module(module: str) -> None:
-    for node in ast.walk(TREES[module]):
+    for node in ast.walk(parsed(MODULES[module])):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "safejax":
             assert not [alias.name for alias in node.names if alias.name.startswith("_")]
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_reading_storage_and_format_do_not_import_jax(module: str) -> None:
-    roots = {name.split(".")[0] for name in imports(TREES[module])}
+    roots = {name.split(".")[0] for name in imports(parsed(MODULES[module]))}
     assert room_of(module) not in NAME_NO_JAX or not roots & {"jax", "jaxlib"}
 
 
 # Each name that this one module looks for in JAX may be missing.
 @pytest.mark.parametrize("module", [name for name in MODULES if name != "_src.arrays.jax_private"])
 def test_imports_are_at_the_top_of_a_module(module: str) -> None:
-    for node in ast.walk(TREES[module]):
+    for node in ast.walk(parsed(MODULES[module])):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
             assert imports(node) == []
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_only_adapters_import_frameworks(module: str) -> None:
-    found = {name.split(".")[0] for name in imports(TREES[module])} & EXTRAS
+    found = {name.split(".")[0] for name in imports(parsed(MODULES[module]))} & EXTRAS
     if room_of(module) == "adapters":
         assert found == MAY_IMPORT[module]
     else:
@@ -184,7 +192,6 @@ TESTS = {
     for folder in ("tests", "property_tests")
     for path in sorted((ROOT / folder).rglob("*.py"))
 }
-TEST_TREES = {test: ast.parse(path.read_text()) for test, path in TESTS.items()}
 
 # The benchmarks have a test of their own.
 MAY_BE_IMPORTED = {"benchmarks": {"tests/system/test_benchmarks.py"}}
@@ -192,7 +199,7 @@ MAY_BE_IMPORTED = {"benchmarks": {"tests/system/test_benchmarks.py"}}
 
 @pytest.mark.parametrize("test", TESTS)
 def test_tests_import_no_other_tests_and_no_benchmarks(test: str) -> None:
-    for name in imports(TEST_TREES[test]):
+    for name in imports(parsed(TESTS[test])):
         root = name.partition(".")[0]
         if root in ("tests", "property_tests"):
             assert f"{name}.".startswith("tests.support."), name
@@ -202,7 +209,8 @@ def test_tests_import_no_other_tests_and_no_benchmarks(test: str) -> None:
 
 def test_a_helper_of_several_tests_is_in_their_support_folder() -> None:
     found: dict[tuple[str, str, str], list[str]] = {}
-    for test, tree in TEST_TREES.items():
+    for test, path in TESTS.items():
+        tree = parsed(path)
         for node in tree.body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
                 # Two helpers are the same whatever their docstrings say.
@@ -249,7 +257,7 @@ def test_attributes_of_public_classes_are_documented(name: str) -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_every_module_has_a_docstring_and_is_not_too_long(module: str) -> None:
-    assert ast.get_docstring(TREES[module])
+    assert ast.get_docstring(parsed(MODULES[module]))
     lines = len(MODULES[module].read_text().splitlines())
     # A reason that is no longer needed must be removed.
     assert (lines > MOST_LINES) == (module in LONG)
@@ -260,4 +268,4 @@ def test_every_module_has_a_docstring_and_is_not_too_long(module: str) -> None:
     [name for name, path in MODULES.items() if "_src" in name and path.name == "__init__.py"],
 )
 def test_the_init_of_a_room_has_only_a_docstring(package: str) -> None:
-    assert len(TREES[package].body) == 1
+    assert len(parsed(MODULES[package]).body) == 1

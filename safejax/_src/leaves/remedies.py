@@ -52,18 +52,28 @@ _CODE: Final = (
 )
 
 # By the first part of the name of the module that has the class; none of them is imported.
-# Each remedy is for objects that have the attribute, since such a package has other classes, too.
-_OF_MODULES: Final[Mapping[str, tuple[str, str]]] = {
+# Each remedy is for objects that have the attribute, since such a package has other classes, too;
+# the first of them counts. Columns of a table are stored one by one, since an array of them all has
+# one dtype, which may not hold each value.
+_COLUMNS: Final = "{name: x[name].to_numpy() for name in x.columns}"
+_TABLES: Final = (
+    ("collect", "store the columns of x.collect()"),
+    ("columns", f"store its columns, {_COLUMNS}"),
+    ("to_numpy", "store x.to_numpy()"),
+)
+_OF_MODULES: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
     "torch": (
-        "detach",
-        "store x.detach().cpu().numpy(), or jax.numpy.from_dlpack(x) for a bfloat16 one",
+        (
+            "detach",
+            "store x.detach().cpu().numpy(), or jax.numpy.from_dlpack(x) for a bfloat16 one",
+        ),
     ),
-    "PIL": ("__array_interface__", "store numpy.asarray(x)"),
-    "tensorflow": ("numpy", "store x.numpy()"),
-    "pandas": ("to_numpy", "store x.to_numpy()"),
-    "polars": ("to_numpy", "store x.to_numpy()"),
-    "scipy": ("toarray", "store x.toarray()"),
-    "objax": ("__class__", "store a VarCollection with safejax.objax.serialize"),
+    "PIL": (("__array_interface__", "store numpy.asarray(x)"),),
+    "tensorflow": (("numpy", "store x.numpy()"),),
+    "pandas": _TABLES,
+    "polars": _TABLES,
+    "scipy": (("toarray", "store x.toarray()"),),
+    "objax": (("__class__", "store a VarCollection with safejax.objax.serialize"),),
 }
 
 
@@ -72,9 +82,9 @@ def remedy_for(leaf: object) -> str:
     for kinds, remedy in _OF_TYPES:
         if isinstance(leaf, kinds):
             return f"{remedy}, {_LEAVE_OUT}"
-    attribute, remedy = _OF_MODULES.get(type(leaf).__module__.partition(".")[0], ("", ""))
-    if remedy and hasattr(leaf, attribute):
-        return f"{remedy}, {_LEAVE_OUT}"
+    for attribute, remedy in _OF_MODULES.get(type(leaf).__module__.partition(".")[0], ()):
+        if hasattr(leaf, attribute):
+            return f"{remedy}, {_LEAVE_OUT}"
     if isinstance(leaf, _CODE) or callable(leaf):
         return "leave it out of the tree; for a model that holds functions, use safejax.equinox"
     if hasattr(leaf, "__array__"):

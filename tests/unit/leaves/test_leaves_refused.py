@@ -100,6 +100,61 @@ REMEDIES: dict[str, tuple[Any, str, Any]] = {
 }
 
 
+COLUMNS = "{name: x[name].to_numpy() for name in x.columns}"
+
+# The package, an expression for the leaf, the remedy, and what that gives once it is stored.
+OF_PACKAGES: dict[str, tuple[str, str, str, Any]] = {
+    "pandas series": ("pandas", "Series([1.5, 2])", "x.to_numpy()", np.array([1.5, 2])),
+    "pandas index": ("pandas", "RangeIndex(2)", "x.to_numpy()", np.array([0, 1])),
+    "pandas integers": ("pandas", "array([1], dtype='Int8')", "x.to_numpy()", np.int8([1])),
+    "pandas frame": (
+        "pandas",
+        "DataFrame({'a': [2**53 + 1], 'b': [0.5]})",
+        COLUMNS,
+        {"a": np.array([2**53 + 1]), "b": np.array([0.5])},
+    ),
+    "pandas time": ("pandas", "Timestamp('2020')", "str(x)", "2020-01-01 00:00:00"),
+    "polars series": ("polars", "Series([True])", "x.to_numpy()", np.array([True])),
+    "polars frame": (
+        "polars",
+        "DataFrame({'a': [2**53 + 1], 'b': [0.5]})",
+        COLUMNS,
+        {"a": np.array([2**53 + 1]), "b": np.array([0.5])},
+    ),
+    "polars query": (
+        "polars",
+        "LazyFrame({'a': [1]})",
+        "x.collect()",
+        None,
+    ),
+    "tensorflow": ("tensorflow", "constant([1.5])", "x.numpy()", np.float32([1.5])),
+    "torch": ("torch", "ones(2)", "x.detach().cpu().numpy()", np.ones(2, np.float32)),
+    "torch bfloat16": (
+        "torch",
+        "ones(2).bfloat16()",
+        "jax.numpy.from_dlpack(x)",
+        jnp.ones(2, jnp.bfloat16),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OF_PACKAGES)
+def test_the_remedy_for_an_object_of_a_package_works(kind: str) -> None:
+    package, made, remedy, expected = OF_PACKAGES[kind]
+    module = pytest.importorskip(package, reason=f"needs pip install {package}")
+    leaf = eval(f"module.{made}", {"module": module})
+    with pytest.raises(LeafError, match=r"^leaf 'a\.x': expected ") as caught:
+        safejax.serialize({"a": {"x": leaf}})
+    assert remedy in str(caught.value)
+    given = eval(remedy, {"numpy": np, "jax": jax, "x": leaf})
+    if expected is None:  # One more remedy follows.
+        with pytest.raises(LeafError, match=re.escape(COLUMNS)):
+            safejax.serialize(given)
+    else:
+        loaded = safejax.deserialize(safejax.serialize({"x": given}))["x"]
+        assert jax.tree.all(jax.tree.map(_same, loaded, expected)) or _same(loaded, expected)
+
+
 def test_a_remedy_is_for_what_has_its_method() -> None:
     turn = scipy.spatial.transform.Rotation.identity()
     assert not hasattr(turn, "toarray")
