@@ -205,9 +205,11 @@ class S3Server:
     """
 
     def __init__(self) -> None:
+        from moto.backends import get_backend
         from moto.server import DomainDispatcherApplication, create_backend_app
         from werkzeug.serving import make_server
 
+        get_backend("s3").reset()  # All servers of a process have one store.
         app = DomainDispatcherApplication(create_backend_app)
         self.requests: list[Request] = []
         self.changes: list[Request] = []
