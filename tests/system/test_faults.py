@@ -26,6 +26,7 @@ from jax.sharding import PartitionSpec as P
 
 import safejax
 from safejax import InvalidFileError, ReadError, load, materialize, observe_reads, save, serialize
+from safejax._src.reading.patience import Patience
 from safejax._src.storage.files import write_atomically
 from safejax.testing import assert_same_bits, assert_trees_identical
 from tests.support.children import CHILDREN
@@ -307,7 +308,9 @@ class Broken(MemoryFileSystem):
 
 
 @pytest.fixture
-def broken() -> Iterator[Broken]:
+def broken(monkeypatch: pytest.MonkeyPatch) -> Iterator[Broken]:
+    # A private name, since what fails for good would take seconds.
+    monkeypatch.setattr("safejax._src.reading.patience.PATIENCE", Patience(pause=0.01))
     fs = Broken()
     fs.pipe_file("/m.safetensors", serialize({"w": GRID}))
     yield fs

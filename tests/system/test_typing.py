@@ -4,9 +4,6 @@ import ast
 import importlib
 import importlib.util
 import inspect
-import os
-import subprocess
-import sys
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -44,21 +41,6 @@ def test_the_program_uses_every_public_name(module: str) -> None:
     public = importlib.import_module(name)
     for each in public.__all__:
         assert f"{name}.{each}" in (called if inspect.isfunction(getattr(public, each)) else used)
-
-
-def test_mypy_accepts_the_program(tmp_path: Path) -> None:
-    # In its own folder, so that mypy finds the package as a user's mypy does.
-    copy = tmp_path / "program.py"
-    copy.write_text(PROGRAM.read_text())
-    cache = Path(__file__).parent.parent.parent / ".mypy_cache"
-    options = ["--strict", "--no-error-summary", "--python-executable", sys.executable]
-    options += ["--cache-dir", str(cache)]
-    environment = {key: value for key, value in os.environ.items() if key != "MYPYPATH"}
-    done = subprocess.run(
-        [sys.executable, "-m", "mypy", *options, "program.py"],
-        capture_output=True, text=True, check=False, cwd=tmp_path, env=environment,
-    )  # fmt: skip
-    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
 
 
 # ---- options

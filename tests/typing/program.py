@@ -2,7 +2,8 @@
 # ruff: noqa: T201
 """A user's program that uses every public name, for type checkers; it is never run.
 
-`tests/system/test_typing.py` checks that it leaves no name out, and that mypy --strict accepts it.
+`tests/system/test_typing.py` checks that it leaves no name out, and CI that mypy and pyright,
+both strict, accept it.
 """
 
 import pathlib
