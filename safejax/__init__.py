@@ -7,16 +7,7 @@ read and placed on their devices when they are first needed.
 import importlib
 import typing as _typing  # `safejax.typing` is gone, and not that of Python
 
-from safejax._src.api.loading import deserialize, load, metadata
-from safejax._src.arrays.lazy import LazyArray
-from safejax._src.checkpoint.codec import decode, encode
-from safejax._src.leaves.abstract import abstract
-from safejax._src.leaves.flatten import flatten, unflatten
-from safejax._src.leaves.leaves import Leaves
-from safejax._src.leaves.steps import Step, Transform, chain, step
 from safejax._src.moved import attribute_error as _attribute_error
-from safejax._src.pytrees.structure import EMPTY
-from safejax._src.reading.log import ReadLog, observe_reads
 from safejax.errors import (
     ChecksumError,
     InvalidFileError,
@@ -36,12 +27,24 @@ from safejax.errors import (
 )
 
 if _typing.TYPE_CHECKING:
+    from safejax._src.api.loading import deserialize, load, metadata
     from safejax._src.api.saving import save, save_async, serialize
+    from safejax._src.arrays.lazy import LazyArray
+    from safejax._src.checkpoint.codec import decode, encode
     from safejax._src.checkpoint.handle import SaveHandle
+    from safejax._src.inspection.diff import Difference, diff
+    from safejax._src.inspection.inspect import Inspection, inspect
+    from safejax._src.inspection.verify import Verification, verify
+    from safejax._src.leaves.abstract import abstract
+    from safejax._src.leaves.flatten import flatten, unflatten
+    from safejax._src.leaves.leaves import Leaves
     from safejax._src.leaves.rules import sharding_rules
+    from safejax._src.leaves.steps import Step, Transform, chain, step
     from safejax._src.materialize import materialize
     from safejax._src.planning.dry_run import plan
     from safejax._src.planning.plan import Plan
+    from safejax._src.pytrees.structure import EMPTY
+    from safejax._src.reading.log import ReadLog, observe_reads
     from safejax._src.transforms.cast import cast
     from safejax._src.transforms.correspond import correspond
     from safejax._src.transforms.elementwise import elementwise
@@ -61,6 +64,8 @@ __version__ = "1.0.0.dev0"
 __all__ = [
     "EMPTY",
     "ChecksumError",
+    "Difference",
+    "Inspection",
     "InvalidFileError",
     "LazyArray",
     "LeafError",
@@ -82,6 +87,7 @@ __all__ = [
     "Transform",
     "TransformError",
     "UnsupportedJaxError",
+    "Verification",
     "abstract",
     "cast",
     "chain",
@@ -90,10 +96,12 @@ __all__ = [
     "crop",
     "decode",
     "deserialize",
+    "diff",
     "drop",
     "elementwise",
     "encode",
     "flatten",
+    "inspect",
     "keys",
     "load",
     "materialize",
@@ -116,20 +124,42 @@ __all__ = [
     "transpose",
     "unflatten",
     "unstack",
+    "verify",
 ]
 
-# Not every program needs these; the module of each is imported when its name is first used.
+# The module of each name is imported when the name is first used, so that the command line, and
+# programs that only look into files, start without importing JAX.
 _LATER = {
+    "Difference": "safejax._src.inspection.diff",
+    "EMPTY": "safejax._src.pytrees.structure",
+    "Inspection": "safejax._src.inspection.inspect",
+    "LazyArray": "safejax._src.arrays.lazy",
+    "Leaves": "safejax._src.leaves.leaves",
     "Plan": "safejax._src.planning.plan",
+    "ReadLog": "safejax._src.reading.log",
     "SaveHandle": "safejax._src.checkpoint.handle",
+    "Step": "safejax._src.leaves.steps",
+    "Transform": "safejax._src.leaves.steps",
+    "Verification": "safejax._src.inspection.verify",
+    "abstract": "safejax._src.leaves.abstract",
     "cast": "safejax._src.transforms.cast",
+    "chain": "safejax._src.leaves.steps",
     "concat": "safejax._src.transforms.split",
     "correspond": "safejax._src.transforms.correspond",
     "crop": "safejax._src.transforms.pad",
+    "decode": "safejax._src.checkpoint.codec",
+    "deserialize": "safejax._src.api.loading",
+    "diff": "safejax._src.inspection.diff",
     "drop": "safejax._src.transforms.select",
     "elementwise": "safejax._src.transforms.elementwise",
+    "encode": "safejax._src.checkpoint.codec",
+    "flatten": "safejax._src.leaves.flatten",
+    "inspect": "safejax._src.inspection.inspect",
     "keys": "safejax._src.transforms.keys",
+    "load": "safejax._src.api.loading",
     "materialize": "safejax._src.materialize",
+    "metadata": "safejax._src.api.loading",
+    "observe_reads": "safejax._src.reading.log",
     "pad": "safejax._src.transforms.pad",
     "plan": "safejax._src.planning.dry_run",
     "prefix": "safejax._src.transforms.prefix",
@@ -142,9 +172,12 @@ _LATER = {
     "sharding_rules": "safejax._src.leaves.rules",
     "split": "safejax._src.transforms.split",
     "stack": "safejax._src.transforms.stack",
+    "step": "safejax._src.leaves.steps",
     "tie": "safejax._src.transforms.tie",
     "transpose": "safejax._src.transforms.transpose",
+    "unflatten": "safejax._src.leaves.flatten",
     "unstack": "safejax._src.transforms.stack",
+    "verify": "safejax._src.inspection.verify",
 }
 
 

@@ -19,13 +19,13 @@ PACKAGE = Path(safejax.__file__).parent
 # A room is a folder, or a module next to the folders. It imports from lower floors only, so rooms
 # of one floor do not import each other.
 FLOORS: list[set[str]] = [
-    {"arguments", "dtypes", "collector", "system", "errors", "moved", "public", "warn"},
+    {"arguments", "dtypes", "collector", "system", "errors", "moved", "progress", "public", "warn"},
     {"reading", "pytrees"},
     {"storage", "format", "arrays"},
     {"leaves", "processes"},
     {"checkpoint", "transforms"},
-    {"api", "planning", "testing"},
-    {"adapters", "face"},
+    {"api", "planning", "inspection", "testing"},
+    {"adapters", "face", "cli"},
 ]
 FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 
@@ -34,6 +34,7 @@ ROOM_OF_MODULE = {
     "adapter": "api",
     "materialize": "api",
     **dict.fromkeys(("flax", "nnx", "haiku", "objax", "equinox"), "adapters"),
+    "__main__": "cli",
     # The last three are modules of safejax 0.5, whose import fails and says where to go.
     **dict.fromkeys(("", "core", "utils", "typing"), "face"),
 }
@@ -42,9 +43,11 @@ NAME_NO_JAX = {"reading", "storage", "format"}
 
 # The rooms that may import a framework, or another package that is not a dependency of safejax.
 EXTRAS = {"flax", "haiku", "objax", "equinox", "chex", "optax", "hypothesis", "fsspec", "xxhash"}
+EXTRAS |= {"click", "rich"}
 MAY_IMPORT = {
     "flax": {"flax"}, "nnx": {"flax"}, "haiku": {"haiku"}, "objax": {"objax"},
     "equinox": {"equinox"}, "testing": {"chex", "hypothesis"},
+    "cli": {"click"},
 }  # fmt: skip
 
 # A module with more lines has two ideas in it, unless there is a reason here.
@@ -166,8 +169,15 @@ def test_only_adapters_import_frameworks(module: str) -> None:
         assert found <= MAY_IMPORT.get(room_of(module), set())
 
 
-def test_importing_safejax_imports_no_framework() -> None:
-    program = "import sys, safejax; print(*{name.split('.')[0] for name in sys.modules})"
+def test_importing_safejax_imports_neither_jax_nor_a_framework() -> None:
+    """Nor is JAX imported to look into files, and its import brings no framework."""
+    program = """if True:
+        import io, sys, safejax
+        safejax.inspect, safejax.diff, safejax.verify, safejax.Inspection, safejax.EMPTY
+        assert not {"jax", "jaxlib"} & sys.modules.keys()
+        safejax.load, safejax.LazyArray
+        print(*{name.split(".")[0] for name in sys.modules})
+    """
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],
         capture_output=True, text=True, check=True, cwd=PACKAGE.parent,

@@ -9,7 +9,8 @@ import numpy as np
 from safejax._src.api.saving import save, serialize
 from safejax._src.arrays.lazy import LazyArray
 from safejax._src.checkpoint.codec import IN_MEMORY, Buffer, decode
-from safejax._src.checkpoint.opening import open_path, shown_path
+from safejax._src.checkpoint.finding import shown_path
+from safejax._src.checkpoint.opening import open_path
 from safejax._src.checkpoint.options import Options, Paths
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.pytrees.structure import Kind

@@ -32,15 +32,6 @@ def is_open_file(value: Any) -> bool:
     return hasattr(value, "read") and hasattr(value, "write")
 
 
-def check_progress(progress: object, function: str) -> None:
-    """Raise `TypeError` unless `progress` can be called, or is None."""
-    if progress is not None and not callable(progress):
-        raise TypeError(
-            f"{function}: progress: expected a function of the bytes done and of all bytes, got "
-            f"{progress!r}: pass progress=lambda done, total: print(done, total)"
-        )
-
-
 def check_tree_and_path(tree: object, path: object, function: str) -> None:
     """Raise `TypeError` for arguments of a function that saves, meant for another call."""
     if isinstance(path, str | os.PathLike):
@@ -63,8 +54,8 @@ def check_tree_and_path(tree: object, path: object, function: str) -> None:
         )
 
 
-def check_source(path: object) -> None:
-    """Raise `TypeError` for what `load` cannot open, and another function could."""
+def check_source(path: object, function: str = "load") -> None:
+    """Raise `TypeError` for what `load`, or `function`, cannot open, and another function could."""
     if isinstance(path, bytes | bytearray | memoryview):
         remedy = "call safejax.deserialize(data)"
     elif is_open_file(path):
@@ -74,7 +65,7 @@ def check_source(path: object) -> None:
     else:
         remedy = "pass the path first, and a tree as like=tree"
     raise TypeError(
-        f"load: expected a path (str or os.PathLike), got {type(path).__name__}: {remedy}"
+        f"{function}: expected a path (str or os.PathLike), got {type(path).__name__}: {remedy}"
     )
 
 

@@ -4,10 +4,11 @@ from typing import Any, TypeVar
 
 import jax
 
-from safejax._src.arguments import check_progress, refuse_path
-from safejax._src.arrays.materialize import Progress, lazy_leaves, place_all
+from safejax._src.arguments import refuse_path
+from safejax._src.arrays.materialize import lazy_leaves, place_all
 from safejax._src.arrays.read_once import digest_of, place_reading_once, spreads_of
 from safejax._src.processes.agreement import TIMEOUT, Round
+from safejax._src.progress import ProgressArgument, check_progress, reported
 from safejax._src.public import set_module
 from safejax.errors import ProcessError
 
@@ -15,13 +16,15 @@ _Tree = TypeVar("_Tree")
 
 
 @set_module("safejax")
-def materialize(tree: _Tree, *, progress: Progress | None = None, read_once: bool = False) -> _Tree:
+def materialize(
+    tree: _Tree, *, progress: ProgressArgument = None, read_once: bool = False
+) -> _Tree:
     """The same tree with every lazy leaf a plain, placed `jax.Array`; leaves are read in parallel.
 
     Call it before a loop: dispatch then costs what it costs for any array. Leaves that are used
     in place in a mapped file are brought into memory in the background, ahead of their first
     access. Leaves that are not lazy are kept. `progress(done, total)` is called with bytes of
-    leaves.
+    leaves; `progress=True` shows them, as in `save`.
 
     In several processes each reads what its own devices hold. With `read_once=True`, values that
     devices of several processes hold are read by one of them, and gathered by XLA: for file systems
@@ -41,11 +44,12 @@ def materialize(tree: _Tree, *, progress: Progress | None = None, read_once: boo
     check_progress(progress, "materialize")
     refuse_path(tree, "materialize", "pass safejax.load(path)")
     if not read_once or jax.process_count() == 1:
-        return place_all(tree, progress)
-    with Round("materialize", TIMEOUT) as across:
+        with reported(progress, "materialize") as report:
+            return place_all(tree, report)
+    with Round("materialize", TIMEOUT) as across, reported(progress, "materialize") as report:
         spreads = spreads_of(lazy_leaves(tree))
         across.agree(digest_of(spreads), _all_the_same)
-        return place_all(tree, progress, place_reading_once(spreads, _Together(across)))
+        return place_all(tree, report, place_reading_once(spreads, _Together(across)))
 
 
 class _Together:

@@ -63,6 +63,26 @@ def storing(params: Params) -> None:
     assert_type(safejax.metadata("m.safetensors", fs=None), dict[str, str])
 
 
+def looking(params: Params) -> None:
+    found = safejax.inspect("m", where=["*.w", "b"], stats=True, progress=True, fs=None)
+    assert_type(found, safejax.Inspection)
+    assert_type(found.nbytes, int)
+    assert_type(found.tensors["w"].shape, tuple[int, ...])
+    assert_type(found.to_json(), str)
+    statistics = safejax.inspect(params, where=lambda name: name != "b").tensors["w"].statistics
+    assert statistics is not None
+    assert_type(statistics.mean, float | None)
+    difference = safejax.diff(pathlib.Path("a"), params, rtol=1e-3, atol=0.0, progress=True)
+    assert_type(difference, safejax.Difference)
+    assert_type(difference.is_same, bool)
+    assert_type(difference.tensors[0].max_absolute, float | None)
+    verification = safejax.verify(["a", "b"], digests=False, progress=lambda done, total: None)
+    assert_type(verification, safejax.Verification)
+    assert_type(verification.faults, tuple[str, ...])
+    safejax.save(params, "m.safetensors", progress=True)
+    safejax.materialize(params, progress=True)
+
+
 def loading(
     params: Params, device: Any, mesh: jax.sharding.Mesh, spec: jax.sharding.PartitionSpec
 ) -> None:

@@ -33,7 +33,15 @@ def refused(call: Callable[[], Any], *, with_error: type[Exception] = TypeError)
 def ran(message: str, begin: str, **names: Any) -> Any:
     """What the remedy in a message gives: the expression that begins with `begin`."""
     code = message[message.rindex(begin) :].partition("; ")[0]
-    return eval(code, {"safejax": safejax, "jax": jax, **vars(safejax), **names})
+    return eval(
+        code,
+        {
+            "safejax": safejax,
+            "jax": jax,
+            **{name: getattr(safejax, name) for name in safejax.__all__},
+            **names,
+        },
+    )
 
 
 def test_save_with_the_path_first(path: str) -> None:
@@ -122,7 +130,10 @@ def test_a_transform_that_is_none(kind: str, path: str) -> None:
     message = refused(
         lambda: safejax.load(path, transform=TRANSFORMS[kind]), with_error=TransformError
     )
-    transform = eval(message.rpartition("pass transform=")[2], {**vars(safejax)})
+    transform = eval(
+        message.rpartition("pass transform=")[2],
+        {name: getattr(safejax, name) for name in safejax.__all__},
+    )
     loaded = safejax.load(path, transform=transform)
     assert loaded.keys() == {"v" if "'v'" in message else "w"}
     leaf = loaded.popitem()[1]
@@ -152,7 +163,7 @@ def test_progress_that_is_no_function(path: str) -> None:
         lambda progress: safejax.save_async(TREE, path, progress=progress).result(),
         lambda progress: safejax.materialize(safejax.load(path), progress=progress),
     ):
-        message = refused(lambda call=call: call(True))
+        message = refused(lambda call=call: call(3))
         code = message.rpartition("progress=")[2]
         call(eval(code, {"print": lambda *each: counts.append(each)}))
     assert counts[-1] == (32, 32)

@@ -4,7 +4,8 @@ from typing import Any, TypeVar, Unpack, cast, overload
 
 from safejax._src.arguments import check_source, refuse_path
 from safejax._src.checkpoint.codec import IN_MEMORY, Buffer, decode
-from safejax._src.checkpoint.opening import Path, open_path, shown_path
+from safejax._src.checkpoint.finding import Path, shown_path
+from safejax._src.checkpoint.opening import open_path
 from safejax._src.checkpoint.options import (
     LoadOptions,
     Paths,

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from safejax._src.arguments import refuse_path
-from safejax._src.arrays.materialize import Progress
 from safejax._src.checkpoint.background import (
     begin_to_write,
     begin_to_write_by_all,
@@ -18,6 +17,7 @@ from safejax._src.checkpoint.task import SaveTask
 from safejax._src.leaves.steps import TransformArgument
 from safejax._src.moved import names_new_way
 from safejax._src.processes.agreement import TIMEOUT
+from safejax._src.progress import ProgressArgument, reported
 from safejax._src.public import set_module
 from safejax._src.reading.remote import FileSystem
 from safejax._src.storage.files import PathLike
@@ -33,7 +33,7 @@ def save(
     max_shard_bytes: int | None = None,
     one_writer_per_file: bool = False,
     checksum: bool = False,
-    progress: Progress | None = None,
+    progress: ProgressArgument = None,
     fs: FileSystem = None,
     timeout: float = TIMEOUT,
 ) -> None:
@@ -43,7 +43,8 @@ def save(
     keys, Python scalars, strings and None, in any pytree. `transform` is applied to the Leaves
     first. `metadata` maps strings to strings. `checksum` records digests of the leaves' bytes,
     which `load(..., verify=True)` checks (`pip install 'safejax[checksum]'`).
-    `progress(done, total)` is called with bytes of the file. The tree is not changed, and the
+    `progress(done, total)` is called with bytes of the file; `progress=True` shows them with the
+    rate and the time left (`pip install 'safejax[progress]'`). The tree is not changed, and the
     same tree always gives the same bytes.
 
     With `max_shard_bytes`, `path` is a folder. Tensors are distributed, by name, over files
@@ -85,10 +86,11 @@ def save(
         max_shard_bytes=max_shard_bytes, one_writer_per_file=one_writer_per_file,
         checksum=checksum, progress=progress, fs=fs, timeout=timeout,
     )  # fmt: skip
-    if task.spans_processes:
-        task.agree(lambda joint: write_by_all_in_turn(joint, progress))
-    else:
-        write_in_turn(task.plan(), task.target, fs, progress)
+    with reported(progress, "save") as report:
+        if task.spans_processes:
+            task.agree(lambda joint: write_by_all_in_turn(joint, report))
+        else:
+            write_in_turn(task.plan(), task.target, fs, report)
 
 
 @set_module("safejax")
@@ -101,7 +103,7 @@ def save_async(
     max_shard_bytes: int | None = None,
     one_writer_per_file: bool = False,
     checksum: bool = False,
-    progress: Progress | None = None,
+    progress: ProgressArgument = None,
     fs: FileSystem = None,
     timeout: float = TIMEOUT,
     max_host_bytes: int | None = None,

@@ -5,9 +5,9 @@ Neighbours in a file whose bytes are requested are read together.
 
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import jax
 from numpy.typing import NDArray
@@ -17,10 +17,8 @@ from safejax._src.arrays.precision import needs_x64
 from safejax._src.arrays.together import read_together
 from safejax._src.arrays.untraced import run_all_untraced
 from safejax._src.dtypes import Dtype
+from safejax._src.progress import Progress
 from safejax._src.reading.readahead import read_ahead
-
-Progress: TypeAlias = Callable[[int, int], None]
-"""Called with the number of bytes done so far and the total number of bytes."""
 
 _Tree = TypeVar("_Tree")
 

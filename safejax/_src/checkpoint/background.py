@@ -13,13 +13,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Final, final
 
-from safejax._src.arrays.materialize import Progress
 from safejax._src.checkpoint.distributed import Joint
 from safejax._src.checkpoint.handle import Save, SaveHandle
 from safejax._src.checkpoint.layout import Layout
 from safejax._src.checkpoint.saving import write_at
 from safejax._src.checkpoint.shards import Folder
 from safejax._src.checkpoint.snapshot import copied_bytes, snapshot
+from safejax._src.progress import Progress, ProgressArgument, reported
 from safejax._src.reading.remote import FileSystem
 from safejax._src.storage.location import locate
 from safejax._src.storage.store import Store
@@ -32,7 +32,7 @@ def begin_to_write(
     plan: Layout | Folder,
     path: str,
     fs: FileSystem = None,
-    progress: Progress | None = None,
+    progress: ProgressArgument = None,
     max_host_bytes: int | None = None,
 ) -> SaveHandle:
     """Write the file or folder to `path` in the background, as `write` does, and return a handle.
@@ -47,7 +47,8 @@ def begin_to_write(
     target = store.absolute(target)  # The working folder may be another one when it is written.
 
     def write(plan: Layout | Folder) -> None:
-        write_at(plan, store, target, progress)
+        with reported(progress, "save") as report:
+            write_at(plan, store, target, report)
 
     return _begin(path, plan, _Work(store, target, snapshot, write), max_host_bytes)
 
@@ -69,18 +70,23 @@ def write_by_all_in_turn(joint: Joint, progress: Progress | None = None) -> None
 
 
 def begin_to_write_by_all(
-    joint: Joint, path: str, progress: Progress | None = None, max_host_bytes: int | None = None
+    joint: Joint, path: str, progress: ProgressArgument = None, max_host_bytes: int | None = None
 ) -> SaveHandle:
     """Write what all processes have agreed on in the background, and return a handle.
 
     As `begin_to_write`. What is raised later, in the other thread, is raised in all processes, too.
     """
+
+    def write(_: Layout | Folder) -> None:
+        with reported(progress, "save") as report:
+            joint.write(report)
+
     joint.round.leave()
     work = _Work(
         joint.store,
         joint.path,
         joint.hold,
-        lambda _: joint.write(progress),
+        write,
         joint.copied_bytes,
         joint.agree_to_hold,
         joint.alive,

@@ -24,7 +24,6 @@ from typing import Any, Final, cast, final
 
 import numpy as np
 
-from safejax._src.arrays.materialize import Progress
 from safejax._src.checkpoint.indexed import IndexedFiles, Wrote, new_token
 from safejax._src.checkpoint.layout import Extent, Layout
 from safejax._src.checkpoint.ours import Ours
@@ -35,6 +34,7 @@ from safejax._src.checkpoint.snapshot import copied_bytes, snapshot
 from safejax._src.format.index import SINGLE_NAME
 from safejax._src.processes.agreement import Round
 from safejax._src.processes.preparing import agreed
+from safejax._src.progress import Progress
 from safejax._src.reading.array import AbsentSource
 from safejax._src.reading.view import Strided
 from safejax._src.reading.windows import Window

@@ -24,7 +24,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar, final
 
 from safejax._src.arguments import is_timeout
-from safejax._src.arrays.materialize import Progress
 from safejax._src.checkpoint.dealt import Dealt
 from safejax._src.checkpoint.digesting import finish_head, full_size, write_digests
 from safejax._src.checkpoint.division import Runs, divided, held_alone, merged, single_holders
@@ -38,6 +37,7 @@ from safejax._src.format.index import INDEX_NAME
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.processes.agreement import TIMEOUT, Round
 from safejax._src.processes.preparing import agreed
+from safejax._src.progress import Progress
 from safejax._src.reading.remote import FileSystem
 from safejax._src.storage.files import PathLike, checked_path, errors_name, fill_atomically
 from safejax._src.storage.folders import write_folder_atomically

@@ -1,40 +1,17 @@
 """Opening: the unread Leaves that are at a path: a file, a folder, an index, several files."""
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Final, NamedTuple, TypeAlias, final
+from collections.abc import Sequence
 
-from safejax._src.checkpoint.choosing import choose, is_checkpoint
-from safejax._src.checkpoint.decoding import check_structure, open_leaves
-from safejax._src.checkpoint.explaining import in_folder, not_there, other_set
+from safejax._src.checkpoint.decoding import open_leaves
+from safejax._src.checkpoint.finding import Opener, Path, find
+from safejax._src.checkpoint.stored import check_structure
 from safejax._src.checkpoint.union import union
-from safejax._src.format.index import INDEX_NAME, Index, is_index, read_index
+from safejax._src.format.index import Index
 from safejax._src.leaves.leaf import is_tensor
 from safejax._src.leaves.leaves import Leaves
-from safejax._src.reading.masking import masked
 from safejax._src.reading.remote import FileSystem
 from safejax._src.reading.source import File
-from safejax._src.storage.files import PathLike, checked_path
-from safejax._src.storage.location import locate
-from safejax._src.storage.store import Access, Inside, Store
-from safejax.errors import InvalidFileError, ReadError
-
-Path: TypeAlias = PathLike | list[PathLike] | tuple[PathLike, ...]
-"""A file, a folder, an index or a URL; or several files."""
-
-_SIDE_BY_SIDE: Final = 16
-"""How many files are opened at the same time where each takes a round trip."""
-
-_ATTEMPTS: Final = 100
-"""How many times a folder is opened if it is replaced meanwhile each time."""
-
-
-@final
-class _How(NamedTuple):
-    """How files are opened: whether their digests are checked, and with which access."""
-
-    verify: bool
-    access: Access
+from safejax._src.storage.store import Access
 
 
 def open_path(
@@ -42,178 +19,19 @@ def open_path(
 ) -> Leaves:
     """The unread Leaves at a path, a URL, or a path on the fsspec file system `fs`.
 
-    `access` says how the bytes of local files are obtained. A folder must hold one index
-    (`*.safetensors.index.json`) or else one safetensors file; of several, the one with the
-    canonical name is opened, and a plain one before its variants. An index is a JSON file whose
-    name ends in `.index.json`, or that of a variant. No two of several files may have a name in
-    common, unless an index says which of them is meant.
+    `access` says how the bytes of local files are obtained. `finding` says which files are opened.
+    No two of several files may have a name in common, unless an index says which of them is meant.
     """
-    how = _How(verify, access)
-    if isinstance(path, list | tuple):
-        names = [checked_path(each) for each in path]
-        # A list may contain URLs, each on a file system of its own.
-        return _open_files([locate(each, fs) for each in names], "several files", how)
-    store, file = locate(checked_path(path), fs)
-    if is_index(store.bare(file)):
-        return _settled(store, store.parent(file), lambda: _open_index(store, file, how))
-    # A question that takes a round trip is not asked where the name tells.
-    is_named = store.is_far and is_checkpoint(store.bare(file))
-    inside = None if is_named else store.look_into(file, INDEX_NAME)
-    if inside is not None:
-        known = inside if store.is_far else None
-        return _settled(store, file, lambda: _open_folder(store, file, how, known))
-    try:
-        return _open_file(store, file, how)
-    except FileNotFoundError as error:
-        if is_named and store.is_folder(file):
-            return _settled(store, file, lambda: _open_folder(store, file, how))
-        raise not_there(store, file, error) from None
 
+    def one(source: File) -> Leaves:
+        return open_leaves(source, verify=verify)
 
-def shown_path(path: Path) -> str:
-    """The path as errors show it."""
-    if isinstance(path, list | tuple):
-        return ", ".join(masked(checked_path(each)) for each in path)
-    return masked(checked_path(path))
+    def several(files: Sequence[tuple[str, File]], index: Index | None, name: str) -> Leaves:
+        leaves = union([(file, one(source)) for file, source in files], index, name)
+        if index is None or index.record is None:
+            return leaves
+        record = index.record
+        check_structure(record, {each for each, leaf in leaves.items() if is_tensor(leaf)}, name)
+        return Leaves({**leaves, **record.values}, record.structure, leaves.metadata)
 
-
-def _settled(store: Store, folder: str, open_files: Callable[[], Leaves]) -> Leaves:
-    """What `open_files` returns for a folder that was not replaced meanwhile."""
-    for _ in range(_ATTEMPTS):
-        with store.watched(folder) as is_same:
-            try:
-                leaves = open_files()
-            except (FileNotFoundError, InvalidFileError):
-                if is_same():
-                    raise
-                continue
-            if is_same():
-                return leaves
-    raise _never_settled(masked(folder), "a folder")
-
-
-def _never_settled(path: str, what: str) -> ReadError:
-    return ReadError(
-        f"{path}: expected {what} that stays the same while its files are opened, but it was "
-        f"replaced {_ATTEMPTS} times: load it when nobody saves to it"
-    )
-
-
-def _open_folder(store: Store, folder: str, how: _How, inside: Inside | None = None) -> Leaves:
-    """The Leaves of a folder, in which is looked again if a file of it is gone meanwhile.
-
-    A save whose index comes last, for example, leaves one file if its tree has no tensor.
-    """
-    before: list[str] = []
-    for _ in range(_ATTEMPTS):
-        if inside is None:
-            inside = Inside(store.names_in(folder), None)
-        try:
-            return _open_chosen(store, folder, how, inside)
-        except FileNotFoundError:
-            store.look_again(folder)
-            names = store.names_in(folder)
-            # Twice the same: once, the file may have been there again when its name was seen.
-            if sorted(names) == sorted(inside.names) == before:
-                raise
-        before, inside = sorted(names), Inside(names, None)
-    raise _never_settled(masked(folder), "a folder")
-
-
-def _open_chosen(store: Store, folder: str, how: _How, inside: Inside) -> Leaves:
-    names, likely = inside
-
-    def content_of(index: str) -> bytes:
-        known = likely if index == INDEX_NAME else None
-        return store.read(store.join(folder, index)) if known is None else known
-
-    def named_by(index: str) -> list[str]:
-        return read_index(content_of(index), masked(store.join(folder, index))).files
-
-    chosen = choose(names, named_by)
-    if chosen is None:
-        raise InvalidFileError(
-            f"{masked(folder)}: expected a folder with one index, or one safetensors file, got "
-            f"{in_folder(store, folder, names)}"
-        )
-    file = store.join(folder, chosen)
-    if is_index(chosen):
-        return _open_index(store, file, how, content_of(chosen))
-    return _open_file(store, file, how)
-
-
-def _open_index(store: Store, file: str, how: _How, content: bytes | None = None) -> Leaves:
-    """The Leaves of the files of an index, which is read again if it is replaced meanwhile."""
-    for _ in range(_ATTEMPTS):
-        data = store.read(file) if content is None else content
-        content = None
-        try:
-            return _open_indexed(store, file, read_index(data, masked(file)), how)
-        except FileNotFoundError:
-            if store.read(file) == data:
-                raise
-        store.look_again(store.parent(file))
-    raise _never_settled(masked(file), "an index")
-
-
-def _open_indexed(store: Store, file: str, index: Index, how: _How) -> Leaves:
-    shown = masked(file)
-    folder = store.parent(file)
-    files = [store.join(folder, shard) for shard in index.files]
-    # Where a question takes a round trip, a file is opened at once, and missed then.
-    missing = [] if store.is_far else [each for each in files if not store.exists(each)]
-    opened = [] if missing else _sources([(store, each) for each in files], how)
-    missing += [
-        each
-        for each, source in zip(files, opened, strict=False)
-        if isinstance(source, FileNotFoundError)
-    ]
-    if missing:
-        raise FileNotFoundError(
-            f"{shown}: expected the {len(files)} files of the index, {len(missing)} are not "
-            f"there: {masked(', '.join(missing[:5]))}{' …' if len(missing) > 5 else ''}"
-            f"{other_set(store, folder, index.files)}"
-        )
-    return _leaves_of(files, opened, index, shown, how)
-
-
-def _open_files(files: list[tuple[Store, str]], name: str, how: _How) -> Leaves:
-    if not files:
-        raise InvalidFileError("expected one file or more, got an empty list")
-    return _leaves_of([file for _, file in files], _sources(files, how), None, name, how)
-
-
-def _sources(files: list[tuple[Store, str]], how: _How) -> list[File | Exception]:
-    """The sources of files, or the errors of opening them; what is far is opened side by side."""
-
-    def source_of(place: tuple[Store, str]) -> File | Exception:
-        store, file = place
-        try:
-            return store.source(file, how.access)
-        except Exception as error:  # noqa: BLE001 - raised by the caller
-            return error
-
-    if len(files) > 1 and any(store.is_far for store, _ in files):
-        with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
-            return list(pool.map(source_of, files))
-    return [source_of(place) for place in files]
-
-
-def _leaves_of(
-    files: list[str], sources: list[File | Exception], index: Index | None, name: str, how: _How
-) -> Leaves:
-    parts: list[tuple[str, Leaves]] = []
-    for file, source in zip(files, sources, strict=True):
-        if isinstance(source, Exception):
-            raise source
-        parts.append((masked(file), open_leaves(source, verify=how.verify)))
-    leaves = union(parts, index, name)
-    if index is None or index.record is None:
-        return leaves
-    record = index.record
-    check_structure(record, {each for each, leaf in leaves.items() if is_tensor(leaf)}, name)
-    return Leaves({**leaves, **record.values}, record.structure, leaves.metadata)
-
-
-def _open_file(store: Store, file: str, how: _How) -> Leaves:
-    return open_leaves(store.source(file, how.access), verify=how.verify)
+    return find(path, fs, Opener(one, several, access))

@@ -6,7 +6,6 @@ import os
 from collections.abc import Generator, Mapping
 from typing import Any, Final
 
-from safejax._src.arrays.materialize import Progress
 from safejax._src.checkpoint.indexed import Wrote, write_file, write_indexed
 from safejax._src.checkpoint.layout import Layout, layout
 from safejax._src.checkpoint.shards import Folder, folder_of, is_ours
@@ -15,6 +14,7 @@ from safejax._src.format.index import INDEX_NAME
 from safejax._src.leaves.flatten import flatten
 from safejax._src.leaves.leaves import Leaves, checked_metadata
 from safejax._src.leaves.steps import TransformArgument, apply
+from safejax._src.progress import Progress
 from safejax._src.reading.remote import FileSystem
 from safejax._src.storage.files import write_chunks
 from safejax._src.storage.folders import write_folder_atomically

@@ -6,8 +6,7 @@ from typing import Any, TypeVar, final
 
 import jax
 
-from safejax._src.arguments import check_progress, check_timeout, check_tree_and_path, checked_size
-from safejax._src.arrays.materialize import Progress
+from safejax._src.arguments import check_timeout, check_tree_and_path, checked_size
 from safejax._src.checkpoint.distributed import Joint, agree_to_save
 from safejax._src.checkpoint.division import only_holder, spans_processes
 from safejax._src.checkpoint.layout import Layout
@@ -15,6 +14,7 @@ from safejax._src.checkpoint.saving import leaves_of, planned, stored_leaves
 from safejax._src.checkpoint.shards import Folder
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import TransformArgument
+from safejax._src.progress import ProgressArgument, check_progress
 from safejax._src.reading.remote import FileSystem
 from safejax._src.storage.files import PathLike, checked_path
 from safejax._src.storage.location import locate
@@ -38,7 +38,7 @@ class SaveTask:
     metadata: Mapping[str, str] | None
     max_shard_bytes: int | None
     checksum: bool
-    progress: Progress | None
+    progress: ProgressArgument
     fs: FileSystem
     timeout: float
     one_writer_per_file: bool = False

@@ -7,6 +7,7 @@ rules are those of the safetensors format description and its reference reader; 
 reader is stricter, the reason is given next to the rule.
 """
 
+import contextlib
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple, cast, final
@@ -112,6 +113,40 @@ def parse_header(encoded: bytes, data_size: int, file: str) -> Header:
         }
     _check_layout(tensors, data_begin, data_begin + data_size, fault)
     return Header(tensors, metadata)
+
+
+def faults_of_header(prefix: Callable[[int, int], bytes], size: int, file: str) -> list[str]:
+    """All that is wrong with the entries of a header that `read_header` refuses.
+
+    Empty if its bytes are not JSON with an object in it, or there is no header at all.
+    """
+    length = int.from_bytes(prefix(0, LENGTH_BYTES), "little") if size >= LENGTH_BYTES else size
+    if length > min(MAX_HEADER_BYTES, size - LENGTH_BYTES):
+        return []
+    data_begin = LENGTH_BYTES + length
+    encoded = prefix(LENGTH_BYTES, data_begin)
+    try:
+        table = strict_json.parse(encoded.decode())
+    except ValueError:
+        return []
+    if encoded[:1] != b"{":
+        return []
+    faults: list[str] = []
+    tensors: dict[str, Tensor] = {}
+
+    def fault(sentence: str) -> InvalidFileError:
+        faults.append(f"{file}: invalid header: {sentence}")
+        return InvalidFileError(faults[-1])
+
+    with contextlib.suppress(InvalidFileError):
+        _metadata(table.pop(METADATA_NAME, None), fault)
+    for name, info in cast("dict[str, Any]", table).items():
+        with contextlib.suppress(InvalidFileError):
+            tensors[name] = _tensor(name, info, data_begin, fault)
+    if len(tensors) == len(table):  # Of other entries, it is not known where their data is.
+        with contextlib.suppress(InvalidFileError):
+            _check_layout(tensors, data_begin, size, fault)
+    return faults
 
 
 _Fault = Callable[[str], InvalidFileError]

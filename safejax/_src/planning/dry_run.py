@@ -12,7 +12,8 @@ from jax.sharding import Sharding
 from safejax._src.arrays.lazy import LazyArray
 from safejax._src.arrays.placing import alignment_for
 from safejax._src.arrays.together import blocks_of, groups_of
-from safejax._src.checkpoint.opening import Path, open_path, shown_path
+from safejax._src.checkpoint.finding import Path, shown_path
+from safejax._src.checkpoint.opening import open_path
 from safejax._src.checkpoint.options import LoadOptions, Options, parse_options, shows_options
 from safejax._src.collector import collector_paused
 from safejax._src.leaves.flatten import flatten

@@ -11,8 +11,6 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast, final
 
-import jax
-
 from safejax._src.public import set_module
 from safejax._src.pytrees.names import join, split
 from safejax.errors import TransformError
@@ -85,7 +83,7 @@ class Flattened(NamedTuple):
 
     def build(self, entries: Mapping[str, Any]) -> Any:
         """The tree with these entries, which must fit it."""
-        return jax.tree_util.tree_unflatten(self.treedef, [entries[name] for name in self.names])
+        return self.treedef.unflatten([entries[name] for name in self.names])
 
 
 @final

@@ -85,7 +85,12 @@ STEPS: dict[str, Step[Any, Any]] = {
 def test_a_step_prints_as_the_call_that_made_it(call: str) -> None:
     assert repr(STEPS[call]) == call
     if "like" not in call:
-        namespace = {**vars(safejax), "double": double, "halve": halve, "Callable2": Callable2}
+        namespace = {
+            **{name: getattr(safejax, name) for name in safejax.__all__},
+            "double": double,
+            "halve": halve,
+            "Callable2": Callable2,
+        }
         again = eval(call, namespace)
         assert repr(again) == call
         if "Callable2" not in call:

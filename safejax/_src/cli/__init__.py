@@ -1,0 +1,1 @@
+"""The command line: `safejax inspect`, `diff`, `convert`, `verify` and `plan`."""

@@ -1,0 +1,53 @@
+"""The entry point of the command `safejax`: it runs what is asked for, and ends in one clear line.
+
+The exit status is 0 if all is well, 1 if what was asked about is not (files differ, a file is not
+valid, a plan has problems), 2 for trouble, 130 after Ctrl-C and 141 if nobody reads the output.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+_EXTRA: Final = frozenset({"click", "rich"})
+_INTERRUPTED: Final = 130
+_UNREAD: Final = 141
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments, or with those of the process; its exit status."""
+    try:
+        # Imported by name: the command line is an extra.
+        commands = importlib.import_module("safejax._src.cli.commands")
+        return commands.run(arguments)
+    except KeyboardInterrupt:
+        return _end("interrupted", _INTERRUPTED)
+    except BrokenPipeError:
+        # Nobody reads: what is left in the buffer must not be an error when Python exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _UNREAD
+    except ImportError as error:
+        if error.name is None or error.name.partition(".")[0] not in _EXTRA:
+            return _end(str(error), 2)
+        return _end(f"the command line needs {error.name}: pip install 'safejax[cli]'", 2)
+    except MemoryError:
+        return _end("out of memory", 2)
+    except Exception as error:  # noqa: BLE001 - whatever a file, or its file system, leads to
+        return _end(_line_of(error), 2)
+
+
+def _line_of(error: Exception) -> str:
+    """What an error says; its class, too, where it is not one that explains itself."""
+    explains = isinstance(error, OSError | ValueError | TypeError) or error.__module__ == "safejax"
+    text = str(error) if explains else f"{type(error).__name__}: {error}"
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    return text
+
+
+def _end(message: str, status: int) -> int:
+    line = " ".join(message.split())
+    shown = "".join(each if each.isprintable() else "�" for each in line)
+    sys.stderr.write(f"safejax: {shown}\n")
+    return status

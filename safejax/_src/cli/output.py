@@ -1,0 +1,54 @@
+"""Output: reports on a terminal, where rich draws them, and elsewhere, as plain lines or JSON."""
+
+import importlib
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from safejax._src.inspection import text
+
+
+def emit(shown: str) -> None:
+    """Write text to stdout at once, so that an output that nobody reads is found out here."""
+    stream = sys.stdout
+    # A terminal, or a pipe, may be of an encoding that lacks the characters of a histogram.
+    encoding = stream.encoding or "utf-8"
+    stream.write(f"{shown}\n".encode(encoding, "backslashreplace").decode(encoding))
+    stream.flush()
+
+
+def emit_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[tuple[bool, Sequence[str]]],
+    right: Sequence[str],
+    notes: Iterable[str],
+) -> None:
+    """Write a table with its title and notes; rows that are marked stand out on a terminal."""
+    if not sys.stdout.isatty():
+        cells = [row for _, row in rows]
+        lines = text.table(columns, cells, right) if cells else []
+        emit("\n".join([text.printable(title), *lines, text.joined(notes)]).rstrip("\n"))
+        return
+    # Imported by name: it takes longer than all the rest, and only a terminal needs it.
+    console: Any = importlib.import_module("rich.console").Console()
+    escaped: Any = importlib.import_module("rich.text").Text
+    table: Any = importlib.import_module("rich.table").Table(box=None, pad_edge=False)
+    for column in columns:
+        justify = "right" if column in right else "left"
+        table.add_column(escaped(column), justify=justify, overflow="fold")
+    for stands_out, row in rows:
+        cells = [escaped(text.printable(cell)) for cell in row]
+        table.add_row(*cells, style="bold" if stands_out else None)
+    console.print(escaped(text.printable(title), style="bold cyan"))
+    if table.row_count:
+        console.print(table)
+    for note in notes:
+        style = "red" if note.startswith(("fault:", "problem:", "warning:")) else "dim"
+        console.print(escaped(text.printable(note), style=style))
+    sys.stdout.flush()
+
+
+def progress_shown(quiet: bool) -> bool:
+    """Whether progress is shown: if somebody looks at stderr who has not asked for silence."""
+    return not quiet and sys.stderr.isatty()

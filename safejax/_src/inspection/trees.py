@@ -1,0 +1,37 @@
+"""The contents of a tree: as those of a file, except that its leaves may be placed."""
+
+from typing import Any
+
+from safejax._src.arrays.lazy import LazyArray
+from safejax._src.checkpoint.saving import leaves_of
+from safejax._src.inspection.contents import Contents, Item
+from safejax._src.leaves.leaf import Unsupported, content_at, is_array, is_weakly_typed
+
+
+def contents_of_tree(tree: Any) -> Contents:
+    """What is in a tree, or in Leaves; nothing is read and nothing is placed."""
+    leaves = leaves_of(tree)
+    items: dict[str, Item] = {}
+    values: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        if isinstance(leaf, Unsupported):
+            items[name] = Item(name, leaf.code, leaf.shape, 0, None, leaf.file)
+        elif is_array(leaf):
+            items[name] = _item(name, leaf)
+        else:
+            values[name] = leaf
+    kinds = leaves.structure.kinds
+    return Contents("tree", items, values, leaves.metadata, kinds, (), ())
+
+
+def _item(name: str, leaf: Any) -> Item:
+    content = content_at(name, leaf)
+    view = content.view
+    file = None
+    if isinstance(leaf, LazyArray) and not leaf.is_placed:
+        file = ", ".join(dict.fromkeys(source.name for source in view.sources))
+    sharding = getattr(leaf, "sharding", None)
+    return Item(
+        name, view.dtype.name, view.shape, view.nbytes, view if view.has_values else None, file,
+        None, content.key, is_weakly_typed(leaf), 0, None if sharding is None else str(sharding),
+    )  # fmt: skip
