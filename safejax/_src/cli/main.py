@@ -5,14 +5,14 @@ valid, a plan has problems), 2 for trouble, 130 after Ctrl-C and 141 if nobody r
 """
 
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from typing import Final
 
+from safejax.errors import SafejaxError
+
 _EXTRA: Final = frozenset({"click", "rich"})
 _INTERRUPTED: Final = 130
-_UNREAD: Final = 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,10 +23,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return commands.run(arguments)
     except KeyboardInterrupt:
         return _end("interrupted", _INTERRUPTED)
-    except BrokenPipeError:
-        # Nobody reads: what is left in the buffer must not be an error when Python exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _UNREAD
     except ImportError as error:
         if error.name is None or error.name.partition(".")[0] not in _EXTRA:
             return _end(str(error), 2)
@@ -39,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _line_of(error: Exception) -> str:
     """What an error says; its class, too, where it is not one that explains itself."""
-    explains = isinstance(error, OSError | ValueError | TypeError) or error.__module__ == "safejax"
+    explains = isinstance(error, OSError | ValueError | TypeError | SafejaxError)
     text = str(error) if explains else f"{type(error).__name__}: {error}"
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"

@@ -1,20 +1,29 @@
 """Output: reports on a terminal, where rich draws them, and elsewhere, as plain lines or JSON."""
 
 import importlib
+import os
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from safejax._src.inspection import text
 
+_UNREAD: Final = 141
+"""The exit status of a command whose output nobody reads: that of one that SIGPIPE ended."""
+
 
 def emit(shown: str) -> None:
-    """Write text to stdout at once, so that an output that nobody reads is found out here."""
+    """Write text to stdout at once; the command ends, without a word, if nobody reads it."""
     stream = sys.stdout
     # A terminal, or a pipe, may be of an encoding that lacks the characters of a histogram.
     encoding = stream.encoding or "utf-8"
-    stream.write(f"{shown}\n".encode(encoding, "backslashreplace").decode(encoding))
-    stream.flush()
+    try:
+        stream.write(f"{shown}\n".encode(encoding, "backslashreplace").decode(encoding))
+        stream.flush()
+    except BrokenPipeError:
+        # What is left in the buffer must not be an error when Python exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        raise SystemExit(_UNREAD) from None
 
 
 def emit_table(

@@ -1,6 +1,9 @@
 """Plan: what a load onto a mesh would do, on virtual devices of the CPU."""
 
+import contextlib
 import math
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, cast
@@ -82,7 +85,13 @@ def _mesh(axes: Mapping[str, int]) -> Mesh:
     count = math.prod(axes.values())
     config: Any = jax.config
     config.update("jax_platforms", "cpu")
-    config.update("jax_num_cpu_devices", count)
+    with contextlib.suppress(RuntimeError):  # JAX runs already, with the devices that it has.
+        config.update("jax_num_cpu_devices", count)
+        # JAX refuses to be told twice how many devices there are.
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = re.sub(r"--xla_force_host_platform_device_count=\d+", "", flags)
     devices = jax.devices("cpu")[:count]
+    if len(devices) < count:
+        raise ValueError(f"--mesh: expected {count} devices of the CPU, got {len(devices)}")
     types = (AxisType.Auto,) * len(axes)
     return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=types, devices=devices)

@@ -50,7 +50,9 @@ def statistics_of(view: View, read: Callable[[int], None] = lambda _: None) -> S
     `read(n)` is called after every `n` bytes; each byte counts once.
     """
     count = nans = infs = 0
-    low, high, mean, squares = np.inf, -np.inf, 0.0, 0.0
+    low, high = np.inf, -np.inf
+    # Of NumPy, whose numbers overflow to infinity where those of Python raise.
+    mean, squares = np.float64(0), np.float64(0)
     with np.errstate(all="ignore"):
         for values, _ in _blocks(view):
             finite = values[np.isfinite(values)]
@@ -59,9 +61,9 @@ def statistics_of(view: View, read: Callable[[int], None] = lambda _: None) -> S
             if finite.size:
                 low, high = min(low, float(finite.min())), max(high, float(finite.max()))
                 # Chan, Golub and LeVeque: the variance of two samples together.
-                own = float(finite.mean())
+                own = np.float64(finite.mean())
                 total = count + finite.size
-                squares += float(((finite - own) ** 2).sum())
+                squares += ((finite - own) ** 2).sum()
                 squares += (own - mean) ** 2 * count * finite.size / total
                 mean += (own - mean) * finite.size / total
                 count = total
@@ -79,7 +81,7 @@ def statistics_of(view: View, read: Callable[[int], None] = lambda _: None) -> S
     if not count:
         return Statistics(view.size, nans, infs, None, None, None, None, ())
     std = float(np.sqrt(squares / count))
-    return Statistics(view.size, nans, infs, low, high, mean, std, tuple(bins.tolist()))
+    return Statistics(view.size, nans, infs, low, high, float(mean), std, tuple(bins.tolist()))
 
 
 def reals(array: NDArray[Any]) -> Reals:

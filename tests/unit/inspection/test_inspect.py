@@ -119,7 +119,7 @@ def test_trees_are_inspected_without_a_read(tmp_path: Path) -> None:
     assert found.tensors["lazy.key"].key == "threefry2x32"
     assert found.tensors["plain"].dtype == "float64"
     assert found.values == {"lazy.n": 3}
-    assert repr(found) == "Inspection('tree': 3 tensors, 96 B)"
+    assert repr(found) == "Inspection('tree': 4 tensors, 100 B)"
 
 
 def test_only_chosen_names(tmp_path: Path) -> None:

@@ -1,0 +1,311 @@
+"""The command `safejax`: what each command says, and how it ends."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import flax.serialization
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import safejax
+from safejax._src.cli.main import main
+from tests.support import minilm
+from tests.support.files import names_in
+from tests.support.hostile_headers import HOSTILE
+from tests.support.servers import HttpServer
+
+ROOT = Path(__file__).parents[3]
+GOLDEN = ROOT / "tests" / "golden" / "v1"
+TREE = {"mlp": {"w": jnp.ones((8, 4)), "b": jnp.zeros(4)}, "steps": [jnp.int32(3), "text"]}
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    target = tmp_path / "m.safetensors"
+    safejax.save(TREE, target, metadata={"step": "3"}, checksum=True)
+    return str(target)
+
+
+def run(*arguments: object) -> int:
+    return main([str(each) for each in arguments])
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-W", "error", "-m", "safejax", *map(str, arguments)]
+
+
+# ---- inspect
+
+
+def test_inspect_shows_what_the_python_function_shows(path: str, capsys: Capture) -> None:
+    assert run("inspect", path) == 0
+    assert capsys.readouterr().out == f"{safejax.inspect(path)}\n"
+    assert run("inspect", path, "--json", "--where", "mlp.*", "--stats") == 0
+    table = json.loads(capsys.readouterr().out)
+    assert table["tensors"].keys() == {"mlp.w", "mlp.b"}
+    assert table["tensors"]["mlp.w"]["statistics"]["mean"] == 1
+    assert table["metadata"] == {"step": "3"}
+    assert run("inspect", GOLDEN / "shards") == 0
+    folder = capsys.readouterr().out
+    assert run("inspect", *sorted((GOLDEN / "shards").glob("*.safetensors")), "--stats") == 0
+    assert "histogram" in capsys.readouterr().out
+    assert "8 tensors" in folder
+
+
+def test_a_terminal_gets_a_table_that_fits(path: str) -> None:
+    leader, follower = pty.openpty()
+    child = subprocess.Popen(
+        command("inspect", path, "--stats"), stdout=follower, stderr=follower, cwd=ROOT,
+        env={**os.environ, "COLUMNS": "90", "TERM": "xterm-256color"},
+    )  # fmt: skip
+    os.close(follower)
+    shown = b""
+    try:
+        while chunk := os.read(leader, 4096):
+            shown += chunk
+    except OSError:  # Linux says so when the other end is closed.
+        pass
+    os.close(leader)
+    assert child.wait() == 0
+    assert b"\x1b[1" in shown
+    assert "█" in shown.decode()
+
+
+def test_what_needs_no_jax_does_not_import_it(path: str) -> None:
+    program = """if True:
+        import sys
+        from safejax._src.cli.main import main
+        path = sys.argv[1]
+        assert main(["--help"]) == main(["inspect", "-h"]) == 0
+        assert "numpy" not in sys.modules
+        assert main(["inspect", path]) == main(["inspect", path, "--stats"]) == 0
+        assert main(["diff", path, path]) == main(["verify", path]) == 0
+        assert not {"jax", "jaxlib", "rich"} & sys.modules.keys()
+    """
+    subprocess.run([sys.executable, "-W", "error", "-c", program, path], check=True, cwd=ROOT)
+
+
+# ---- diff and verify
+
+
+def test_diff_ends_as_diff_does(path: str, tmp_path: Path, capsys: Capture) -> None:
+    assert run("diff", path, path) == 0
+    other = tmp_path / "other.safetensors"
+    safejax.save(
+        {**TREE, "mlp": {"w": jnp.full((8, 4), 1.001, jnp.float32)}}, other, metadata={"step": "3"}
+    )
+    assert run("diff", path, other) == 1
+    assert "only in a: mlp.b float32[4]" in capsys.readouterr().out
+    assert run("diff", path, other, "--rtol", "0.01", "--json") == 1
+    assert json.loads(capsys.readouterr().out)["tensors"] == []
+    assert run("diff", path, tmp_path / "gone.safetensors") == 2
+    assert run("diff", path, other, "--rtol", "-1") == 2
+
+
+def test_verify_says_all_that_is_wrong(path: str, capsys: Capture) -> None:
+    assert run("verify", path) == 0
+    data = bytearray(Path(path).read_bytes())
+    data[-1] ^= 1
+    Path(path).write_bytes(data)
+    assert run("verify", path, "--headers-only") == 0
+    assert run("verify", path) == 1
+    assert "fault: " in capsys.readouterr().out
+    assert run("verify", path, "--json") == 1
+    assert json.loads(capsys.readouterr().out)["is_valid"] is False
+
+
+@pytest.mark.parametrize("name", list(HOSTILE)[::10])
+def test_a_bad_file_ends_in_one_line(name: str, tmp_path: Path, capsys: Capture) -> None:
+    source = tmp_path / "bad.safetensors"
+    source.write_bytes(HOSTILE[name][0])
+    for arguments in (["inspect"], ["diff", GOLDEN / "nested.safetensors"], ["plan"]):
+        assert run(*arguments, source) == 2
+    assert run("convert", source, tmp_path / "out.safetensors") == 2
+    assert run("verify", source) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4
+    assert all(line.startswith(f"safejax: {source}: ") for line in lines)
+    assert names_in(tmp_path) == ["bad.safetensors"]
+
+
+# ---- convert
+
+
+def test_convert_transforms_and_keeps_the_rest(path: str, tmp_path: Path) -> None:
+    target = tmp_path / "new.safetensors"
+    assert run(
+        "convert", path, target, "--drop", "*.b", "--rename", "mlp.{x}", "dense.{x}",
+        "--prefix", "model", "--dtype", "bf16", "--where", "*.w", "--metadata", "by=me",
+        "--checksum", "--verify",
+    ) == 0  # fmt: skip
+    tree = safejax.load(target, verify=True)
+    assert tree["model"]["dense"]["w"].dtype == jnp.bfloat16
+    assert tree["model"]["steps"][0].item() == 3
+    assert tree["model"]["steps"][1] == "text"
+    assert safejax.metadata(target) == {"step": "3", "by": "me"}
+    assert safejax.inspect(target).tensors.keys() == {"model.dense.w", "model.steps.0"}
+
+
+def test_convert_into_a_folder_and_back(path: str, tmp_path: Path) -> None:
+    assert run("convert", path, tmp_path / "folder", "--max-shard-size", "0.1kB") == 0
+    assert len(safejax.inspect(tmp_path / "folder").files) == 3
+    back = tmp_path / "back.safetensors"
+    assert run("convert", tmp_path / "folder", back) == 0
+    assert run("diff", path, back) == 0
+
+
+def test_convert_replaces_nothing_unasked(path: str, tmp_path: Path, capsys: Capture) -> None:
+    before = Path(path).read_bytes()
+    assert run("convert", GOLDEN / "nested.safetensors", path) == 2
+    assert "or --overwrite" in capsys.readouterr().err
+    assert Path(path).read_bytes() == before
+    assert run("convert", GOLDEN / "nested.safetensors", path, "--overwrite", "--select", "x") == 2
+    assert Path(path).read_bytes() == before
+    assert run("convert", GOLDEN / "nested.safetensors", path, "--overwrite") == 0
+    assert run("diff", GOLDEN / "nested.safetensors", path) == 0
+
+
+def test_convert_reads_archives_of_numpy_and_files_of_flax(tmp_path: Path) -> None:
+    arrays: dict[str, Any] = {"a.w": np.arange(6.0).reshape(2, 3), "b": np.array([True])}
+    np.savez(tmp_path / "m.npz", **arrays)
+    tree = {"a": {"w": arrays["a.w"]}, "b": arrays["b"]}
+    (tmp_path / "m.msgpack").write_bytes(flax.serialization.msgpack_serialize(tree))
+    for name in ("m.npz", "m.msgpack"):
+        target = tmp_path / f"{name}.safetensors"
+        assert run("convert", tmp_path / name, target) == 0
+        assert safejax.diff(target, tree).is_same
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["convert", "a", "b", "--where", "x"],
+        ["convert", "a", "b", "--metadata", "x"],
+        ["convert", "a", "b", "--max-shard-size", "big"],
+        ["plan", "a", "--mesh", "data"],
+        ["plan", "a", "--rules", __file__],
+        ["inspect"],
+        ["look"],
+    ],
+    ids=" ".join,
+)
+def test_a_bad_call_ends_with_2(arguments: list[str], capsys: Capture) -> None:
+    assert run(*arguments) == 2
+    assert "Error: " in capsys.readouterr().err
+
+
+# ---- plan
+
+
+def test_plan_onto_a_mesh(path: str, tmp_path: Path, capsys: Capture) -> None:
+    rules = tmp_path / "rules.json"
+    rules.write_text('{"mlp.w": [["data", "model"], null], "*.b": ["model"]}')
+    assert run("plan", path, "--mesh", "data=4,model=2", "--rules", rules) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if line.startswith("device cpu:")]) == 8
+    assert run("plan", path, "--mesh", "data=4,model=2", "--rules", rules, "--json") == 0
+    table = json.loads(capsys.readouterr().out)
+    assert len(table["devices"]) == 8
+    assert sum(each["places"] for each in table["devices"].values()) == 128 + 4 * 16 + 8 * 4
+    assert table["leaves"]["mlp.w"]["spec"].startswith(("PartitionSpec(", "P("))
+    rules.write_text('{"mlp.b": [["data", "model"]]}')
+    assert run("plan", path, "--mesh", "data=4,model=2", "--rules", rules) == 1
+    assert "problem: " in capsys.readouterr().out
+    for text, part in (("[", "expected JSON"), ("[1]", "an object"), ('{"*": ["x"]}', "got 'x'")):
+        rules.write_text(text)
+        assert run("plan", path, "--mesh", "data=4,model=2", "--rules", rules) == 2
+        assert part in capsys.readouterr().err
+
+
+def test_plan_needs_no_devices_of_the_mesh(path: str) -> None:
+    done = subprocess.run(
+        command("plan", path, "--mesh", "x=32"),
+        capture_output=True, text=True, cwd=ROOT, check=True,
+    )  # fmt: skip
+    assert done.stdout.count("device cpu:") == 32
+
+
+# ---- ends
+
+
+def test_an_output_that_nobody_reads(path: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with subprocess.Popen(
+        command("inspect", path), stdout=writer, stderr=subprocess.PIPE, cwd=ROOT
+    ) as child:
+        os.close(writer)
+        assert child.stderr is not None
+        assert child.stderr.read() == b""
+    assert child.returncode == 141
+
+
+def test_ctrl_c_leaves_no_half_written_target(tmp_path: Path) -> None:
+    target = tmp_path / "new.safetensors"
+    server = HttpServer()
+    children: list[subprocess.Popen[str]] = []
+
+    def interrupted(request: object) -> str | None:
+        span = getattr(request, "span", None)
+        if span is None or span[1] < 4 << 20:
+            return None
+        children[0].send_signal(signal.SIGINT)
+        return "stall"
+
+    server.files["/m.safetensors"] = safejax.serialize({"w": np.zeros(8 << 20, np.uint8)})
+    server.fault = interrupted
+    try:
+        children.append(
+            subprocess.Popen(
+                command("convert", f"{server.url}/m.safetensors", target),
+                stderr=subprocess.PIPE,
+                text=True,
+                cwd=ROOT,
+            )
+        )
+        _, errors = children[0].communicate(timeout=60)
+    finally:
+        server.released.set()
+        server.close()
+    assert children[0].returncode == 130
+    assert errors.split("\n") == ["", "safejax: interrupted", ""]
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("package", ["click", "rich"])
+def test_without_the_extra_one_line_names_it(package: str, path: str) -> None:
+    program = f"""if True:
+        import sys
+        sys.modules[{package!r}] = None
+        sys.stdout.isatty = lambda: True
+        from safejax._src.cli.main import main
+        sys.exit(main(["inspect", {path!r}]))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "pip install 'safejax[cli]'" in done.stderr
+
+
+# ---- a real model
+
+
+def test_minilm(tmp_path: Path, capsys: Capture) -> None:
+    source = minilm.fetched()
+    assert run("inspect", source) == 0
+    assert "in 1 file of 86.7 MiB" in capsys.readouterr().out.splitlines()[0]
+    assert run("verify", source) == 0
+    assert run("convert", source, tmp_path / "bf16", "--dtype", "bf16", "--checksum") == 0
+    assert run("diff", source, tmp_path / "bf16", "--rtol", "0.01") == 1
+    assert run("verify", tmp_path / "bf16") == 0
