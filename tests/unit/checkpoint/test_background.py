@@ -607,7 +607,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     ),
     "a size": (lambda path: save_async({}, path, max_shard_bytes=0), ValueError, "1 or more"),
     "progress": (
-        lambda path: save_async({}, path, progress=True),  # pyright: ignore
+        lambda path: save_async({}, path, progress=3),  # pyright: ignore
         TypeError,
         "save_async: progress",
     ),
