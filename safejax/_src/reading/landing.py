@@ -6,6 +6,7 @@ once, into the memory of the array that it is for, or arrives there.
 
 from collections.abc import Sequence
 from functools import cached_property
+from operator import itemgetter
 from typing import Any, Final, final
 
 import numpy as np
@@ -65,6 +66,22 @@ class Target:
         at = begin - int(self.spans.starts[number])
         return self.rows[number, at : at + end - begin]
 
+    def places(self, begin: int, end: int, most: int) -> list[tuple[int, Bytes]] | None:
+        """Where bytes of `[begin, end)` begin that are needed, each with its memory, in order.
+
+        None if there are more than `most`.
+        """
+        starts, length = self.spans.starts, self.spans.length
+        first = int(np.searchsorted(starts, begin - length, "right"))
+        last = int(np.searchsorted(starts, end, "left"))
+        if last - first > most:
+            return None
+        found: list[tuple[int, Bytes]] = []
+        for number, start in enumerate(starts[first:last].tolist(), first):
+            low, high = max(start, begin), min(start + length, end)
+            found.append((low, self.rows[number, low - start : high - start]))
+        return found
+
     def land(self, begin: int, data: Bytes) -> None:
         """Take what is needed of `data`, the bytes of the file that start at `begin`."""
         starts, length, end = self.spans.starts, self.spans.length, begin + data.nbytes
@@ -111,6 +128,33 @@ class Landing:
         """Where the bytes `[begin, end)` of the file can arrive; None if they have to be copied."""
         near = self._near(begin, end)
         return self.targets[near[0]].memory(begin, end) if len(near) == 1 else None
+
+    def places(self, begin: int, end: int, most: int) -> list[Bytes] | None:
+        """Memory for all bytes `[begin, end)` of the file, in order, also for what is not needed.
+
+        None if there are more than `most` places for what is needed, or two for the same bytes.
+        """
+        found: list[tuple[int, Bytes]] = []
+        near = self._near(begin, end)
+        if len(near) > most:
+            return None
+        for number in near:
+            more = self.targets[number].places(begin, end, most - len(found))
+            if more is None:
+                return None
+            found += more
+        memory: list[Bytes] = []
+        at = begin
+        for start, place in sorted(found, key=itemgetter(0)):
+            if start < at:
+                return None
+            if start > at:
+                memory.append(np.empty(start - at, np.uint8))
+            memory.append(place)
+            at = start + place.nbytes
+        if at < end:
+            memory.append(np.empty(end - at, np.uint8))
+        return memory
 
     def holds(self, begin: int, end: int) -> bool:
         """Whether there is memory where the bytes `[begin, end)` of the file can arrive."""
