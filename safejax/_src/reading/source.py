@@ -43,6 +43,20 @@ class Part(NamedTuple):
     window: Window
 
 
+class Gathering(Protocol):
+    """What gathers parts of sources so as to read them together: a `Batch`."""
+
+    is_dry: bool
+
+    def empty(self, shape: tuple[int, ...], dtype: Dtype) -> NDArray[Any]: ...
+
+    def takes(self, nbytes: int) -> bool: ...
+
+    def add(self, source: "Source", part: Part, out: NDArray[Any]) -> None: ...
+
+    def then(self, task: Callable[[], None], cost: Cost = FREE) -> None: ...
+
+
 class Source(ABC):
     """A flat run of bytes that leaves show windows of.
 
@@ -128,6 +142,18 @@ class Source(ABC):
         """Copy what `read` returns for each part into the array that is with it."""
         for part, out in reads:
             self.read_into(*part, out)
+
+    def begin_many(self, reads: Sequence[tuple[Part, NDArray[Any]]], batch: Gathering) -> bool:
+        """Have `batch` read what the parts need of another source, and do the rest after that.
+
+        False if the source reads by itself: then nothing is done here.
+        """
+        del reads, batch
+        return False
+
+    def place_of(self, byte: int) -> "tuple[Source, int]":
+        """The source that a byte is requested of, and where it is there."""
+        return self, byte
 
     def cost(self, dtype: Dtype, window: Window) -> Cost:
         """What a read of `window` requests of files."""
