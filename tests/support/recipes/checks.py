@@ -1,0 +1,147 @@
+"""What must hold for a recipe, tried with a checkpoint of transformers'."""
+
+import copy
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import jax
+import ml_dtypes
+import numpy as np
+import torch
+import transformers
+from jax.sharding import AxisType
+from safetensors.torch import load_file
+
+import safejax
+from safejax import recipes
+from tests.support.recipes import by_hand, forwards
+from tests.support.recipes.models import CASES, Case, logits_of, save
+
+BY_HAND: dict[str, Callable[[by_hand.Tensors, by_hand.Config], by_hand.Tensors]] = {
+    "llama": by_hand.llama,
+    "llama, tied": by_hand.llama,
+    "mistral": by_hand.llama,
+    "qwen2": by_hand.qwen2,
+    "qwen3": by_hand.qwen3,
+    "gemma3": by_hand.gemma3,
+    "mixtral": by_hand.mixtral,
+}
+"""The names, shapes and values that a recipe must give, by case."""
+
+FORWARDS: dict[str, Callable[[Any, dict[str, Any], dict[str, Any]], list[jax.Array]]] = {
+    **dict.fromkeys(
+        ("llama", "llama, tied", "mistral", "qwen2", "qwen3", "gemma3", "mixtral"),
+        lambda params, config, inputs: [forwards.decoder(params, config, inputs["input_ids"])],
+    ),
+}
+"""The outputs in JAX, by case, in the order of those of transformers."""
+
+
+@final
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model of transformers and the folder that it was saved to."""
+
+    name: str
+    case: Case
+    model: Any
+    folder: Path
+    config: dict[str, Any]
+    theirs: by_hand.Tensors
+    recipe: recipes.Recipe
+
+    @classmethod
+    def made(cls, name: str, folder: Path) -> "Checkpoint":
+        """The checkpoint of a case, new in this folder."""
+        case = CASES[name]
+        model = save(case, folder)
+        config = json.loads((folder / "config.json").read_text())
+        return cls(name, case, model, folder, config, tensors_in(folder), recipes.of(folder))
+
+    def load(self, **options: Any) -> Any:
+        """The tree that the recipe makes of it."""
+        return safejax.load(self.folder, transform=self.recipe.transform, **options)
+
+    def expected(self) -> by_hand.Tensors:
+        """The leaves that the recipe must make of it."""
+        return BY_HAND[self.name](self.theirs, self.config)
+
+
+def tensors_in(folder: Path) -> by_hand.Tensors:
+    """The tensors of a folder as the safetensors package reads them."""
+    found: by_hand.Tensors = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        for name, tensor in load_file(path).items():
+            is_short = tensor.dtype == torch.bfloat16
+            array = tensor.view(torch.int16) if is_short else tensor
+            found[name] = array.numpy().view(ml_dtypes.bfloat16) if is_short else array.numpy()
+    return found
+
+
+def same(name: str, actual: Any, expected: by_hand.Array) -> None:
+    """Assert that an array has this dtype, this shape and these bits."""
+    array = np.asarray(actual)
+    assert (array.dtype, array.shape) == (expected.dtype, expected.shape), name
+    assert array.tobytes() == expected.tobytes(), name
+
+
+def imported(checkpoint: Checkpoint) -> None:
+    """The import has the names and the bits of a conversion by hand."""
+    leaves, expected = safejax.flatten(checkpoint.load()), checkpoint.expected()
+    assert sorted(leaves) == sorted(expected)
+    for name, leaf in leaves.items():
+        same(name, leaf, expected[name])
+
+
+def parts(checkpoint: Checkpoint) -> None:
+    """What each of eight devices has is its part of it, and no leaf has all on each for nothing."""
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    rules = checkpoint.recipe.rules(mesh, checkpoint.case.axes)
+    leaves = safejax.flatten(safejax.materialize(checkpoint.load(sharding=rules)))
+    expected = checkpoint.expected()
+    used: set[str] = set()
+    for name, leaf in leaves.items():
+        used.update(axis for axis in leaf.sharding.spec if axis is not None)
+        assert len(leaf.addressable_shards) == 8
+        for shard in leaf.addressable_shards:
+            same(name, shard.data, np.ascontiguousarray(expected[name][shard.index]))
+    assert used == set(checkpoint.case.axes.values())
+
+
+def exported(checkpoint: Checkpoint, folder: Path) -> None:
+    """The inverse gives their checkpoint, byte for byte, and transformers loads it in whole."""
+    tree = safejax.materialize(checkpoint.load())
+    inverse, metadata = checkpoint.recipe.transform.inverse, safejax.metadata(checkpoint.folder)
+    safejax.save(tree, folder, transform=inverse, metadata=metadata, max_shard_bytes=1 << 16)
+    shutil.copy(checkpoint.folder / "config.json", folder)
+    found = tensors_in(folder)
+    assert sorted(found) == sorted(checkpoint.theirs)
+    for name, array in found.items():
+        same(name, array, checkpoint.theirs[name])
+    cls = getattr(transformers, checkpoint.case.model)
+    model, report = cls.from_pretrained(folder, output_loading_info=True, dtype="auto")
+    assert not any(report.values()), report
+    before = logits_of(checkpoint.model, checkpoint.case)
+    for one, other in zip(before, logits_of(model.eval(), checkpoint.case), strict=True):
+        assert torch.equal(one, other)
+
+
+def difference(checkpoint: Checkpoint) -> float:
+    """How far our outputs are from theirs, in units of the largest of theirs."""
+    forward = FORWARDS[checkpoint.name]
+    inputs = {name: each.numpy() for name, each in checkpoint.case.inputs().items()}
+    widen = jax.jit(lambda leaf: leaf.astype("float32"))
+    tree = jax.tree.map(widen, safejax.materialize(checkpoint.load()))
+    ours = jax.jit(lambda tree, inputs: forward(tree, checkpoint.config, inputs))(tree, inputs)
+    theirs = logits_of(copy.deepcopy(checkpoint.model).float(), checkpoint.case)
+    assert len(ours) == len(theirs)
+    far = 0.0
+    for one, other in zip(ours, theirs, strict=True):
+        wanted = other.numpy()
+        assert one.shape == wanted.shape
+        far = max(far, float(np.abs(np.asarray(one) - wanted).max() / np.abs(wanted).max()))
+    return far
