@@ -18,7 +18,9 @@ from tests.support.recipes.models import CASES  # noqa: E402
 
 
 @pytest.fixture(scope="module", params=CASES)
-def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+def checkpoint(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Checkpoint:
     return Checkpoint.made(request.param, tmp_path_factory.mktemp("theirs"))
 
 

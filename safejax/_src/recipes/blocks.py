@@ -57,7 +57,10 @@ def attention(their: str, our: str, names: Mapping[str, str], *, bias: str = "qk
     """
     rows: Rows = []
     for each, name in names.items():
-        axes = ("(heads head_dim) embed -> embed heads head_dim", "(heads head_dim) -> heads head_dim")
+        axes = (
+            "(heads head_dim) embed -> embed heads head_dim",
+            "(heads head_dim) -> heads head_dim",
+        )
         if each == "o":
             axes = ("embed (heads head_dim) -> heads head_dim embed", "embed")
         rows.append((f"{their}{name}.weight", f"{our}{each}.kernel", axes[0]))
@@ -92,7 +95,9 @@ def of_part(rows: Iterable[RowArgument], part: str) -> Rows:
     """The rows of one part of a model, with the part before the names of all their axes."""
     named: Rows = []
     for theirs, ours, *axes in rows:
-        theirs = theirs.replace("{layer}", f"{{{part}_layer}}") if isinstance(theirs, str) else theirs
+        theirs = (
+            theirs.replace("{layer}", f"{{{part}_layer}}") if isinstance(theirs, str) else theirs
+        )
         renamed = [_WORD.sub(lambda word: f"{part}_{word[0]}", each) for each in axes]
         named.append((theirs, ours, *renamed))  # pyright: ignore[reportArgumentType]
     return named
@@ -111,9 +116,7 @@ def decoder_prefix(config: Config) -> str:
     return config.prefix("model.", "embed_tokens.weight")
 
 
-def decoder(
-    config: Config, layers: Rows, sizes: Mapping[str, int], *, tied: bool = False
-) -> Table:
+def decoder(config: Config, layers: Rows, sizes: Mapping[str, int], *, tied: bool = False) -> Table:
     """The table of a decoder: its embedding, these rows of its layers, its last norm and its head.
 
     A head that is tied to the embedding is not there; one that was trained apart is, whatever the

@@ -22,21 +22,23 @@ from safejax._src.recipes.t5 import t5
 from safejax._src.recipes.vit import vit
 from safejax._src.recipes.whisper import whisper
 
-FAMILIES: Final[Mapping[str, Callable[[Config], Table]]] = MappingProxyType({
-    "bert": bert,
-    "clip": clip,
-    "deepseek_v3": deepseek_v3,
-    "gemma3_text": gemma3,
-    "gpt2": gpt2,
-    "gpt_oss": gpt_oss,
-    "llama": llama,
-    "mistral": mistral,
-    "mixtral": mixtral,
-    "qwen2": qwen2,
-    "qwen3": qwen3,
-    "qwen3_moe": qwen3_moe,
-    "resnet": resnet,
-    "t5": t5,
-    "vit": vit,
-    "whisper": whisper,
-})
+FAMILIES: Final[Mapping[str, Callable[[Config], Table]]] = MappingProxyType(
+    {
+        "bert": bert,
+        "clip": clip,
+        "deepseek_v3": deepseek_v3,
+        "gemma3_text": gemma3,
+        "gpt2": gpt2,
+        "gpt_oss": gpt_oss,
+        "llama": llama,
+        "mistral": mistral,
+        "mixtral": mixtral,
+        "qwen2": qwen2,
+        "qwen3": qwen3,
+        "qwen3_moe": qwen3_moe,
+        "resnet": resnet,
+        "t5": t5,
+        "vit": vit,
+        "whisper": whisper,
+    }
+)

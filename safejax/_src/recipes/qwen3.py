@@ -26,6 +26,7 @@ def qwen3_moe(config: Config) -> blocks.Table:
         *blocks.gated_mlp(expert, "layers.experts.", mlp="expert_mlp"),
     ]
     sizes = config.sizes(expert="num_experts", expert_mlp="moe_intermediate_size")
+    sizes |= config.sizes(expert="num_local_experts")  # Newer versions call it so.
     return blocks.decoder(config, rows, {**blocks.grouped_heads(config), **sizes})
 
 

@@ -29,14 +29,41 @@ BY_HAND: dict[str, Callable[[by_hand.Tensors, by_hand.Config], by_hand.Tensors]]
     "qwen3": by_hand.qwen3,
     "gemma3": by_hand.gemma3,
     "mixtral": by_hand.mixtral,
+    "qwen3-moe": by_hand.qwen3_moe,
+    "deepseek-v3": by_hand.deepseek_v3,
+    "gpt-oss": by_hand.gpt_oss,
+    "gpt2": by_hand.gpt2,
+    "bert": by_hand.bert,
+    "t5": by_hand.t5,
+    "t5, gated": by_hand.t5,
+    "vit": by_hand.vit,
+    "clip": by_hand.clip,
+    "whisper": by_hand.whisper,
+    "resnet": by_hand.resnet,
+    "resnet, basic": by_hand.resnet,
 }
 """The names, shapes and values that a recipe must give, by case."""
 
-FORWARDS: dict[str, Callable[[Any, dict[str, Any], dict[str, Any]], list[jax.Array]]] = {
-    **dict.fromkeys(
-        ("llama", "llama, tied", "mistral", "qwen2", "qwen3", "gemma3", "mixtral"),
-        lambda params, config, inputs: [forwards.decoder(params, config, inputs["input_ids"])],
-    ),
+
+def _decoder(params: Any, config: Any, inputs: Any) -> list[jax.Array]:
+    return [forwards.decoder(params, config, inputs["input_ids"])]
+
+
+FORWARDS: dict[str, Callable[[Any, Any, Any], list[jax.Array]]] = {
+    **dict.fromkeys(("llama", "llama, tied", "mistral", "qwen2", "qwen3", "gemma3"), _decoder),
+    **dict.fromkeys(("mixtral", "qwen3-moe", "gpt-oss"), _decoder),
+    "deepseek-v3": lambda p, c, i: [forwards.deepseek(p, c, i["input_ids"])],
+    "gpt2": lambda p, c, i: [forwards.gpt2(p, c, i["input_ids"])],
+    "bert": lambda p, c, i: [forwards.bert(p, c, i["input_ids"])],
+    "t5": lambda p, c, i: [forwards.t5(p, c, i["input_ids"], i["decoder_input_ids"])],
+    "t5, gated": lambda p, c, i: [forwards.t5(p, c, i["input_ids"], i["decoder_input_ids"])],
+    "vit": lambda p, c, i: [forwards.vit(p, c, i["pixel_values"])],
+    "clip": lambda p, c, i: forwards.clip(p, c, i["input_ids"], i["pixel_values"]),
+    "whisper": lambda p, c, i: [
+        forwards.whisper(p, c, i["input_features"], i["decoder_input_ids"])
+    ],
+    "resnet": lambda p, c, i: [forwards.resnet(p, c, i["pixel_values"])],
+    "resnet, basic": lambda p, c, i: [forwards.resnet(p, c, i["pixel_values"])],
 }
 """The outputs in JAX, by case, in the order of those of transformers."""
 
@@ -108,13 +135,20 @@ def parts(checkpoint: Checkpoint) -> None:
         used.update(axis for axis in leaf.sharding.spec if axis is not None)
         assert len(leaf.addressable_shards) == 8
         for shard in leaf.addressable_shards:
-            same(name, shard.data, np.ascontiguousarray(expected[name][shard.index]))
+            part = np.asarray(expected[name][shard.index])
+            same(name, shard.data, part.astype(jax.dtypes.canonicalize_dtype(part.dtype)))
     assert used == set(checkpoint.case.axes.values())
 
 
 def exported(checkpoint: Checkpoint, folder: Path) -> None:
     """The inverse gives their checkpoint, byte for byte, and transformers loads it in whole."""
-    tree = safejax.materialize(checkpoint.load())
+    stored = checkpoint.load()
+    # What JAX has no dtype for, as the int64 of a batch norm's count, is exact in a lazy leaf only.
+    tree = jax.tree.map(
+        lambda placed, leaf: placed if placed.dtype == np.asarray(leaf).dtype else leaf,
+        safejax.materialize(stored),
+        stored,
+    )
     inverse, metadata = checkpoint.recipe.transform.inverse, safejax.metadata(checkpoint.folder)
     safejax.save(tree, folder, transform=inverse, metadata=metadata, max_shard_bytes=1 << 16)
     shutil.copy(checkpoint.folder / "config.json", folder)

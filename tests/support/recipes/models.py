@@ -21,8 +21,23 @@ WIDE: dict[str, Any] = {
     "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
     "num_attention_heads": 8, "num_key_value_heads": 4, "pad_token_id": 0,
 }  # fmt: skip
+PLAIN: dict[str, Any] = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 8,
+}  # fmt: skip
+T5: dict[str, Any] = {
+    "vocab_size": 96, "d_model": 32, "d_kv": 6, "d_ff": 48, "num_layers": 3,
+    "num_decoder_layers": 2, "num_heads": 8, "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 16, "decoder_start_token_id": 0,
+}  # fmt: skip
+RESNET: dict[str, Any] = {
+    "embedding_size": 16, "hidden_sizes": [32, 64], "depths": [2, 1], "num_labels": 12,
+}  # fmt: skip
+CHANNELS = {"_out": "model", "label": "data"}
+HEADS = {"vocab": "model", "heads": "model", "mlp": "model", "embed": "data"}
 SHARDED = {"vocab": "model", "heads": "model", "kv_heads": "model", "mlp": "model", "embed": "data"}
-WITH_EXPERTS = {**SHARDED, "expert": "model"}
+WITH_EXPERTS = {
+    "vocab": "model", "heads": "model", "kv_heads": "model", "expert": "model", "embed": "data",
+}  # fmt: skip
 WORDS = [[5, 17, 2, 80, 33, 41, 7, 60, 9], [1, 2, 3, 90, 8, 8, 71, 30, 11]]
 
 
@@ -99,8 +114,101 @@ CASES: dict[str, Case] = {
     "mixtral": Case(
         "MixtralForCausalLM",
         {**WIDE, "num_local_experts": 4, "num_experts_per_tok": 2},
-        WITH_EXPERTS | {"heads": "data", "kv_heads": "data", "embed": "data"},
+        WITH_EXPERTS,
         words,
+    ),
+    "qwen3-moe": Case(
+        "Qwen3MoeForCausalLM",
+        {
+            **WIDE, "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24, "norm_topk_prob": True,
+        },
+        WITH_EXPERTS,
+        words,
+    ),
+    "deepseek-v3": Case(
+        "DeepseekV3ForCausalLM",
+        {
+            **WIDE, "num_key_value_heads": 8, "num_hidden_layers": 4, "first_k_dense_replace": 1,
+            "n_routed_experts": 8, "num_experts_per_tok": 3, "n_group": 4, "topk_group": 2,
+            "moe_intermediate_size": 24, "q_lora_rank": 20, "kv_lora_rank": 12,
+            "qk_rope_head_dim": 4, "qk_nope_head_dim": 6, "v_head_dim": 10,
+        },
+        {**HEADS, "expert": "model"},
+        words,
+        torch.bfloat16,
+    ),
+    "gpt-oss": Case(
+        "GptOssForCausalLM",
+        {
+            **WIDE, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2,
+            "sliding_window": 4,
+        },
+        WITH_EXPERTS,
+        words,
+        torch.bfloat16,
+    ),
+    "gpt2": Case(
+        "GPT2LMHeadModel",
+        {"vocab_size": 96, "n_embd": 32, "n_layer": 3, "n_head": 8, "n_positions": 16},
+        HEADS,
+        words,
+    ),
+    "bert": Case(
+        "BertForMaskedLM",
+        {**PLAIN, "vocab_size": 96, "max_position_embeddings": 16},
+        HEADS,
+        words,
+    ),
+    "t5": Case("T5ForConditionalGeneration", T5, HEADS, pairs),
+    "t5, gated": Case(
+        "T5ForConditionalGeneration",
+        {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+        HEADS,
+        pairs,
+    ),
+    "vit": Case(
+        "ViTForImageClassification",
+        {**PLAIN, "image_size": 16, "patch_size": 4, "num_labels": 12},
+        {"heads": "model", "mlp": "model", "embed": "data", "label": "model"},
+        images,
+    ),
+    "clip": Case(
+        "CLIPModel",
+        {
+            "projection_dim": 20,
+            "text_config": {
+                **PLAIN, "vocab_size": 96, "max_position_embeddings": 12, "eos_token_id": 8,
+                "pad_token_id": 0,
+            },
+            "vision_config": {
+                **PLAIN, "hidden_size": 48, "num_attention_heads": 4, "num_hidden_layers": 2,
+                "image_size": 16, "patch_size": 4,
+            },
+        },
+        {
+            "text_vocab": "model", "text_heads": "model", "text_mlp": "model",
+            "vision_heads": "model", "vision_embed": "data", "text_embed": "data",
+        },
+        lambda: {"input_ids": torch.tensor(WORDS)[1:], **images()},
+    ),
+    "whisper": Case(
+        "WhisperForConditionalGeneration",
+        {
+            "vocab_size": 96, "d_model": 32, "num_mel_bins": 16, "encoder_layers": 3,
+            "decoder_layers": 2, "encoder_attention_heads": 8, "decoder_attention_heads": 8,
+            "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_source_positions": 12,
+            "max_target_positions": 10, "pad_token_id": 0, "decoder_start_token_id": 1,
+        },
+        HEADS,
+        spectrograms,
+    ),
+    "resnet": Case("ResNetForImageClassification", RESNET, CHANNELS, lambda: images(32)),
+    "resnet, basic": Case(
+        "ResNetForImageClassification",
+        {**RESNET, "layer_type": "basic"},
+        CHANNELS,
+        lambda: images(32),
     ),
 }  # fmt: skip
 
