@@ -12,6 +12,10 @@ WHERE = "the recipes' tests need torch and safejax[test-recipes], as in the part
 pytest.importorskip("torch", reason=WHERE)
 pytest.importorskip("transformers", reason=WHERE)
 
+import torch  # noqa: E402
+import transformers  # noqa: E402
+
+from examples import chat  # noqa: E402
 from tests.support.recipes import checks  # noqa: E402 - what it imports may be missing
 from tests.support.recipes.checks import BY_HAND, FORWARDS, Checkpoint  # noqa: E402
 from tests.support.recipes.models import CASES  # noqa: E402
@@ -44,3 +48,19 @@ def test_the_outputs_are_theirs(checkpoint: Checkpoint) -> None:
 
 def test_every_case_has_a_conversion_by_hand() -> None:
     assert BY_HAND.keys() == CASES.keys()
+
+
+@pytest.mark.parametrize("which", ["its own", "qwen3"])
+def test_the_example_decodes_the_tokens_that_transformers_does(which: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    if which == "its own":
+        chat.write(folder)
+    else:
+        Checkpoint.made(which, folder)
+    prompt = [5, 17, 2, 80, 33]
+    cls = transformers.AutoModelForCausalLM
+    model, report = cls.from_pretrained(folder, output_loading_info=True, dtype="auto")
+    assert not any(report.values()), report
+    model.generation_config.eos_token_id = None  # To be as long as ours.
+    wanted = model.generate(torch.tensor([prompt]), max_new_tokens=16, do_sample=False)
+    assert chat.main(folder, *map(str, prompt)) == wanted[0].tolist()

@@ -251,7 +251,7 @@ def alike(
 
 
 def plain(theirs: Tensors, names: dict[str, str]) -> Tensors:
-    """Tensors as they are, by ours: transposed where our name ends in kernel and they have 2 axes."""
+    """Tensors by our names: kernels are transposed, others are as they are."""
     return {
         ours: theirs[name].T if ours.endswith("kernel") else theirs[name]
         for ours, name in names.items()

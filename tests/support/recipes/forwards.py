@@ -71,7 +71,7 @@ def rotate(x: jax.Array, velocities: jax.Array, amplitude: float = 1.0) -> jax.A
 
 
 def project(x: jax.Array, params: Params, axes: str) -> jax.Array:
-    """x times a kernel, and plus a bias, if there is one."""
+    """What a kernel gives for x, with its bias if it has one."""
     out = jnp.einsum(axes, x, params["kernel"])
     return out + params["bias"] if "bias" in params else out
 

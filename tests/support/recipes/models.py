@@ -99,7 +99,9 @@ CASES: dict[str, Case] = {
     "llama, tied": Case(
         "LlamaForCausalLM", {**WIDE, "tie_word_embeddings": True}, SHARDED, words
     ),
-    "mistral": Case("MistralForCausalLM", {**WIDE, "sliding_window": 4, "head_dim": 8}, SHARDED, words),
+    "mistral": Case(
+        "MistralForCausalLM", {**WIDE, "sliding_window": 4, "head_dim": 8}, SHARDED, words
+    ),
     "qwen2": Case("Qwen2ForCausalLM", {**WIDE, "tie_word_embeddings": True}, SHARDED, words),
     "qwen3": Case("Qwen3ForCausalLM", {**WIDE, "head_dim": 16}, SHARDED, words),
     "gemma3": Case(
