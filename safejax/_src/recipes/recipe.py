@@ -107,7 +107,7 @@ def of(
     opened.
     """
     if isinstance(source, Mapping):
-        values, where = cast("Mapping[str, Any]", source), "config"
+        values, where = source, "config"
     else:
         values, where = _read(source, fs)
         if names is None:

@@ -50,7 +50,8 @@ def row(name: str, folder: Path) -> tuple[list[str], bool]:
         held.append(bool(far) and far[0] < CLOSE)
         logits = f"{far[0]:.0e}" if far else "FAILS"
     shown = ["equal" if each else "FAILS" for each in held[:3]]
-    return [name, checkpoint.case.model, str(lines_of(checkpoint)), *shown, logits], all(held)
+    cells = [name, f"`{checkpoint.case.model}`", str(lines_of(checkpoint)), *shown, logits]
+    return cells, all(held)
 
 
 def main(names: list[str]) -> bool:

@@ -134,17 +134,29 @@ def gpt_oss(theirs: Tensors, config: Config) -> Tensors:
         n = config["num_hidden_layers"]
         return stacked(theirs, n, lambda i: f"model.layers.{i}.{rest}")
 
-    gate_up, bias = layer("mlp.experts.gate_up_proj"), layer("mlp.experts.gate_up_proj_bias")
+    bias = layer("mlp.experts.gate_up_proj_bias")
+    if "model.layers.0.mlp.experts.down_proj" in theirs:
+        gate_up = layer("mlp.experts.gate_up_proj")
+        kernels = {
+            "layers.experts.gate.kernel": gate_up[..., 0::2],
+            "layers.experts.up.kernel": gate_up[..., 1::2],
+            "layers.experts.down.kernel": layer("mlp.experts.down_proj"),
+        }
+    else:
+        kernels = {}
+        for each in ("blocks", "scales"):
+            gate_up = layer(f"mlp.experts.gate_up_proj_{each}")
+            kernels[f"layers.experts.gate.{each}"] = gate_up[:, :, 0::2]
+            kernels[f"layers.experts.up.{each}"] = gate_up[:, :, 1::2]
+            kernels[f"layers.experts.down.{each}"] = layer(f"mlp.experts.down_proj_{each}")
     return {
         **decoder(theirs, config, bias="qkvo"),
         "layers.attention.sinks": layer("self_attn.sinks"),
         "layers.router.kernel": layer("mlp.router.weight").transpose(0, 2, 1),
         "layers.router.bias": layer("mlp.router.bias"),
-        "layers.experts.gate.kernel": gate_up[..., 0::2],
-        "layers.experts.up.kernel": gate_up[..., 1::2],
+        **kernels,
         "layers.experts.gate.bias": bias[..., 0::2],
         "layers.experts.up.bias": bias[..., 1::2],
-        "layers.experts.down.kernel": layer("mlp.experts.down_proj"),
         "layers.experts.down.bias": layer("mlp.experts.down_proj_bias"),
     }
 

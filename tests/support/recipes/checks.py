@@ -12,14 +12,13 @@ import jax
 import ml_dtypes
 import numpy as np
 import torch
-import transformers
 from jax.sharding import AxisType
 from safetensors.torch import load_file
 
 import safejax
 from safejax import recipes
 from tests.support.recipes import by_hand, forwards
-from tests.support.recipes.models import CASES, Case, logits_of, save
+from tests.support.recipes.models import CASES, Case, load, logits_of, save
 
 BY_HAND: dict[str, Callable[[by_hand.Tensors, by_hand.Config], by_hand.Tensors]] = {
     "llama": by_hand.llama,
@@ -32,6 +31,7 @@ BY_HAND: dict[str, Callable[[by_hand.Tensors, by_hand.Config], by_hand.Tensors]]
     "qwen3-moe": by_hand.qwen3_moe,
     "deepseek-v3": by_hand.deepseek_v3,
     "gpt-oss": by_hand.gpt_oss,
+    "gpt-oss, MXFP4": by_hand.gpt_oss,
     "gpt2": by_hand.gpt2,
     "bert": by_hand.bert,
     "t5": by_hand.t5,
@@ -51,7 +51,7 @@ def _decoder(params: Any, config: Any, inputs: Any) -> list[jax.Array]:
 
 FORWARDS: dict[str, Callable[[Any, Any, Any], list[jax.Array]]] = {
     **dict.fromkeys(("llama", "llama, tied", "mistral", "qwen2", "qwen3", "gemma3"), _decoder),
-    **dict.fromkeys(("mixtral", "qwen3-moe", "gpt-oss"), _decoder),
+    **dict.fromkeys(("mixtral", "qwen3-moe", "gpt-oss", "gpt-oss, MXFP4"), _decoder),
     "deepseek-v3": lambda p, c, i: [forwards.deepseek(p, c, i["input_ids"])],
     "gpt2": lambda p, c, i: [forwards.gpt2(p, c, i["input_ids"])],
     "bert": lambda p, c, i: [forwards.bert(p, c, i["input_ids"])],
@@ -156,11 +156,10 @@ def exported(checkpoint: Checkpoint, folder: Path) -> None:
     assert sorted(found) == sorted(checkpoint.theirs)
     for name, array in found.items():
         same(name, array, checkpoint.theirs[name])
-    cls = getattr(transformers, checkpoint.case.model)
-    model, report = cls.from_pretrained(folder, output_loading_info=True, dtype="auto")
+    model, report = load(checkpoint.case, folder)
     assert not any(report.values()), report
     before = logits_of(checkpoint.model, checkpoint.case)
-    for one, other in zip(before, logits_of(model.eval(), checkpoint.case), strict=True):
+    for one, other in zip(before, logits_of(model, checkpoint.case), strict=True):
         assert torch.equal(one, other)
 
 
@@ -168,8 +167,10 @@ def difference(checkpoint: Checkpoint) -> float:
     """How far our outputs are from theirs, in units of the largest of theirs."""
     forward = FORWARDS[checkpoint.name]
     inputs = {name: each.numpy() for name, each in checkpoint.case.inputs().items()}
-    widen = jax.jit(lambda leaf: leaf.astype("float32"))
-    tree = jax.tree.map(widen, safejax.materialize(checkpoint.load()))
+    tree = safejax.materialize(checkpoint.load())
+    if checkpoint.name == "gpt-oss, MXFP4":
+        tree["layers"]["experts"] = forwards.unpacked(tree["layers"]["experts"])
+    tree = jax.tree.map(jax.jit(lambda leaf: leaf.astype("float32")), tree)
     ours = jax.jit(lambda tree, inputs: forward(tree, checkpoint.config, inputs))(tree, inputs)
     theirs = logits_of(copy.deepcopy(checkpoint.model).float(), checkpoint.case)
     assert len(ours) == len(theirs)

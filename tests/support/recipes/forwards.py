@@ -120,6 +120,22 @@ def clamped_mixture(x: jax.Array, layer: Params, config: Config) -> jax.Array:
     return jnp.einsum("ebtd,bte->btd", each(own["down"], "ebtf,efd->ebtd", hidden), weights)
 
 
+def unpacked(experts: Params) -> Params:
+    """The experts of gpt-oss with kernels [..., in, out] in place of blocks and scales of MXFP4."""
+    values = jnp.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    numbers = jnp.concatenate([values, -values])
+
+    def kernel(blocks: jax.Array, scales: jax.Array) -> jax.Array:
+        pairs = jnp.stack([blocks & 15, blocks >> 4], -1)
+        scaled = numbers[pairs] * jnp.exp2(scales.astype(jnp.float32) - 127)[..., None, None]
+        return scaled.reshape(*blocks.shape[:-2], -1).swapaxes(-1, -2)
+
+    return {
+        name: {"kernel": kernel(own["blocks"], own["scales"]), "bias": own["bias"]}
+        for name, own in experts.items()
+    }
+
+
 def decoder(params: Params, config: Config, tokens: jax.Array) -> jax.Array:
     """The logits of Llama and its relatives."""
     kind, eps = config["model_type"], config["rms_norm_eps"]

@@ -3,11 +3,14 @@
 It imports torch and transformers: a test that uses it is skipped where they are missing.
 """
 
+import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
+
+from safetensors.torch import load_file, save_file
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # What other libraries say when they are imported.
@@ -51,6 +54,10 @@ class Case:
     axes: dict[str, str]
     inputs: Callable[[], dict[str, torch.Tensor]]
     dtype: torch.dtype = torch.float32
+    rewrite: Callable[[Path], None] | None = None
+    """What is done to the checkpoint that transformers has written."""
+    loading: Callable[[], dict[str, Any]] = dict
+    """What it takes to load it."""
 
     def build(self) -> Any:
         """The model, in whose parameters and buffers no two numbers are the same."""
@@ -94,6 +101,28 @@ LLAMA_3 = {
     "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
 }  # fmt: skip
 
+
+def to_mxfp4(folder: Path) -> None:
+    """Replace the kernels of gpt-oss's experts by random blocks of MXFP4, as it is published."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    for name in list(tensors):
+        if name.endswith(("gate_up_proj", "down_proj")):
+            count, into, out = tensors.pop(name).shape
+            blocks = torch.randint(0, 256, (count, out, into // 32, 16), dtype=torch.uint8)
+            tensors[f"{name}_blocks"] = blocks
+            tensors[f"{name}_scales"] = torch.randint(
+                118, 124, blocks.shape[:-1], dtype=torch.uint8
+            )
+    save_file(tensors, path, {"format": "pt"})
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "quantization_config": {"quant_method": "mxfp4"}}))
+
+
+GPT_OSS: dict[str, Any] = {
+    **WIDE, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4,
+}  # fmt: skip
 CASES: dict[str, Case] = {
     "llama": Case("LlamaForCausalLM", {**WIDE, "rope_parameters": LLAMA_3}, SHARDED, words),
     "llama, tied": Case(
@@ -142,13 +171,19 @@ CASES: dict[str, Case] = {
     ),
     "gpt-oss": Case(
         "GptOssForCausalLM",
-        {
-            **WIDE, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2,
-            "sliding_window": 4,
-        },
+        GPT_OSS,
         WITH_EXPERTS,
         words,
         torch.bfloat16,
+    ),
+    "gpt-oss, MXFP4": Case(
+        "GptOssForCausalLM",
+        {**GPT_OSS, "hidden_size": 64, "intermediate_size": 96},
+        WITH_EXPERTS,
+        words,
+        torch.bfloat16,
+        to_mxfp4,
+        lambda: {"quantization_config": transformers.Mxfp4Config(dequantize=True)},
     ),
     "gpt2": Case(
         "GPT2LMHeadModel",
@@ -219,7 +254,19 @@ def save(case: Case, folder: Path) -> Any:
     """The model of a case, which is saved to `folder` as transformers saves it."""
     model = case.build()
     model.save_pretrained(folder)
+    if case.rewrite is not None:
+        case.rewrite(folder)
+        model, _ = load(case, folder)
     return model
+
+
+def load(case: Case, folder: Path) -> tuple[Any, dict[str, Any]]:
+    """The model of a case as transformers loads it, and what was missing or too much."""
+    cls = getattr(transformers, case.model)
+    model, report = cls.from_pretrained(
+        folder, output_loading_info=True, dtype="auto", **case.loading()
+    )
+    return model.eval(), report
 
 
 def logits_of(model: Any, case: Case) -> list[torch.Tensor]:
