@@ -69,10 +69,16 @@ def attention(their: str, our: str, names: Mapping[str, str], *, bias: str = "qk
     return rows
 
 
-def dense(their: str, our: str, axes: str, *, bias: bool = True) -> Rows:
-    """A linear layer with the axes `"out in"`: its kernel is transposed."""
+def dense(their: str, our: str, axes: str, *, bias: bool = True, scales: bool = False) -> Rows:
+    """A linear layer with the axes `"out in"`: its kernel is transposed.
+
+    With `scales`, each block of the kernel has one.
+    """
     out, into = axes.split()
     rows: Rows = [(f"{their}.weight", f"{our}.kernel", f"{out} {into} -> {into} {out}")]
+    if scales:
+        of_blocks = f"{out}_block {into}_block -> {into}_block {out}_block"
+        rows.append((f"{their}.weight_scale_inv", f"{our}.scale", of_blocks))
     return [*rows, (f"{their}.bias", f"{our}.bias", out)] if bias else rows
 
 
@@ -82,13 +88,18 @@ def norm(their: str, our: str, *, bias: bool = True) -> Rows:
     return [*rows, (f"{their}.bias", f"{our}.bias", "embed")] if bias else rows
 
 
-def gated_mlp(their: str, our: str, *, bias: bool = False, mlp: str = "mlp") -> Rows:
+def gated_mlp(
+    their: str, our: str, *, bias: bool = False, mlp: str = "mlp", scales: bool = False
+) -> Rows:
     """A gated feed-forward layer: `gate_proj`, `up_proj` and `down_proj`."""
-    return [
-        *dense(f"{their}gate_proj", f"{our}gate", f"{mlp} embed", bias=bias),
-        *dense(f"{their}up_proj", f"{our}up", f"{mlp} embed", bias=bias),
-        *dense(f"{their}down_proj", f"{our}down", f"embed {mlp}", bias=bias),
-    ]
+    rows: Rows = []
+    for each, axes in {
+        "gate": f"{mlp} embed",
+        "up": f"{mlp} embed",
+        "down": f"embed {mlp}",
+    }.items():
+        rows += dense(f"{their}{each}_proj", f"{our}{each}", axes, bias=bias, scales=scales)
+    return rows
 
 
 def of_part(rows: Iterable[RowArgument], part: str) -> Rows:

@@ -5,24 +5,29 @@ from safejax._src.recipes.config import Config
 
 
 def deepseek_v3(config: Config) -> blocks.Table:
-    """The table of a DeepSeek-V3 in bfloat16.
+    """The table of a DeepSeek-V3 in bfloat16, or in FP8 with a scale for each block of a kernel.
 
     What all layers have is stacked over all of them; the feed-forward layers are stacked apart,
     those of the first, dense layers, and those with experts.
     """
+    scales = config.names_end_in("weight_scale_inv")
     layers = blocks.decoder_prefix(config) + "layers."
     first = config.size("first_k_dense_replace") if config.has("first_k_dense_replace") else 0
     count = config.size("num_hidden_layers")
-    rows = [*blocks.pre_norms(f"{layers}{{layer}}."), *_attention(config, layers)]
-    sizes = {"heads": config.size("num_attention_heads")} | config.sizes(
-        q_rank="q_lora_rank", kv_rank="kv_lora_rank", nope_dim="qk_nope_head_dim",
-        rope_dim="qk_rope_head_dim", v_dim="v_head_dim",
-    )  # fmt: skip
+    rows = blocks.pre_norms(f"{layers}{{layer}}.")
+    sizes = config.sizes(q_rank="q_lora_rank", kv_rank="kv_lora_rank")
+    if scales:
+        rows += _scaled_attention(f"{layers}{{layer}}.self_attn.")
+    else:
+        rows += _attention(config, f"{layers}{{layer}}.self_attn.")
+        sizes |= {"heads": config.size("num_attention_heads")} | config.sizes(
+            nope_dim="qk_nope_head_dim", rope_dim="qk_rope_head_dim", v_dim="v_head_dim"
+        )
     if first:
-        rows += blocks.gated_mlp(f"{layers}{{dense}}.mlp.", "dense.mlp.")
+        rows += blocks.gated_mlp(f"{layers}{{dense}}.mlp.", "dense.mlp.", scales=scales)
         sizes |= {"dense": min(first, count), **config.sizes(mlp="intermediate_size")}
     if count > first:
-        rows += _experts(f"{layers}{{moe+{first}}}.mlp.")
+        rows += _experts(f"{layers}{{moe+{first}}}.mlp.", scales)
         sizes |= {
             "moe": count - first,
             **config.sizes(expert="n_routed_experts", expert_mlp="moe_intermediate_size"),
@@ -30,8 +35,8 @@ def deepseek_v3(config: Config) -> blocks.Table:
     return blocks.decoder(config, rows, sizes)
 
 
-def _attention(config: Config, layers: str) -> blocks.Rows:
-    their, our = f"{layers}{{layer}}.self_attn.", "layers.attention."
+def _attention(config: Config, their: str) -> blocks.Rows:
+    our = "layers.attention."
     bias = config.flag("attention_bias", False)
     q, into = ("q_b", "q_rank") if config.has("q_lora_rank") else ("q", "embed")
     rows: blocks.Rows = [
@@ -65,10 +70,29 @@ def _attention(config: Config, layers: str) -> blocks.Rows:
     return rows
 
 
-def _experts(their: str) -> blocks.Rows:
+def _scaled_attention(their: str) -> blocks.Rows:
+    """Kernels that are not divided, since their blocks would be."""
+    our = "layers.attention."
+    rows: blocks.Rows = [
+        (f"{their}q_a_layernorm.weight", f"{our}q_a_norm.scale", "q_rank"),
+        (f"{their}kv_a_layernorm.weight", f"{our}kv_a_norm.scale", "kv_rank"),
+    ]
+    for theirs, ours, axes in (
+        ("q_a_proj", "q_a", "q_rank embed"),
+        ("q_b_proj", "q_b", "heads_qk q_rank"),
+        ("kv_a_proj_with_mqa", "kv_a", "latent embed"),
+        ("kv_b_proj", "kv_b", "heads_kv kv_rank"),
+        ("o_proj", "o", "embed heads_v"),
+    ):
+        rows += blocks.dense(f"{their}{theirs}", f"{our}{ours}", axes, bias=False, scales=True)
+    return rows
+
+
+def _experts(their: str, scales: bool) -> blocks.Rows:
+    experts, shared = f"{their}experts.{{expert}}.", f"{their}shared_experts."
     return [
         *blocks.dense(f"{their}gate", "moe.router", "expert embed", bias=False),
         (f"{their}gate.e_score_correction_bias", "moe.router.bias", "expert"),
-        *blocks.gated_mlp(f"{their}experts.{{expert}}.", "moe.experts.", mlp="expert_mlp"),
-        *blocks.gated_mlp(f"{their}shared_experts.", "moe.shared.", mlp="shared_mlp"),
+        *blocks.gated_mlp(experts, "moe.experts.", mlp="expert_mlp", scales=scales),
+        *blocks.gated_mlp(shared, "moe.shared.", mlp="shared_mlp", scales=scales),
     ]

@@ -161,48 +161,90 @@ def gpt_oss(theirs: Tensors, config: Config) -> Tensors:
     }
 
 
+def of_deepseek(theirs: Tensors, config: Config) -> Tensors:
+    """What is not in FP8, if others are."""
+    n, first = config["num_hidden_layers"], config["first_k_dense_replace"]
+
+    def layer(rest: str) -> Array:
+        return stacked(theirs, n, lambda i: f"model.layers.{i}.{rest}.weight")
+
+    gates = [f"model.layers.{i}.mlp.gate." for i in range(first, n)]
+    return {
+        "embed.embedding": theirs["model.embed_tokens.weight"],
+        "norm.scale": theirs["model.norm.weight"],
+        "head.kernel": theirs["lm_head.weight"].T,
+        "layers.attention_norm.scale": layer("input_layernorm"),
+        "layers.mlp_norm.scale": layer("post_attention_layernorm"),
+        "layers.attention.q_a_norm.scale": layer("self_attn.q_a_layernorm"),
+        "layers.attention.kv_a_norm.scale": layer("self_attn.kv_a_layernorm"),
+        "moe.router.kernel": np.stack([theirs[f"{at}weight"].T for at in gates]),
+        "moe.router.bias": np.stack([theirs[f"{at}e_score_correction_bias"] for at in gates]),
+    }
+
+
 def deepseek_v3(theirs: Tensors, config: Config) -> Tensors:
     n, first, q = (
         config[key] for key in ("num_hidden_layers", "first_k_dense_replace", "num_attention_heads")
     )
     nope, rank = config["qk_nope_head_dim"], config["kv_lora_rank"]
 
-    def layer(rest: str, turn: str = "") -> Array:
-        return stacked(theirs, n, lambda i: f"model.layers.{i}.{rest}", turn)
+    def kernels(name: str) -> Array:
+        return stacked(theirs, n, lambda i: f"model.layers.{i}.self_attn.{name}.weight", "T")
 
-    queries = heads(layer("self_attn.q_b_proj.weight", "T"), q)
-    both = heads(layer("self_attn.kv_b_proj.weight", "T"), q)
-    latent, out = (
-        layer(f"self_attn.{name}.weight", "T") for name in ("kv_a_proj_with_mqa", "o_proj")
-    )
-    ours = {
-        "embed.embedding": theirs["model.embed_tokens.weight"],
-        "norm.scale": theirs["model.norm.weight"],
-        "head.kernel": theirs["lm_head.weight"].T,
-        "layers.attention_norm.scale": layer("input_layernorm.weight"),
-        "layers.mlp_norm.scale": layer("post_attention_layernorm.weight"),
-        "layers.attention.q_a.kernel": layer("self_attn.q_a_proj.weight", "T"),
-        "layers.attention.q_a_norm.scale": layer("self_attn.q_a_layernorm.weight"),
+    queries, both = heads(kernels("q_b_proj"), q), heads(kernels("kv_b_proj"), q)
+    latent, out = kernels("kv_a_proj_with_mqa"), kernels("o_proj")
+    names = {f"{each}_proj": f"moe.experts.{each}.kernel" for each in ("gate", "up", "down")}
+    prefix, count = "model.layers.{}.mlp.experts.{}.", config["n_routed_experts"]
+
+    def shared(i: int) -> str:
+        return f"model.layers.{i + first}.mlp.shared_experts."
+
+    return {
+        **of_deepseek(theirs, config),
+        "layers.attention.q_a.kernel": kernels("q_a_proj"),
         "layers.attention.q_nope.kernel": queries[..., :nope],
         "layers.attention.q_rope.kernel": queries[..., nope:],
         "layers.attention.kv_a.kernel": latent[..., :rank],
         "layers.attention.k_rope.kernel": latent[..., rank:],
-        "layers.attention.kv_a_norm.scale": layer("self_attn.kv_a_layernorm.weight"),
         "layers.attention.k_nope.kernel": both[..., :nope],
         "layers.attention.v.kernel": both[..., nope:],
         "layers.attention.o.kernel": out.reshape(n, q, -1, out.shape[-1]),
-    }
-    moe = [f"model.layers.{i}.mlp." for i in range(first, n)]
-    ours["moe.router.kernel"] = np.stack([theirs[f"{at}gate.weight"].T for at in moe])
-    ours["moe.router.bias"] = np.stack([theirs[f"{at}gate.e_score_correction_bias"] for at in moe])
-    names = {f"{each}_proj": f"moe.experts.{each}.kernel" for each in ("gate", "up", "down")}
-    prefix, count = "model.layers.{}.mlp.experts.{}.", config["n_routed_experts"]
-    return {
-        **ours,
         **mlp(theirs, first, lambda i: f"model.layers.{i}.mlp.", "dense.mlp."),
-        **mlp(theirs, n - first, lambda i: f"{moe[i]}shared_experts.", "moe.shared."),
+        **mlp(theirs, n - first, shared, "moe.shared."),
         **experts(theirs, range(first, n), count, prefix, names),
     }
+
+
+def deepseek_v3_in_fp8(theirs: Tensors, config: Config) -> Tensors:
+    n, first = config["num_hidden_layers"], config["first_k_dense_replace"]
+    own = {"q_a": "q_a_proj", "q_b": "q_b_proj", "kv_a": "kv_a_proj_with_mqa", "kv_b": "kv_b_proj",
+           "o": "o_proj"}  # fmt: skip
+    ours = of_deepseek(theirs, config)
+    kinds = {"kernel": "weight", "scale": "weight_scale_inv"}
+    for each, rest in kinds.items():
+        for mine, name in own.items():
+            ours[f"layers.attention.{mine}.{each}"] = stacked(
+                theirs, n, lambda i, at=f"{name}.{rest}": f"model.layers.{i}.self_attn.{at}", "T"
+            )
+        for name in ("gate", "up", "down"):
+            at = f"{name}_proj.{rest}"
+            ours[f"dense.mlp.{name}.{each}"] = stacked(
+                theirs, first, lambda i, at=at: f"model.layers.{i}.mlp.{at}", "T"
+            )
+            moe = [f"model.layers.{i}.mlp." for i in range(first, n)]
+            ours[f"moe.shared.{name}.{each}"] = np.stack(
+                [theirs[f"{prefix}shared_experts.{at}"].T for prefix in moe]
+            )
+            ours[f"moe.experts.{name}.{each}"] = np.array(
+                [
+                    [
+                        theirs[f"{prefix}experts.{j}.{at}"].T
+                        for j in range(config["n_routed_experts"])
+                    ]
+                    for prefix in moe
+                ]
+            )
+    return ours
 
 
 def gpt2(theirs: Tensors, config: Config) -> Tensors:

@@ -30,6 +30,7 @@ BY_HAND: dict[str, Callable[[by_hand.Tensors, by_hand.Config], by_hand.Tensors]]
     "mixtral": by_hand.mixtral,
     "qwen3-moe": by_hand.qwen3_moe,
     "deepseek-v3": by_hand.deepseek_v3,
+    "deepseek-v3, FP8": by_hand.deepseek_v3_in_fp8,
     "gpt-oss": by_hand.gpt_oss,
     "gpt-oss, MXFP4": by_hand.gpt_oss,
     "gpt2": by_hand.gpt2,
@@ -53,6 +54,7 @@ FORWARDS: dict[str, Callable[[Any, Any, Any], list[jax.Array]]] = {
     **dict.fromkeys(("llama", "llama, tied", "mistral", "qwen2", "qwen3", "gemma3"), _decoder),
     **dict.fromkeys(("mixtral", "qwen3-moe", "gpt-oss", "gpt-oss, MXFP4"), _decoder),
     "deepseek-v3": lambda p, c, i: [forwards.deepseek(p, c, i["input_ids"])],
+    "deepseek-v3, FP8": lambda p, c, i: [forwards.deepseek(p, c, i["input_ids"])],
     "gpt2": lambda p, c, i: [forwards.gpt2(p, c, i["input_ids"])],
     "bert": lambda p, c, i: [forwards.bert(p, c, i["input_ids"])],
     "t5": lambda p, c, i: [forwards.t5(p, c, i["input_ids"], i["decoder_input_ids"])],
@@ -66,6 +68,13 @@ FORWARDS: dict[str, Callable[[Any, Any, Any], list[jax.Array]]] = {
     "resnet, basic": lambda p, c, i: [forwards.resnet(p, c, i["pixel_values"])],
 }
 """The outputs in JAX, by case, in the order of those of transformers."""
+
+
+OF_NUMPY = {
+    torch.bfloat16: (torch.int16, ml_dtypes.bfloat16),
+    torch.float8_e4m3fn: (torch.int8, ml_dtypes.float8_e4m3fn),
+}
+"""For dtypes that NumPy lacks: one of the same size that both have, and that of ml_dtypes."""
 
 
 @final
@@ -103,9 +112,9 @@ def tensors_in(folder: Path) -> by_hand.Tensors:
     found: by_hand.Tensors = {}
     for path in sorted(folder.glob("*.safetensors")):
         for name, tensor in load_file(path).items():
-            is_short = tensor.dtype == torch.bfloat16
-            array = tensor.view(torch.int16) if is_short else tensor
-            found[name] = array.numpy().view(ml_dtypes.bfloat16) if is_short else array.numpy()
+            plain, dtype = OF_NUMPY.get(tensor.dtype, (tensor.dtype, None))
+            array = tensor.view(plain).numpy()
+            found[name] = array if dtype is None else array.view(dtype)
     return found
 
 
@@ -170,6 +179,8 @@ def difference(checkpoint: Checkpoint) -> float:
     tree = safejax.materialize(checkpoint.load())
     if checkpoint.name == "gpt-oss, MXFP4":
         tree["layers"]["experts"] = forwards.unpacked(tree["layers"]["experts"])
+    if checkpoint.name == "deepseek-v3, FP8":
+        tree = forwards.divided(forwards.scaled(tree), checkpoint.config)
     tree = jax.tree.map(jax.jit(lambda leaf: leaf.astype("float32")), tree)
     ours = jax.jit(lambda tree, inputs: forward(tree, checkpoint.config, inputs))(tree, inputs)
     theirs = logits_of(copy.deepcopy(checkpoint.model).float(), checkpoint.case)

@@ -186,6 +186,36 @@ def layers_of(stack: Params) -> list[Params]:
     return [jax.tree.map(lambda leaf, i=i: leaf[i], stack) for i in range(count)]
 
 
+def scaled(tree: Params) -> Params:
+    """The tree with each kernel times its scales, in bfloat16, as transformers has it."""
+    if not isinstance(tree, dict):
+        return tree
+    if "kernel" in tree and "scale" in tree:
+        kernel, scales = (tree[each].astype("float32") for each in ("kernel", "scale"))
+        for axis in (-2, -1):
+            scales = scales.repeat(kernel.shape[axis] // scales.shape[axis], axis)
+        return {"kernel": (kernel * scales).astype("bfloat16")}
+    return {name: scaled(child) for name, child in tree.items()}
+
+
+def divided(tree: Params, config: Config) -> Params:
+    """The tree of DeepSeek with its projections divided, as that of a checkpoint in bfloat16 is."""
+    own, heads = tree["layers"]["attention"], config["num_attention_heads"]
+    nope, rank = config["qk_nope_head_dim"], config["kv_lora_rank"]
+    q, kv = (
+        kernel.reshape(*kernel.shape[:-1], heads, -1)
+        for kernel in (own["q_b"]["kernel"], own["kv_b"]["kernel"])
+    )
+    latent, out = own["kv_a"]["kernel"], own["o"]["kernel"]
+    kernels = {
+        "q_nope": q[..., :nope], "q_rope": q[..., nope:], "kv_a": latent[..., :rank],
+        "k_rope": latent[..., rank:], "k_nope": kv[..., :nope], "v": kv[..., nope:],
+        "o": out.reshape(len(out), heads, -1, out.shape[-1]),
+    }  # fmt: skip
+    attention = own | {name: {"kernel": kernel} for name, kernel in kernels.items()}
+    return tree | {"layers": tree["layers"] | {"attention": attention}}
+
+
 def deepseek(params: Params, config: Config, tokens: jax.Array) -> jax.Array:
     """The logits of DeepSeek-V3."""
     eps, nope = config["rms_norm_eps"], config["qk_nope_head_dim"]

@@ -120,8 +120,32 @@ def to_mxfp4(folder: Path) -> None:
     path.write_text(json.dumps({**config, "quantization_config": {"quant_method": "mxfp4"}}))
 
 
+def to_fp8(folder: Path) -> None:
+    """Replace the kernels of a DeepSeek by those in FP8, with a scale for each block of 4×4."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    for name, kernel in list(tensors.items()):
+        if name.endswith(("_proj.weight", "_proj_with_mqa.weight")):
+            out, into = kernel.shape
+            blocks = kernel.float().reshape(out // 4, 4, into // 4, 4)
+            scales = blocks.abs().amax((1, 3), keepdim=True) / 448
+            tensors[name] = (blocks / scales).reshape(out, into).to(torch.float8_e4m3fn)
+            tensors[f"{name}_scale_inv"] = scales[:, 0, :, 0].contiguous()
+    save_file(tensors, path, {"format": "pt"})
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    own = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [4, 4]}
+    path.write_text(json.dumps({**config, "quantization_config": own}))
+
+
 GPT_OSS: dict[str, Any] = {
     **WIDE, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4,
+}  # fmt: skip
+DEEPSEEK: dict[str, Any] = {
+    **WIDE, "num_key_value_heads": 8, "num_hidden_layers": 4, "first_k_dense_replace": 1,
+    "n_routed_experts": 8, "num_experts_per_tok": 3, "n_group": 4, "topk_group": 2,
+    "moe_intermediate_size": 24, "q_lora_rank": 20, "kv_lora_rank": 12,
+    "qk_rope_head_dim": 4, "qk_nope_head_dim": 6, "v_head_dim": 10,
 }  # fmt: skip
 CASES: dict[str, Case] = {
     "llama": Case("LlamaForCausalLM", {**WIDE, "rope_parameters": LLAMA_3}, SHARDED, words),
@@ -159,15 +183,23 @@ CASES: dict[str, Case] = {
     ),
     "deepseek-v3": Case(
         "DeepseekV3ForCausalLM",
-        {
-            **WIDE, "num_key_value_heads": 8, "num_hidden_layers": 4, "first_k_dense_replace": 1,
-            "n_routed_experts": 8, "num_experts_per_tok": 3, "n_group": 4, "topk_group": 2,
-            "moe_intermediate_size": 24, "q_lora_rank": 20, "kv_lora_rank": 12,
-            "qk_rope_head_dim": 4, "qk_nope_head_dim": 6, "v_head_dim": 10,
-        },
+        DEEPSEEK,
         {**HEADS, "expert": "model"},
         words,
         torch.bfloat16,
+    ),
+    "deepseek-v3, FP8": Case(
+        "DeepseekV3ForCausalLM",
+        DEEPSEEK,
+        {"vocab": "model", "heads_qk": "model", "expert": "model", "embed": "data"},
+        words,
+        torch.bfloat16,
+        to_fp8,
+        lambda: {
+            "quantization_config": transformers.FineGrainedFP8Config(
+                dequantize=True, weight_block_size=(4, 4)
+            )
+        },
     ),
     "gpt-oss": Case(
         "GptOssForCausalLM",
