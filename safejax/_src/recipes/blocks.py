@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Final, NamedTuple, TypeAlias, final
 
 from safejax._src.recipes.config import Config
@@ -12,10 +13,14 @@ Rows: TypeAlias = list[RowArgument]
 
 @final
 class Table(NamedTuple):
-    """The rows of a family's table, and the sizes of axes that its configuration gives."""
+    """The rows of a family's table, and the sizes of axes that its configuration gives.
+
+    `renamed` are patterns of names and what they become before.
+    """
 
     rows: Rows
     sizes: dict[str, int]
+    renamed: Mapping[str, str] = MappingProxyType({})
 
 
 _GROUPED: Final = {"q": "heads", "k": "kv_heads", "v": "kv_heads"}

@@ -85,6 +85,10 @@ class Config:
         """
         return "" if self._names is not None and name in self._names else prefix
 
+    def names_begin_with(self, prefix: str) -> bool:
+        """Whether a name of the checkpoint begins so."""
+        return any(name.startswith(prefix) for name in self._names or ())
+
     def names_end_in(self, end: str) -> bool:
         """Whether a name of the checkpoint ends so."""
         return any(name.endswith(end) for name in self._names or ())

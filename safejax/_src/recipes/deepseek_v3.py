@@ -32,7 +32,13 @@ def deepseek_v3(config: Config) -> blocks.Table:
             "moe": count - first,
             **config.sizes(expert="n_routed_experts", expert_mlp="moe_intermediate_size"),
         }
-    return blocks.decoder(config, rows, sizes)
+    # Layers that predict further tokens come after the last, and are none of them.
+    renamed: dict[str, str] = {}
+    while config.names_begin_with(f"{layers}{count + len(renamed)}."):
+        ours = f"mtp.{len(renamed)}.*"
+        rows.append((ours, ours))
+        renamed[f"{layers}{count + len(renamed)}.*"] = ours
+    return blocks.decoder(config, rows, sizes)._replace(renamed=renamed)
 
 
 def _attention(config: Config, their: str) -> blocks.Rows:

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from safejax._src.checkpoint.opening import open_path
 from safejax._src.leaves.rules import ShardingRules
+from safejax._src.leaves.steps import Transform, chain
 from safejax._src.public import set_module
 from safejax._src.reading.masking import masked
 from safejax._src.reading.remote import FileSystem
@@ -19,6 +20,7 @@ from safejax._src.storage.files import PathLike, checked_path
 from safejax._src.storage.location import locate
 from safejax._src.transforms.correspond import Correspondence, MeshAxes, correspond
 from safejax._src.transforms.correspondence.rows import Name
+from safejax._src.transforms.rename import rename
 from safejax.errors import InvalidFileError, TransformError
 
 _CONFIG = "config.json"
@@ -30,18 +32,20 @@ _CONFIG = "config.json"
 class Recipe:
     """How the checkpoint of a model becomes a tree of JAX parameters, and back.
 
-    `transform` is a table of correspondences, for `load(path, transform=...)`; its inverse
-    exports. `model_type` is the family, as the configuration says. `str` shows the whole table.
+    `transform` is for `load(path, transform=...)`; its inverse exports. It is `table`, a table of
+    correspondences, behind a `rename` where some families need one. `model_type` is the family, as
+    the configuration says. `str` shows the whole table.
     """
 
     model_type: str
-    transform: Correspondence
+    transform: Transform
+    table: Correspondence
 
     @property
     def axes(self) -> dict[str, int | None]:
         """The names of the axes, with their sizes as far as the configuration gives them."""
-        sizes = dict(self.transform.sizes)
-        return {name: sizes.get(name) for name in self.transform.axes}
+        sizes = dict(self.table.sizes)
+        return {name: sizes.get(name) for name in self.table.axes}
 
     def rules(self, mesh: Mesh, axes: Mapping[str, MeshAxes]) -> ShardingRules:
         """The sharding rules for the tree, by the names of its axes.
@@ -52,16 +56,16 @@ class Recipe:
         Raises `ShardingError` for a name that is not one of `self.axes`, and for an axis of the
         mesh that a leaf would have twice.
         """
-        return self.transform.sharding_rules(mesh, axes)
+        return self.table.sharding_rules(mesh, axes)
 
     def __repr__(self) -> str:
         axes = ", ".join(
             name if size is None else f"{name}={size}" for name, size in self.axes.items()
         )
-        return f"<recipe for {self.model_type!r}: {len(self.transform.rows)} rows; axes {axes}>"
+        return f"<recipe for {self.model_type!r}: {len(self.table.rows)} rows; axes {axes}>"
 
     def __str__(self) -> str:
-        rows = [tuple(map(_shown, row.written)) for row in self.transform.rows]
+        rows = [tuple(map(_shown, row.written)) for row in self.table.rows]
         widths = [max(len(row[column]) for row in rows) for column in range(2)]
         lines = [
             f"{theirs:{widths[0]}}  {ours:{widths[1]}}  {''.join(axes)}".rstrip()
@@ -121,8 +125,9 @@ def of(
             f"{where}: expected a model_type that has a recipe, {', '.join(FAMILIES)}, got "
             f"{model_type!r}: write a table for it with safejax.correspond"
         )
-    table = family(config)
-    return Recipe(model_type, correspond(_there(table.rows, names), sizes=table.sizes))
+    rows, sizes, renamed = family(config)
+    table = correspond(_there(rows, names), sizes=sizes)
+    return Recipe(model_type, chain(rename(renamed), table) if renamed else table, table)
 
 
 def _read(path: PathLike, fs: FileSystem) -> tuple[dict[str, Any], str]:

@@ -219,7 +219,13 @@ def deepseek_v3_in_fp8(theirs: Tensors, config: Config) -> Tensors:
     n, first = config["num_hidden_layers"], config["first_k_dense_replace"]
     own = {"q_a": "q_a_proj", "q_b": "q_b_proj", "kv_a": "kv_a_proj_with_mqa", "kv_b": "kv_b_proj",
            "o": "o_proj"}  # fmt: skip
-    ours = of_deepseek(theirs, config)
+    after = f"model.layers.{n}."
+    further = {
+        f"mtp.0.{name.removeprefix(after)}": array
+        for name, array in theirs.items()
+        if name.startswith(after)
+    }
+    ours = of_deepseek(theirs, config) | further
     kinds = {"kernel": "weight", "scale": "weight_scale_inv"}
     for each, rest in kinds.items():
         for mine, name in own.items():

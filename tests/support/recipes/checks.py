@@ -166,6 +166,11 @@ def exported(checkpoint: Checkpoint, folder: Path) -> None:
     for name, array in found.items():
         same(name, array, checkpoint.theirs[name])
     model, report = load(checkpoint.case, folder)
+    # transformers ignores what comes after DeepSeek's layers by its number there, 61.
+    further = f"model.layers.{checkpoint.config.get('num_hidden_layers')}."
+    report["unexpected_keys"] = [
+        name for name in report["unexpected_keys"] if not name.startswith(further)
+    ]
     assert not any(report.values()), report
     before = logits_of(checkpoint.model, checkpoint.case)
     for one, other in zip(before, logits_of(model, checkpoint.case), strict=True):

@@ -131,9 +131,18 @@ def to_fp8(folder: Path) -> None:
             scales = blocks.abs().amax((1, 3), keepdim=True) / 448
             tensors[name] = (blocks / scales).reshape(out, into).to(torch.float8_e4m3fn)
             tensors[f"{name}_scale_inv"] = scales[:, 0, :, 0].contiguous()
+    # What predicts a further token, and is none of the layers: transformers leaves it out.
+    config = json.loads((folder / "config.json").read_text())
+    after = f"model.layers.{config['num_hidden_layers']}."
+    tensors |= {
+        f"{after}enorm.weight": torch.ones(32),
+        f"{after}eh_proj.weight": torch.ones(32, 64),
+    }
+    first = "model.layers.0."
+    copied = {after + name.removeprefix(first) for name in tensors if name.startswith(first)}
+    tensors |= {name: tensors[name.replace(after, first)].clone() for name in copied}
     save_file(tensors, path, {"format": "pt"})
     path = folder / "config.json"
-    config = json.loads(path.read_text())
     own = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [4, 4]}
     path.write_text(json.dumps({**config, "quantization_config": own}))
 

@@ -55,7 +55,7 @@ def write(folder: Path, tensors: dict[str, Any], config: dict[str, Any] = LLAMA)
 
 
 def theirs_of(recipe: recipes.Recipe) -> set[Any]:
-    return {row.written[0] for row in recipe.transform.rows}
+    return {row.written[0] for row in recipe.table.rows}
 
 
 # ---- where it is read
@@ -161,7 +161,7 @@ def test_first_checkpoints_of_bert_have_other_names_of_norms() -> None:
 def test_masks_that_gpt2_has_stored_are_left_out() -> None:
     config = {"model_type": "gpt2", "n_layer": 1, "n_head": 2}
     names = ["wte.weight", "h.0.attn.bias"]
-    rows = {row.written[:2] for row in recipes.of(config, names=names).transform.rows}
+    rows = {row.written[:2] for row in recipes.of(config, names=names).table.rows}
     assert ("h.{_i}.attn.bias", None) in rows
 
 
