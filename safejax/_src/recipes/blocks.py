@@ -24,6 +24,8 @@ class Table(NamedTuple):
 
 
 _GROUPED: Final = {"q": "heads", "k": "kv_heads", "v": "kv_heads"}
+PATCHES: Final = "embed channel height width -> height width channel embed"
+"""The axes of the convolution that embeds patches of images."""
 _WORD: Final = re.compile(r"[^\W\d]\w*")
 
 
@@ -48,10 +50,12 @@ def grouped_attention(their: str, our: str, *, bias: str = "", norms: bool = Fal
     return rows
 
 
-def grouped_heads(config: Config) -> dict[str, int]:
-    """The numbers of heads, and their size if it is given."""
-    heads = config.size("num_attention_heads")
-    kv_heads = config.size("num_key_value_heads", heads)
+def grouped_heads(
+    config: Config, heads: int | None = None, kv_heads: int | None = None
+) -> dict[str, int]:
+    """The numbers of heads, which may have defaults, and their size if it is given."""
+    heads = config.size("num_attention_heads", heads)
+    kv_heads = config.size("num_key_value_heads", kv_heads or heads)
     return {"heads": heads, "kv_heads": kv_heads, **config.sizes(head_dim="head_dim")}
 
 
@@ -119,6 +123,19 @@ def of_part(rows: Iterable[RowArgument], part: str) -> Rows:
     return named
 
 
+def vision_layers(their: str, our: str) -> Rows:
+    """The layers of CLIP and SigLIP."""
+    layer, our = f"{their}encoder.layers.{{layer}}.", f"{our}layers."
+    names = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"}
+    return [
+        *norm(f"{layer}layer_norm1", f"{our}attention_norm"),
+        *attention(f"{layer}self_attn.", f"{our}attention.", names),
+        *norm(f"{layer}layer_norm2", f"{our}mlp_norm"),
+        *dense(f"{layer}mlp.fc1", f"{our}mlp.up", "mlp embed"),
+        *dense(f"{layer}mlp.fc2", f"{our}mlp.down", "embed mlp"),
+    ]
+
+
 def pre_norms(layer: str) -> Rows:
     """The norms in front of the attention and of the feed-forward layer of a decoder's layers."""
     return [
@@ -132,13 +149,20 @@ def decoder_prefix(config: Config) -> str:
     return config.prefix("model.", "embed_tokens.weight")
 
 
-def decoder(config: Config, layers: Rows, sizes: Mapping[str, int], *, tied: bool = False) -> Table:
+def decoder(
+    config: Config,
+    layers: Rows,
+    sizes: Mapping[str, int],
+    *,
+    tied: bool = False,
+    prefix: str | None = None,
+) -> Table:
     """The table of a decoder: its embedding, these rows of its layers, its last norm and its head.
 
     A head that is tied to the embedding is not there; one that was trained apart is, whatever the
     configuration says. `tied` is what it says by default.
     """
-    prefix = decoder_prefix(config)
+    prefix = decoder_prefix(config) if prefix is None else prefix
     has_head = config.is_for("CausalLM") and not config.flag("tie_word_embeddings", tied)
     rows: Rows = [
         (f"{prefix}embed_tokens.weight", "embed.embedding", "vocab embed"),

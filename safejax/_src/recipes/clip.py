@@ -3,9 +3,6 @@
 from safejax._src.recipes import blocks
 from safejax._src.recipes.config import Config
 
-_HEADS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"}
-_PATCHES = "embed channel height width -> height width channel embed"
-
 
 def clip(config: Config) -> blocks.Table:
     """The table of a CLIP."""
@@ -13,15 +10,15 @@ def clip(config: Config) -> blocks.Table:
     of_text: blocks.Rows = [
         (f"{text}token_embedding.weight", "text.embed.embedding", "vocab embed"),
         (f"{text}position_embedding.weight", "text.positions.embedding", "position embed"),
-        *_layers("text_model.", "text."),
+        *blocks.vision_layers("text_model.", "text."),
         *blocks.norm("text_model.final_layer_norm", "text.norm"),
     ]
     of_vision: blocks.Rows = [
-        (f"{vision}patch_embedding.weight", "vision.patches.kernel", _PATCHES),
+        (f"{vision}patch_embedding.weight", "vision.patches.kernel", blocks.PATCHES),
         (f"{vision}class_embedding", "vision.class_token", "embed"),
         (f"{vision}position_embedding.weight", "vision.positions.embedding", "position embed"),
         *blocks.norm("vision_model.pre_layrnorm", "vision.pre_norm"),  # It is called so.
-        *_layers("vision_model.", "vision."),
+        *blocks.vision_layers("vision_model.", "vision."),
         *blocks.norm("vision_model.post_layernorm", "vision.norm"),
     ]
     rows = [
@@ -41,14 +38,3 @@ def clip(config: Config) -> blocks.Table:
         sizes[f"{part}_heads"] = own.size("num_attention_heads", heads)
         sizes |= own.sizes(**{f"{part}_embed": "hidden_size", f"{part}_layer": "num_hidden_layers"})
     return blocks.Table(rows, sizes)
-
-
-def _layers(their: str, our: str) -> blocks.Rows:
-    layer, our = f"{their}encoder.layers.{{layer}}.", f"{our}layers."
-    return [
-        *blocks.norm(f"{layer}layer_norm1", f"{our}attention_norm"),
-        *blocks.attention(f"{layer}self_attn.", f"{our}attention.", _HEADS),
-        *blocks.norm(f"{layer}layer_norm2", f"{our}mlp_norm"),
-        *blocks.dense(f"{layer}mlp.fc1", f"{our}mlp.up", "mlp embed"),
-        *blocks.dense(f"{layer}mlp.fc2", f"{our}mlp.down", "embed mlp"),
-    ]

@@ -9,7 +9,7 @@ from safejax._src.recipes.blocks import Table
 from safejax._src.recipes.clip import clip
 from safejax._src.recipes.config import Config
 from safejax._src.recipes.deepseek_v3 import deepseek_v3
-from safejax._src.recipes.gemma3 import gemma3
+from safejax._src.recipes.gemma3 import gemma3, gemma3_text
 from safejax._src.recipes.gpt2 import gpt2
 from safejax._src.recipes.gpt_oss import gpt_oss
 from safejax._src.recipes.llama import llama
@@ -27,7 +27,8 @@ FAMILIES: Final[Mapping[str, Callable[[Config], Table]]] = MappingProxyType(
         "bert": bert,
         "clip": clip,
         "deepseek_v3": deepseek_v3,
-        "gemma3_text": gemma3,
+        "gemma3": gemma3,
+        "gemma3_text": gemma3_text,
         "gpt2": gpt2,
         "gpt_oss": gpt_oss,
         "llama": llama,

@@ -15,11 +15,7 @@ def vit(config: Config) -> blocks.Table:
     patches = f"{embeddings}patch_embeddings.projection"
     bias = "qkvo" if config.flag("qkv_bias", True) else "o"
     rows: blocks.Rows = [
-        (
-            f"{patches}.weight",
-            "patches.kernel",
-            "embed channel height width -> height width channel embed",
-        ),
+        (f"{patches}.weight", "patches.kernel", blocks.PATCHES),
         (f"{patches}.bias", "patches.bias", "embed"),
         (f"{embeddings}cls_token", "class_token", "1 1 embed -> embed"),
         (f"{embeddings}mask_token?", "mask_token", "1 1 embed -> embed"),

@@ -388,12 +388,33 @@ def vit(theirs: Tensors, config: Config) -> Tensors:
     }
 
 
+VISION = {
+    **{f"attention.{each}": f"self_attn.{each}_proj" for each in "qkv"},
+    "attention.o": "self_attn.out_proj", "attention_norm": "layer_norm1",
+    "mlp.up": "mlp.fc1", "mlp.down": "mlp.fc2", "mlp_norm": "layer_norm2",
+}  # fmt: skip
+
+
+def gemma3_with_images(theirs: Tensors, config: Config) -> Tensors:
+    text = {name.removeprefix("language_model."): array for name, array in theirs.items()}
+    own, tower = config["vision_config"], "vision_tower."
+    n, count = own["num_hidden_layers"], own["num_attention_heads"]
+    kernel = theirs[f"{tower}embeddings.patch_embedding.weight"]
+    projector = "multi_modal_projector."
+    return {
+        **gemma3(text, config["text_config"]),
+        **alike(theirs, n, f"{tower}encoder.layers.{{}}.", "vision.layers.", count, VISION),
+        "vision.patches.kernel": kernel.transpose(2, 3, 1, 0),
+        "vision.patches.bias": theirs[f"{tower}embeddings.patch_embedding.bias"],
+        "vision.positions.embedding": theirs[f"{tower}embeddings.position_embedding.weight"],
+        "vision.norm.scale": theirs[f"{tower}post_layernorm.weight"],
+        "vision.norm.bias": theirs[f"{tower}post_layernorm.bias"],
+        "projector.kernel": theirs[f"{projector}mm_input_projection_weight"],
+        "projector.norm.scale": theirs[f"{projector}mm_soft_emb_norm.weight"],
+    }
+
+
 def clip(theirs: Tensors, config: Config) -> Tensors:
-    names = {
-        **{f"attention.{each}": f"self_attn.{each}_proj" for each in "qkv"},
-        "attention.o": "self_attn.out_proj", "attention_norm": "layer_norm1",
-        "mlp.up": "mlp.fc1", "mlp.down": "mlp.fc2", "mlp_norm": "layer_norm2",
-    }  # fmt: skip
     ours = plain(theirs, {
         "text.embed.embedding": "text_model.embeddings.token_embedding.weight",
         "text.positions.embedding": "text_model.embeddings.position_embedding.weight",
@@ -411,7 +432,7 @@ def clip(theirs: Tensors, config: Config) -> Tensors:
     for part in ("text", "vision"):
         own, at = config[f"{part}_config"], f"{part}_model.encoder.layers.{{}}."
         n, count = own["num_hidden_layers"], own["num_attention_heads"]
-        ours |= alike(theirs, n, at, f"{part}.layers.", count, names)
+        ours |= alike(theirs, n, at, f"{part}.layers.", count, VISION)
     return ours
 
 

@@ -27,6 +27,7 @@ BY_HAND: dict[str, Callable[[by_hand.Tensors, by_hand.Config], by_hand.Tensors]]
     "qwen2": by_hand.qwen2,
     "qwen3": by_hand.qwen3,
     "gemma3": by_hand.gemma3,
+    "gemma3, images": by_hand.gemma3_with_images,
     "mixtral": by_hand.mixtral,
     "qwen3-moe": by_hand.qwen3_moe,
     "deepseek-v3": by_hand.deepseek_v3,
@@ -53,6 +54,7 @@ def _decoder(params: Any, config: Any, inputs: Any) -> list[jax.Array]:
 FORWARDS: dict[str, Callable[[Any, Any, Any], list[jax.Array]]] = {
     **dict.fromkeys(("llama", "llama, tied", "mistral", "qwen2", "qwen3", "gemma3"), _decoder),
     **dict.fromkeys(("mixtral", "qwen3-moe", "gpt-oss", "gpt-oss, MXFP4"), _decoder),
+    "gemma3, images": lambda p, c, i: _decoder(p, c["text_config"], i),
     "deepseek-v3": lambda p, c, i: [forwards.deepseek(p, c, i["input_ids"])],
     "deepseek-v3, FP8": lambda p, c, i: [forwards.deepseek(p, c, i["input_ids"])],
     "gpt2": lambda p, c, i: [forwards.gpt2(p, c, i["input_ids"])],

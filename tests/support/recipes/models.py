@@ -150,6 +150,10 @@ def to_fp8(folder: Path) -> None:
 GPT_OSS: dict[str, Any] = {
     **WIDE, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4,
 }  # fmt: skip
+GEMMA: dict[str, Any] = {
+    **WIDE, "head_dim": 8, "sliding_window": 4, "query_pre_attn_scalar": 12,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+}  # fmt: skip
 DEEPSEEK: dict[str, Any] = {
     **WIDE, "num_key_value_heads": 8, "num_hidden_layers": 4, "first_k_dense_replace": 1,
     "n_routed_experts": 8, "num_experts_per_tok": 3, "n_group": 4, "topk_group": 2,
@@ -166,13 +170,17 @@ CASES: dict[str, Case] = {
     ),
     "qwen2": Case("Qwen2ForCausalLM", {**WIDE, "tie_word_embeddings": True}, SHARDED, words),
     "qwen3": Case("Qwen3ForCausalLM", {**WIDE, "head_dim": 16}, SHARDED, words),
-    "gemma3": Case(
-        "Gemma3ForCausalLM",
+    "gemma3": Case("Gemma3ForCausalLM", GEMMA, SHARDED, words),
+    "gemma3, images": Case(
+        "Gemma3ForConditionalGeneration",
         {
-            **WIDE, "head_dim": 8, "sliding_window": 4, "query_pre_attn_scalar": 12,
-            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+            "text_config": GEMMA, "mm_tokens_per_image": 4,
+            "vision_config": {
+                **PLAIN, "num_hidden_layers": 2, "image_size": 16, "patch_size": 4,
+                "vision_use_head": False,
+            },
         },
-        SHARDED,
+        {**SHARDED, "vision_heads": "model", "vision_mlp": "model"},
         words,
     ),
     "mixtral": Case(

@@ -165,6 +165,20 @@ def test_masks_that_gpt2_has_stored_are_left_out() -> None:
     assert ("h.{_i}.attn.bias", None) in rows
 
 
+def test_the_layer_of_deepseek_for_further_tokens_is_none_of_the_layers() -> None:
+    config = {"model_type": "deepseek_v3", "num_hidden_layers": 4, "num_attention_heads": 4}
+    names = [f"model.layers.{i}.input_layernorm.weight" for i in range(5)]
+    recipe = recipes.of(config, names=names)
+    leaves = safejax.Leaves({name: np.ones(2) for name in names})
+    renamed = safejax.rename({"model.layers.4.*": "mtp.0.*"})
+    assert recipe.transform == safejax.chain(renamed, recipe.table)
+    assert "mtp.0.input_layernorm.weight" in renamed(leaves)
+    assert ("mtp.0.*", "mtp.0.*") in {row.written for row in recipe.table.rows}
+    assert (
+        recipes.of(config, names=names[:4]).transform == recipes.of(config, names=names[:4]).table
+    )
+
+
 # ---- every family
 
 NEEDED: dict[str, Any] = {
