@@ -16,6 +16,8 @@ def t5(config: Config) -> blocks.Table:
         # The same as the shared embedding, which older versions have stored as well.
         ("encoder.embed_tokens.weight?", None),
         ("decoder.embed_tokens.weight?", None),
+        # What the first checkpoints have, and no model uses.
+        ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight?", None),
     ]
     sizes = config.sizes(
         vocab="vocab_size", embed="d_model", head_dim="d_kv", mlp="d_ff",
