@@ -36,6 +36,7 @@ from safejax.errors import (
 )
 
 if _typing.TYPE_CHECKING:
+    from safejax import recipes as recipes
     from safejax._src.api.saving import save, save_async, serialize
     from safejax._src.checkpoint.handle import SaveHandle
     from safejax._src.leaves.rules import sharding_rules
@@ -149,6 +150,8 @@ _LATER = {
 
 
 def __getattr__(name: str) -> object:
+    if name == "recipes":
+        return importlib.import_module("safejax.recipes")
     if name not in _LATER:
         raise _attribute_error(name)
     value = globals()[name] = getattr(importlib.import_module(_LATER[name]), name)
@@ -156,4 +159,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
+    return sorted({*globals(), *_LATER, "recipes"})

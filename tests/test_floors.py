@@ -24,7 +24,7 @@ FLOORS: list[set[str]] = [
     {"storage", "format", "arrays"},
     {"leaves", "processes"},
     {"checkpoint", "transforms"},
-    {"api", "planning", "testing"},
+    {"api", "planning", "recipes", "testing"},
     {"adapters", "face"},
 ]
 FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}

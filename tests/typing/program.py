@@ -245,6 +245,17 @@ def adapters(
     safejax.equinox.deserialize("m")  # type: ignore[call-arg]  # pyright: ignore
 
 
+def porting(mesh: jax.sharding.Mesh, config: dict[str, Any]) -> None:
+    recipe = safejax.recipes.of(pathlib.Path("folder"))
+    assert_type(recipe, safejax.recipes.Recipe)
+    assert_type(safejax.recipes.of(config, names=["a.weight"]).model_type, str)
+    assert_type(recipe.axes, dict[str, int | None])
+    assert_type(safejax.recipes.MODEL_TYPES, tuple[str, ...])
+    rules = recipe.rules(mesh, {"heads": "model", "mlp": ("data", "model"), "embed": None})
+    params = safejax.load("folder", transform=recipe.transform, sharding=rules)
+    safejax.save(params, "exported", transform=recipe.transform.inverse)
+
+
 def harness(tree: Params, leaves: safejax.Leaves) -> None:
     safejax.testing.assert_trees_identical(tree, tree)
     safejax.testing.assert_same_bits(tree["a"]["b"], np.ones(3), "a.b")
