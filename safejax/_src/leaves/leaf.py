@@ -38,8 +38,10 @@ _REFS: Final[tuple[type[Any], ...]] = (jax.Ref,) if hasattr(jax, "Ref") else ()
 _OF_NUMPY: Final = (np.ndarray, np.generic)
 _OF_JAX: Final = (jax.Array, jax.ShapeDtypeStruct)
 _ARRAYS: Final = (*_OF_NUMPY, *_OF_JAX, *_REFS)
-# What most leaves are, exactly: to ask for a class of JAX takes as long as all else.
+# What most leaves are, exactly: to ask for a class of JAX takes as long as all else, and a lazy
+# leaf that is asked for another class than its own has to look who asks.
 _ARRAY_OF_JAX: Final = concrete_array_type()
+_EXACTLY: Final = frozenset({np.ndarray, _ARRAY_OF_JAX, LazyArray})
 
 
 @final
@@ -66,7 +68,7 @@ def is_array(leaf: object) -> bool:
 
     A `jax.Ref` counts as the array that it refers to.
     """
-    return type(leaf) is _ARRAY_OF_JAX or isinstance(leaf, _ARRAYS)
+    return type(leaf) in _EXACTLY or isinstance(leaf, _ARRAYS)
 
 
 def is_tensor(leaf: object) -> bool:
@@ -139,14 +141,14 @@ def content_of(leaf: object) -> Content | None:
     `LeafError` for arrays whose values cannot be had: tracers, arrays that were deleted, and
     arrays of NumPy that no file can hold.
     """
+    if isinstance(leaf, LazyArray):
+        return leaf.content
     if isinstance(leaf, _OF_NUMPY):
         array = cast("NDArray[Any]", leaf)
         fault = _fault_of_numpy(array)
         if fault is not None:
             raise LeafError(fault)
         return Content(view_of_array(np.asarray(array)))
-    if isinstance(leaf, LazyArray):
-        return leaf.content
     if isinstance(leaf, _REFS):
         leaf = cast("Any", leaf)[...]  # What it refers to now.
     if isinstance(leaf, Tracer):
@@ -192,11 +194,11 @@ def is_simple(leaf: Any) -> bool:
 
 def like_leaf(leaf: Any, content: Content, name: str) -> Any:
     """A leaf that holds `content`, as abstract, or as bound for its devices, as `leaf` is."""
+    if isinstance(leaf, LazyArray):
+        return leaf if content is leaf.content else LazyArray(content, name)
     if isinstance(leaf, jax.ShapeDtypeStruct):
         dtype = content.view.dtype if content.key is None else key_dtype(content.key)
         return jax.ShapeDtypeStruct(content.shape, dtype, weak_type=content.weak_type)
-    if isinstance(leaf, LazyArray):
-        return leaf if content is leaf.content else LazyArray(content, name)
     return LazyArray(content, name)
 
 
