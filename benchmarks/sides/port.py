@@ -119,7 +119,7 @@ def _by_hand(paths: list[str], shardings: dict[str, NamedSharding], layers: int)
             for layer in range(layers)
         ]
 
-        def block(index: tuple[slice, ...], views: list[NDArray[Any]] = views) -> NDArray[Any]:
+        def block(index: Any, views: list[NDArray[Any]] = views) -> NDArray[Any]:
             return np.stack([view[index[1:]] for view in views[index[0]]])
 
         whole = (layers, *views[0].shape)
