@@ -8,7 +8,8 @@ import jax
 
 from safejax._src.arguments import check_progress, check_timeout, check_tree_and_path, checked_size
 from safejax._src.arrays.materialize import Progress
-from safejax._src.checkpoint.distributed import Joint, agree_to_save
+from safejax._src.checkpoint.agreeing import agree_to_save
+from safejax._src.checkpoint.distributed import Joint
 from safejax._src.checkpoint.division import only_holder, spans_processes
 from safejax._src.checkpoint.layout import Layout
 from safejax._src.checkpoint.saving import leaves_of, planned, stored_leaves

@@ -239,13 +239,21 @@ class BufferSource(File):
         return array
 
     def is_in_place(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> bool:
-        return self._usable(begin, dtype, window, alignment) is not None
+        if not self._is_aligned(begin, dtype, window, alignment):
+            return False
+        # For most tensors, nothing has to be made to see that.
+        return window is Window.whole(window.shape) or (
+            self._usable(begin, dtype, window, alignment) is not None
+        )
+
+    def _is_aligned(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> bool:
+        first = self._address + begin + window.offset * dtype.itemsize
+        return first % alignment == 0 and window.size > 0 and self.immutable
 
     def _usable(
         self, begin: int, dtype: Dtype, window: Window, alignment: int
     ) -> NDArray[Any] | None:
-        first = self._address + begin + window.offset * dtype.itemsize
-        if first % alignment or window.size == 0 or not self.immutable:
+        if not self._is_aligned(begin, dtype, window, alignment):
             return None
         array = strided_array(self._buffer, begin, dtype, window)
         return array if array.flags.c_contiguous else None
