@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safejax._src.dtypes import Dtype
-from safejax._src.reading.boxes import Along, located
 from safejax._src.reading.concatenation import Concatenation, concatenation
 from safejax._src.reading.derived import Derived
 from safejax._src.reading.pointwise import Pointwise
 from safejax._src.reading.requests import Cost
 from safejax._src.reading.source import Part, strided_array
+from safejax._src.reading.touched import Along, located
 from safejax._src.reading.view import Strided, View
 from safejax._src.reading.windows import Window
 

@@ -1,4 +1,4 @@
-"""Boxes: the part of an array, a range along each axis, that a window on its elements touches."""
+"""Touched: the part of an array, a range along each axis, that a window on its elements touches."""
 
 import math
 from collections.abc import Sequence
