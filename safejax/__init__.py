@@ -43,11 +43,14 @@ if _typing.TYPE_CHECKING:
     from safejax._src.materialize import materialize
     from safejax._src.planning.dry_run import plan
     from safejax._src.planning.plan import Plan
+    from safejax._src.transforms.arithmetic import offset, scale
     from safejax._src.transforms.cast import cast
     from safejax._src.transforms.correspond import correspond
     from safejax._src.transforms.elementwise import elementwise
     from safejax._src.transforms.keys import keys
+    from safejax._src.transforms.merge import merge
     from safejax._src.transforms.pad import crop, pad
+    from safejax._src.transforms.permute import permute
     from safejax._src.transforms.prefix import prefix
     from safejax._src.transforms.rename import rename
     from safejax._src.transforms.reshape import reshape
@@ -98,15 +101,19 @@ __all__ = [
     "keys",
     "load",
     "materialize",
+    "merge",
     "metadata",
     "observe_reads",
+    "offset",
     "pad",
+    "permute",
     "plan",
     "prefix",
     "rename",
     "reshape",
     "save",
     "save_async",
+    "scale",
     "select",
     "serialize",
     "sharding_rules",
@@ -131,13 +138,17 @@ _LATER = {
     "elementwise": "safejax._src.transforms.elementwise",
     "keys": "safejax._src.transforms.keys",
     "materialize": "safejax._src.materialize",
+    "merge": "safejax._src.transforms.merge",
+    "offset": "safejax._src.transforms.arithmetic",
     "pad": "safejax._src.transforms.pad",
+    "permute": "safejax._src.transforms.permute",
     "plan": "safejax._src.planning.dry_run",
     "prefix": "safejax._src.transforms.prefix",
     "rename": "safejax._src.transforms.rename",
     "reshape": "safejax._src.transforms.reshape",
     "save": "safejax._src.api.saving",
     "save_async": "safejax._src.api.saving",
+    "scale": "safejax._src.transforms.arithmetic",
     "select": "safejax._src.transforms.select",
     "serialize": "safejax._src.api.saving",
     "sharding_rules": "safejax._src.leaves.rules",

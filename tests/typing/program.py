@@ -7,6 +7,7 @@ both strict, accept it.
 """
 
 import pathlib
+import re
 from collections.abc import Callable
 from typing import Any, assert_type
 
@@ -35,6 +36,7 @@ def storing(params: Params) -> None:
         transform=safejax.cast("bfloat16"),
         metadata={"step": "3"},
         max_shard_bytes=2**30,
+        name="diffusion_pytorch_model",
         one_writer_per_file=True,
         checksum=True,
         progress=lambda done, total: print(done, total),
@@ -51,6 +53,7 @@ def storing(params: Params) -> None:
         transform=safejax.cast("bfloat16"),
         metadata={"step": "3"},
         max_shard_bytes=2**30,
+        name="diffusion_pytorch_model",
         one_writer_per_file=True,
         checksum=True,
         progress=lambda done, total: print(done, total),
@@ -146,19 +149,35 @@ def transforming(leaves: safejax.Leaves) -> safejax.Transform:
             sizes={"h": 2},
         ),
         safejax.crop("*.embedding", axis=0, to=50257, source=50304),
-        safejax.drop("opt_state.*"),
+        safejax.drop("opt_state.*", ["a", "!*.b"], inverse={"opt_state.0": 1}),
+        safejax.drop("a", inverse=lambda leaves: {"a": len(leaves)}),
         safejax.elementwise(lambda x: x + 1, "*.scale", inverse=lambda x: x - 1),
         safejax.keys("rng", impl="rbg"),
+        safejax.merge(
+            {"*.w": ["*.q", "*.scale"]},
+            lambda q, scale: q * scale,
+            axes="i j, i/128 j/128 -> i j",
+            inverse=lambda w: (w, w),
+        ),
+        safejax.merge({"w": ["a", "b"]}, np.add, aval=lambda a, b: a),
+        safejax.offset("*.scale", 1),
         safejax.pad("*.embedding", axis=0, to=50304, value=0.5),
+        safejax.permute("*.q", 0, [0, 2, 1, 3]),
         safejax.prefix("model"),
         safejax.rename({"a.*": "b.*"}, strict=True),
         safejax.reshape("*.query", (-1, 4), source=[4, -1]),
+        safejax.reshape("*.query", (32, -1), axis=0),
+        safejax.scale(("*.embedding", "!*.b"), 0.5, exact=False),
         safejax.select("params.*", lambda name: name == "step"),
+        safejax.select(re.compile(r"params\..*")),
+        safejax.cast("bfloat16", where=lambda name, aval: aval.ndim > 1 and name != "a"),
         safejax.split("a", ["b", "c"]),
-        safejax.stack("layers.{i}.*"),
+        safejax.stack("layers.{i}.*", start=1, count=4),
+        safejax.stack(["a", "b"], "c"),
         safejax.tie({"head.weight": "embed.weight"}),
         safejax.transpose("*.kernel", axes=[1, 0]),
         safejax.unstack("layers.*", "layers.{i}.*"),
+        safejax.unstack("a", ["b", "c"], axis=1),
     ]
     for transform in found:
         assert_type(transform(leaves), safejax.Leaves)

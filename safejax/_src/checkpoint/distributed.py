@@ -28,9 +28,8 @@ from safejax._src.checkpoint.digesting import finish_head, full_size, write_dige
 from safejax._src.checkpoint.layout import Layout
 from safejax._src.checkpoint.ours import Ours, write_share
 from safejax._src.checkpoint.saving import Wrote, reporting, room_is_told
-from safejax._src.checkpoint.shards import Folder, is_ours
+from safejax._src.checkpoint.shards import Folder
 from safejax._src.checkpoint.snapshot import copied_bytes, held
-from safejax._src.format.index import INDEX_NAME
 from safejax._src.processes.agreement import Round
 from safejax._src.storage.files import errors_name, fill_atomically
 from safejax._src.storage.folders import write_folder_atomically
@@ -123,14 +122,14 @@ def _write(ours: Ours, store: Store, path: str, across: Round, wrote: Wrote) -> 
             with open(os.path.join(temporary, name), "xb") as file:
                 _begin(file.fileno(), layout)
         if isinstance(ours.plan, Folder) and ours.plan.index is not None:
-            with open(os.path.join(temporary, INDEX_NAME), "xb") as file:
+            with open(os.path.join(temporary, ours.plan.index_name), "xb") as file:
                 file.write(ours.plan.index)
                 file.flush()
                 os.fsync(file.fileno())
         fill(temporary)
 
     if isinstance(ours.plan, Folder):
-        write_folder_atomically(path, fill_folder, is_ours)
+        write_folder_atomically(path, fill_folder, ours.plan.is_ours)
     else:
         fill_atomically(path, fill_file)
     _agree_on_the_end(across)

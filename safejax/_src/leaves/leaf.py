@@ -22,11 +22,13 @@ from safejax._src.arrays.jax_private import concrete_array_type
 from safejax._src.arrays.lazy import LazyArray
 from safejax._src.arrays.parts import view_of_array
 from safejax._src.arrays.placing import Placement
+from safejax._src.arrays.precision import stored_dtype
 from safejax._src.dtypes import stored_as
 from safejax._src.leaves.remedies import remedy_for, remedy_for_dtype
 from safejax._src.pytrees.patterns import exactly
 from safejax._src.pytrees.structure import EMPTY
 from safejax._src.reading.array import DELETED, AbstractSource
+from safejax._src.reading.pointwise import cast_view
 from safejax._src.reading.view import Strided
 from safejax._src.reading.windows import Window
 from safejax.errors import InvalidFileError, LeafError
@@ -160,7 +162,11 @@ def content_of(leaf: object) -> Content | None:
         if is_key(leaf.dtype):
             key = str(jax.random.key_impl(leaf))
             leaf = jax.random.key_data(leaf)
-        return Content(view_of_array(leaf), key, key is None and leaf.weak_type)
+        view = view_of_array(leaf)
+        wider = None if key is not None else stored_dtype(leaf)
+        if wider is not None:  # Loaded from a file, while JAX had no integers of 64 bits.
+            view = cast_view(view, wider)
+        return Content(view, key, key is None and leaf.weak_type)
     if isinstance(leaf, jax.ShapeDtypeStruct):
         shape: tuple[int, ...] = leaf.shape
         dtype: Any = leaf.dtype
@@ -200,6 +206,11 @@ def like_leaf(leaf: Any, content: Content, name: str) -> Any:
         dtype = content.view.dtype if content.key is None else key_dtype(content.key)
         return jax.ShapeDtypeStruct(content.shape, dtype, weak_type=content.weak_type)
     return LazyArray(content, name)
+
+
+def named(leaf: Any, name: str) -> Any:
+    """The leaf under another name, which a lazy one prints; read no more than it was."""
+    return leaf.named(name) if isinstance(leaf, LazyArray) and leaf.name != name else leaf
 
 
 def with_weak_type(leaf: Any, weak_type: bool, name: str) -> Any:
