@@ -93,10 +93,12 @@ class _Array(Chunks):
         self.chunk = tuple(array.chunk_layout.read_chunk.shape or ())
         self.dtype = np.dtype(array.dtype.numpy_dtype)
 
-    def begin(self, slices: tuple[slice, ...]) -> Callable[[], NDArray[Any]]:
+    def begin(
+        self, slices: tuple[slice, ...], out: NDArray[Any] | None = None
+    ) -> Callable[[], NDArray[Any]]:
         shape = tuple(part.stop - part.start for part in slices)
         # In memory of ours, which is given back: what tensorstore's threads allocate, they keep.
-        chunk = aligned_empty(shape, self.dtype)
+        chunk = aligned_empty(shape, self.dtype) if out is None else out
         from_origin = self._array[slices][ts.d[:].translate_to[0]] if shape else self._array
         future = ts.array(chunk).write(from_origin)
 

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from safejax._src.dtypes import Dtype
 from safejax._src.reading.boxes import Box, box_of
+from safejax._src.reading.landing import is_one_run
+from safejax._src.reading.memory import aligned_empty
 from safejax._src.reading.requests import Cost
 from safejax._src.reading.source import Part, Source, strided_array
 from safejax._src.reading.windows import Window
@@ -37,10 +39,13 @@ class Chunks(ABC):
     dtype: Dtype
 
     @abstractmethod
-    def begin(self, slices: tuple[slice, ...]) -> Callable[[], NDArray[Any]]:
+    def begin(
+        self, slices: tuple[slice, ...], out: NDArray[Any] | None = None
+    ) -> Callable[[], NDArray[Any]]:
         """Begin to read a part of the array; the function waits for it, and returns it.
 
-        It raises `ReadError` if the part cannot be had.
+        It is read into `out`, if that is given. The function raises `ReadError` if the part cannot
+        be had.
         """
 
 
@@ -134,14 +139,17 @@ class ChunkedSource(Source):
         return strided_array(_bytes_of(wanted.memory), 0, dtype, wanted.box.window)
 
     def read_into(self, begin: int, dtype: Dtype, window: Window, out: NDArray[Any]) -> None:
-        np.copyto(out, self.read(begin, dtype, window))
+        self.read_many([(Part(begin, dtype, window), out)])
 
     def read_many(self, reads: Sequence[tuple[Part, NDArray[Any]]]) -> None:
-        held = [(part, out, self._wanted(part.window)) for part, out in reads if part.window.size]
+        held = [
+            (part, out, self._wanted(part.window, out)) for part, out in reads if part.window.size
+        ]
         self._fill([wanted for _, _, wanted in held])
         for part, out, wanted in held:
-            found = strided_array(_bytes_of(wanted.memory), 0, part.dtype, wanted.box.window)
-            np.copyto(out, found)
+            if not np.may_share_memory(wanted.memory, out):
+                found = strided_array(_bytes_of(wanted.memory), 0, part.dtype, wanted.box.window)
+                np.copyto(out, found)
 
     def cost(self, dtype: Dtype, window: Window) -> Cost:
         return self.cost_of_many([Part(0, dtype, window)])
@@ -153,9 +161,13 @@ class ChunkedSource(Source):
 
     # ---- inside
 
-    def _wanted(self, window: Window) -> _Wanted:
+    def _wanted(self, window: Window, out: NDArray[Any] | None = None) -> _Wanted:
+        """The box of a window, and memory for it: that of `out`, if the box is in its order."""
         box = box_of(self._chunks.shape, window)
-        return _Wanted(box, np.empty(box.shape, self._chunks.dtype))
+        is_whole = box.window.size == math.prod(box.shape)
+        if out is not None and is_whole and is_one_run(box.window, out):
+            return _Wanted(box, out.reshape(box.shape))
+        return _Wanted(box, aligned_empty(box.shape, self._chunks.dtype))
 
     def _slices(self, index: Index) -> tuple[slice, ...]:
         """The part of the array that a chunk has: those at the end may have less."""
@@ -220,13 +232,30 @@ class ChunkedSource(Source):
             kept = {index for index in group if needed[index] < sizes[index]}
             if kept:
                 self._cache.make_room(nbytes)
-            begun = [(index, self._chunks.begin(self._slices(index))) for index in group]
-            for index, wait in begun:
+            begun: list[tuple[Index, bool, Callable[[], NDArray[Any]]]] = []
+            for index in group:
+                # All of a chunk is mostly for one array.
+                place = None if index in kept else self._place(index, wanted)
+                begin = self._chunks.begin(self._slices(index), place)
+                begun.append((index, place is not None, begin))
+            for index, is_placed, wait in begun:
                 chunk = wait()
-                self._copy(index, chunk, wanted)
+                if not is_placed:
+                    self._copy(index, chunk, wanted)
                 if index in kept:
                     left = sizes[index] - needed[index]
                     self._cache.put(self._number, index, chunk, left)
+
+    def _place(self, index: Index, wanted: Sequence[_Wanted]) -> NDArray[Any] | None:
+        """The memory that a whole chunk is for; None if it is for several arrays, or in parts."""
+        part = self._slices(index)
+        found = [(overlap, memory) for box, memory in wanted if (overlap := _overlap(box, part))]
+        if len(found) != 1:
+            return None
+        (inside, outside), memory = found[0]
+        if inside != tuple((0, own.stop - own.start, 1) for own in part):
+            return None
+        return memory[(*(slice(*each) for each in outside), ...)]
 
     def _copy(self, index: Index, chunk: NDArray[Any], wanted: Sequence[_Wanted]) -> None:
         part = self._slices(index)
