@@ -55,9 +55,14 @@ def open_foreign(source: File, *, verify: bool) -> Leaves | None:
     return reader(source)
 
 
+def _fetch_of(source: File) -> Callable[[int, int], bytes]:
+    """The bytes of a file, as far as it goes."""
+    return lambda begin, end: source.inside(begin, min(max(begin, end), source.nbytes))
+
+
 def _open_npz(source: File) -> Leaves:
     makes = _Makes(source)
-    members = npy.read_npz(source.prefix, source.nbytes, source.name)
+    members = npy.read_npz(_fetch_of(source), source.nbytes, source.name)
     entries = {member.name: makes.member(member) for member in members}
     if len(entries) != len(members):
         raise InvalidFileError(
@@ -67,7 +72,7 @@ def _open_npz(source: File) -> Leaves:
 
 
 def _open_npy(source: File) -> Leaves:
-    found = npy.read_sequence(source.prefix, 0, source.nbytes, source.name)
+    found = npy.read_sequence(_fetch_of(source), 0, source.nbytes, source.name)
     if len(found) != 1:
         raise InvalidFileError(
             f"{source.name}: expected one array of NumPy, got {len(found)} without names, probably "
@@ -80,7 +85,7 @@ def _open_npy(source: File) -> Leaves:
 
 def _open_msgpack(source: File) -> Leaves:
     makes = _Makes(source)
-    table = msgpack.read_msgpack(source.prefix, source.nbytes, source.name)
+    table = msgpack.read_msgpack(_fetch_of(source), source.nbytes, source.name)
     walked = walk(table, lambda node: isinstance(node, msgpack.Array | msgpack.Other))
     entries = {name: makes.value(name, value) for name, value in walked.entries.items()}
     return Leaves(entries, walked.structure._replace(flattened=None))
@@ -96,7 +101,7 @@ def open_eqx(source: File, like: Any) -> Leaves | None:
     if begin is None:
         return None
     file = source.name
-    found = npy.read_sequence(source.prefix, begin, source.nbytes, file)
+    found = npy.read_sequence(_fetch_of(source), begin, source.nbytes, file)
     walked = walk(like)
     names = [name for name, leaf in walked.entries.items() if is_something(leaf)]
     if len(found) != len(names):
@@ -162,7 +167,7 @@ class _Makes:
         if member.is_stored or isinstance(leaf, Unsupported):
             return leaf
         file, size = self._source.name, self._source.nbytes
-        fetch = self._source.prefix
+        fetch = _fetch_of(self._source)
 
         def compute() -> Any:
             data = npy.decompressed(fetch, size, member, file)

@@ -25,6 +25,9 @@ ZIP_MAGIC: Final = b"PK\x03\x04"
 _MAX_HEADER: Final = 10_000
 """Bytes of a header; NumPy parses no longer one of a file that is not trusted."""
 
+_NEAR: Final = 1024
+"""Bytes that nearly always have both headers of a member."""
+
 _ERRORS: Final = (
     ValueError, TypeError, SyntaxError, RecursionError, MemoryError, OverflowError, KeyError,
 )  # fmt: skip
@@ -131,12 +134,16 @@ def _member(
 ) -> Member:
     name = info.filename.removesuffix(".npy")
     if info.compress_type == zipfile.ZIP_STORED:
-        local = fetch(info.header_offset, info.header_offset + _LOCAL_HEADER.size)
-        if len(local) < _LOCAL_HEADER.size or local[:4] != ZIP_MAGIC:
+        at = info.header_offset
+        near = fetch(at, at + _NEAR)
+        if len(near) < _LOCAL_HEADER.size or near[:4] != ZIP_MAGIC:
             raise InvalidFileError(f"{file}: member {name!r}: expected its header, got none")
-        fields = _LOCAL_HEADER.unpack(local)
-        begin = info.header_offset + _LOCAL_HEADER.size + fields[-2] + fields[-1]
-        array = read_npy(fetch, begin, file)
+        fields = _LOCAL_HEADER.unpack_from(near)
+        begin = at + _LOCAL_HEADER.size + fields[-2] + fields[-1]
+        try:
+            array = read_npy(lambda begin, end: near[begin - at : end - at], begin, file)
+        except InvalidFileError:  # It may be longer than most headers.
+            array = read_npy(fetch, begin, file)
         end = begin + info.file_size
         inside = array.begin + array.nbytes == end <= size
     else:

@@ -16,6 +16,7 @@ import msgpack
 import numpy as np
 import optax
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
@@ -230,6 +231,33 @@ def test_digests_are_of_safetensors_files_only(tmp_path: Path) -> None:
     np.savez(tmp_path / "m.npz", w=W)
     with pytest.raises(ChecksumError, match="without verify"):
         load(tmp_path / "m.npz", verify=True)
+
+
+class Counting(MemoryFileSystem):
+    """Counts the bytes that are requested."""
+
+    nbytes = 0
+
+    def cat_file(self, path: str, start: Any = None, end: Any = None, **options: Any) -> bytes:
+        data = super().cat_file(path, start, end, **options)
+        Counting.nbytes += len(data)
+        return data
+
+
+def test_files_elsewhere(memory: Any) -> None:
+    """Only headers are requested by the load, and then what is needed."""
+    stream = io.BytesIO()
+    np.savez(stream, large=np.zeros((1000, 1000), np.float32), **ARRAYS)
+    memory.pipe("/m.npz", stream.getvalue())
+    memory.pipe("/m", flax.serialization.msgpack_serialize({"a": {"w": W.copy()}, "n": 1}))
+    found = load("/m.npz", fs=memory)
+    with safejax.observe_reads() as log:
+        assert np.array_equal(np.asarray(found["dense/kernel"]), W.astype(np.float16))
+    assert log.nbytes == W.size * 2
+    assert_trees_identical(load("/m", fs=memory), {"a": {"w": W}, "n": 1})
+    load("/m.npz", fs=Counting(skip_instance_cache=True))
+    # A file is opened by its first 256 KiB.
+    assert 0 < Counting.nbytes < 300_000 < len(stream.getvalue())
 
 
 # ---- Equinox
