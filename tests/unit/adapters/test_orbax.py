@@ -189,10 +189,10 @@ def test_without_a_manager_and_in_the_foreground(tmp_path: Path) -> None:
         checkpointer.save(tmp_path / "a", args=Save(state))
         checkpointer.wait_until_finished()
         assert_trees_identical(checkpointer.restore(tmp_path / "a")["params"], state["params"])
-    checkpointer = ocp.Checkpointer(Handler())
-    checkpointer.save(tmp_path / "b", state)
-    assert_trees_identical(checkpointer.restore(tmp_path / "b", args=Restore(state)), state)
-    assert checkpointer.metadata(tmp_path / "b") is not None
+    with ocp.Checkpointer(Handler()) as checkpointer:
+        checkpointer.save(tmp_path / "b", state)
+        assert_trees_identical(checkpointer.restore(tmp_path / "b", args=Restore(state)), state)
+        assert checkpointer.metadata(tmp_path / "b") is not None
 
 
 def test_the_best_steps_are_kept(steps: Path) -> None:

@@ -59,16 +59,14 @@ def state() -> dict[str, Any]:
 
 
 def pytree(folder: Path, tree: Any, **options: Any) -> None:
-    # In some versions, a checkpointer that is closed closes what all others need, too.
-    checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**options))
-    checkpointer.save(folder, args=ocp.args.PyTreeSave(tree))
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**options)) as checkpointer:
+        checkpointer.save(folder, args=ocp.args.PyTreeSave(tree))
 
 
 def standard(folder: Path, tree: Any) -> None:
     tree = {name: leaf for name, leaf in tree.items() if name != "name"}  # It takes no strings.
-    checkpointer = ocp.StandardCheckpointer()
-    checkpointer.save(folder, tree)
-    checkpointer.wait_until_finished()
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder, tree)
 
 
 def composite(folder: Path, tree: Any) -> None:
