@@ -39,6 +39,7 @@ class Folder:
     def __init__(self, path: str) -> None:
         self.is_local: Final = "://" not in path
         self.path: Final = path if self.is_local else path.rstrip("/")
+        self._read: dict[str, bytes | None] = {}
 
     def __repr__(self) -> str:
         return masked(self.path)
@@ -58,12 +59,14 @@ class Folder:
         return {key.decode().partition("/")[0] for key in keys}
 
     def read(self, name: str) -> bytes | None:
-        """The bytes of the small file of this name; None if there is none."""
-        try:
-            found = self._store().read(name).result()
-        except (ValueError, OSError) as error:
-            raise ReadError(f"{self}: expected to read {name}, got: {error}") from error
-        return bytes(found.value) if found.state == "value" else None
+        """The bytes of the small file of this name, read once; None if there is none."""
+        if name not in self._read:
+            try:
+                found = self._store().read(name).result()
+            except (ValueError, OSError) as error:
+                raise ReadError(f"{self}: expected to read {name}, got: {error}") from error
+            self._read[name] = bytes(found.value) if found.state == "value" else None
+        return self._read[name]
 
     @property
     def spec(self) -> Any:
