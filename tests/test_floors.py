@@ -34,6 +34,7 @@ ROOM_OF_MODULE = {
     "adapter": "api",
     "materialize": "api",
     **dict.fromkeys(("flax", "nnx", "haiku", "objax", "equinox"), "adapters"),
+    **dict.fromkeys(("orbax", "orbax_v1", "tensorstores"), "adapters"),
     # The last three are modules of safejax 0.5, whose import fails and says where to go.
     **dict.fromkeys(("", "core", "utils", "typing"), "face"),
 }
@@ -41,10 +42,14 @@ ROOM_OF_MODULE = {
 NAME_NO_JAX = {"reading", "storage", "format"}
 
 # The rooms that may import a framework, or another package that is not a dependency of safejax.
-EXTRAS = {"flax", "haiku", "objax", "equinox", "chex", "optax", "hypothesis", "fsspec", "xxhash"}
+EXTRAS = {
+    "flax", "haiku", "objax", "equinox", "orbax", "tensorstore", "chex", "optax", "hypothesis",
+    "fsspec", "xxhash",
+}  # fmt: skip
 MAY_IMPORT = {
     "flax": {"flax"}, "nnx": {"flax"}, "haiku": {"haiku"}, "objax": {"objax"},
-    "equinox": {"equinox"}, "testing": {"chex", "hypothesis"},
+    "equinox": {"equinox"}, "orbax": {"orbax"}, "orbax_v1": {"orbax"},
+    "_src.tensorstores": {"tensorstore"}, "testing": {"chex", "hypothesis"},
 }  # fmt: skip
 
 # A module with more lines has two ideas in it, unless there is a reason here.

@@ -112,6 +112,8 @@ def place(content: Content, dtype: Dtype, placement: Placement, name: str) -> Pl
 
 def place_many(jobs: Sequence[Job]) -> list[Placed]:
     """What `place` returns for each job; what they need of a file is requested together."""
+    if not jobs:  # All of a group may have been placed meanwhile.
+        return []
     with Batch() as batch:
         begun: list[Callable[[], Placed]] = []
         for job in jobs:

@@ -7,6 +7,7 @@ from typing import Final, NamedTuple, TypeAlias, final
 from safejax._src.checkpoint.choosing import choose, is_checkpoint
 from safejax._src.checkpoint.decoding import check_structure, open_leaves
 from safejax._src.checkpoint.explaining import in_folder, not_there, other_set
+from safejax._src.checkpoint.foreign import open_foreign
 from safejax._src.checkpoint.union import union
 from safejax._src.format.index import INDEX_NAME, Index, is_index, read_index
 from safejax._src.leaves.leaf import is_tensor
@@ -206,7 +207,7 @@ def _leaves_of(
     for file, source in zip(files, sources, strict=True):
         if isinstance(source, Exception):
             raise source
-        parts.append((masked(file), open_leaves(source, verify=how.verify)))
+        parts.append((masked(file), _opened(source, how)))
     leaves = union(parts, index, name)
     if index is None or index.record is None:
         return leaves
@@ -216,4 +217,16 @@ def _leaves_of(
 
 
 def _open_file(store: Store, file: str, how: _How) -> Leaves:
-    return open_leaves(store.source(file, how.access), verify=how.verify)
+    return _opened(store.source(file, how.access), how)
+
+
+def _opened(source: File, how: _How) -> Leaves:
+    """The Leaves of a safetensors file or, if its first bytes say so, of one of NumPy or Flax."""
+    try:
+        return open_leaves(source, verify=how.verify)
+    except InvalidFileError as error:
+        invalid = error
+    leaves = open_foreign(source, verify=how.verify)
+    if leaves is None:
+        raise invalid
+    return leaves

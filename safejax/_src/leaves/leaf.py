@@ -49,19 +49,23 @@ _EXACTLY: Final = frozenset({np.ndarray, _ARRAY_OF_JAX, LazyArray})
 @final
 @dataclass(frozen=True, slots=True)
 class Unsupported:
-    """A leaf of a file whose dtype JAX lacks: it can be dropped and renamed, and nothing else."""
+    """A leaf of a file whose dtype JAX lacks: it can be dropped and renamed, and nothing else.
+
+    `reader` is the library that reads it.
+    """
 
     file: str
     name: str
     code: str
     shape: tuple[int, ...]
+    reader: str = "safetensors"
 
     def error(self) -> InvalidFileError:
         """The error for a use of the leaf."""
         return InvalidFileError(
             f"{self.file}: tensor {self.name!r}: expected a dtype that JAX can hold, got "
             f"{self.code}: leave it out with transform=drop({exactly(self.name)!r}), and read it "
-            "with safetensors"
+            f"with {self.reader}"
         )
 
 

@@ -76,6 +76,9 @@ class RemoteSource(RequestedFile):
             self._head = self._head[:_RECOGNIZED]
         return data
 
+    def inside(self, begin: int, end: int) -> bytes:
+        return self._bytes(begin, end) if begin < end else b""
+
     def _fetch(self, requests: Requests, landing: Landing) -> None:
         def land(piece: Piece, data: Any) -> None:
             if piece.memory is None:

@@ -196,6 +196,10 @@ class File(Source):
     def prefix(self, begin: int, end: int) -> bytes:
         """The bytes `[begin, end)`, for the header's reader; they are not logged."""
 
+    def inside(self, begin: int, end: int) -> bytes:
+        """Like `prefix`, where headers are anywhere in the file."""
+        return self.prefix(begin, end)
+
 
 class BufferSource(File):
     """Bytes in memory that are read in place."""

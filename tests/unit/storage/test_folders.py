@@ -527,7 +527,10 @@ OTHER_FOLDERS: dict[str, tuple[list[str], str]] = {
         ["refs/main", "snapshots/abc/m.safetensors", "blobs/x"],
         r"name one of \S*/snapshots/abc$",
     ),
-    "Orbax": (["_CHECKPOINT_METADATA", "default/d"], "an Orbax checkpoint: restore it with Orbax"),
+    "Orbax": (
+        ["_CHECKPOINT_METADATA", "default/d"],
+        "an Orbax checkpoint: load it with",
+    ),
     "others": (["config.json", ".hidden"], r"none, only config\.json: name another folder"),
 }
 
