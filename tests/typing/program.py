@@ -140,6 +140,21 @@ def pieces(params: Params) -> None:
     assert_type(built.map(lambda name, leaf: leaf), safejax.Leaves)
 
 
+Array = np.ndarray[Any, Any]
+
+
+def scaled(q: Array, scale: Array) -> Array:
+    return q * scale
+
+
+def halved_twice(w: Array) -> tuple[Array, Array]:
+    return w / 2, w / 2
+
+
+def like_the_first(a: jax.ShapeDtypeStruct, b: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return a if b.ndim else b
+
+
 def transforming(leaves: safejax.Leaves) -> safejax.Transform:
     found: list[safejax.Transform] = [
         safejax.cast("bfloat16", source="float32", where="*.kernel", must_match=False),
@@ -155,11 +170,11 @@ def transforming(leaves: safejax.Leaves) -> safejax.Transform:
         safejax.keys("rng", impl="rbg"),
         safejax.merge(
             {"*.w": ["*.q", "*.scale"]},
-            lambda q, scale: q * scale,
+            scaled,
             axes="i j, i/128 j/128 -> i j",
-            inverse=lambda w: (w, w),
+            inverse=halved_twice,
         ),
-        safejax.merge({"w": ["a", "b"]}, np.add, aval=lambda a, b: a),
+        safejax.merge({"w": ["a", "b"]}, np.add, aval=like_the_first),
         safejax.offset("*.scale", 1),
         safejax.pad("*.embedding", axis=0, to=50304, value=0.5),
         safejax.permute("*.q", 0, [0, 2, 1, 3]),
