@@ -190,9 +190,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if fault in ("cut", "stall"):
             body = body[: len(body) // 2]
+        request.sent = len(body)  # Before it is, since whoever gets it may ask what was sent.
         try:
             self.wfile.write(body)
-            request.sent = len(body)
             if fault == "stall":
                 self.owner.released.wait(60)
         except OSError:

@@ -25,7 +25,7 @@ TREE = {
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
     "verify": {"verify": True},
-    "cast": {"transform": safejax.cast("bfloat16", "half")},
+    "cast": {"transform": safejax.cast("bfloat16", where="half")},
 }
 
 
