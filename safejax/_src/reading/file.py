@@ -148,8 +148,10 @@ def _read_runs(
     """Fill the arrays, one after the other, with the bytes of the file that start at `begin`."""
     left = deque(out.reshape(-1).view(np.uint8) for out in outs)
     while left:
-        parts: Sequence[Any] = [left[0][:_MOST_AT_A_TIME].data] if left[0].nbytes > _MOST_AT_A_TIME else left
-        count = os.preadv(descriptor.number, list(parts), begin)
+        parts: list[Any] = list(left)
+        if left[0].nbytes > _MOST_AT_A_TIME:
+            parts = [left[0][:_MOST_AT_A_TIME]]
+        count = os.preadv(descriptor.number, parts, begin)
         if not count:
             raise file.changed(os.fstat(descriptor.number).st_size)
         begin += count
