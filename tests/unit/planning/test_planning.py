@@ -64,7 +64,7 @@ SHARDINGS = {
 }
 TRANSFORMS: dict[str, Any] = {
     "none": None,
-    "cast": safejax.cast("bfloat16", source="float32"),
+    "cast": safejax.cast("bfloat16", source="float32", where=["*", "!bf"]),
     "transpose": safejax.transpose("w"),
     "a reshape that copies": safejax.chain(
         safejax.transpose("w"), safejax.reshape("w", (-1, 64 * 48))
