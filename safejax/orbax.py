@@ -23,7 +23,7 @@ from safejax._src.checkpoint.opening import open_path
 from safejax._src.checkpoint.options import Options
 from safejax._src.checkpoint.orbax_items import find_item, is_item, open_item
 from safejax._src.checkpoint.task import SaveTask
-from safejax._src.format.index import SINGLE_NAME
+from safejax._src.format.index import STEM
 from safejax._src.leaves.abstract import abstract
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.shardings import ShardingFunction, ShardingTree
@@ -254,7 +254,7 @@ def hold_item(
         function="safejax.orbax.Save",
         tree=args.item,
         # Also for a URL.
-        path=f"{folder}/{SINGLE_NAME}" if args.max_shard_bytes is None else folder,
+        path=f"{folder}/{STEM}.safetensors" if args.max_shard_bytes is None else folder,
         transform=args.transform,
         metadata=args.metadata,
         max_shard_bytes=args.max_shard_bytes,
