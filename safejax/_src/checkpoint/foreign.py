@@ -114,11 +114,11 @@ def open_eqx(source: File, like: Any) -> Leaves | None:
     entries: dict[str, Any] = {}
     for name, array in zip(names, found, strict=True):
         expected = walked.entries[name]
-        if is_scalar(expected):
-            value = makes.view(array, None).read()
-            entries[name] = type(expected)(value.item()) if value.shape == () else value
+        if is_scalar(expected) and array.shape == () and array.dtype.kind in "biufc":
+            entries[name] = makes.view(array, None).read().item()
             continue
-        dtype = None if is_key(expected.dtype) else np.dtype(expected.dtype)
+        is_numeric = not (is_scalar(expected) or is_key(expected.dtype))
+        dtype = np.dtype(expected.dtype) if is_numeric else None
         entries[name] = makes.array(name, array, dtype)
     return Leaves(entries, walked.structure)
 
@@ -149,7 +149,8 @@ class _Makes:
     def view(self, array: npy.Array, expected: Dtype | None) -> View:
         """The values of an array of NumPy's, which are `expected` ones if it does not say so."""
         dtype = array.dtype
-        if expected is not None and dtype.kind == "V" and dtype.itemsize == expected.itemsize:
+        # Fields and arrays of a dtype are of the kind V, too: those say what they are.
+        if expected is not None and dtype == np.dtype((np.void, expected.itemsize)):
             dtype = expected
         native = dtype.newbyteorder("=")
         window = _window(array)

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, cast, final
 
 import numpy as np
 
-from safejax._src.dtypes import Dtype, stored_as
+from safejax._src.dtypes import Dtype, can_exist, stored_as
 from safejax._src.pytrees.structure import MAX_DEPTH
 from safejax.errors import InvalidFileError
 
@@ -87,6 +87,7 @@ class _Reader:
         self._fetch, self._size, self._file = fetch, size, file
         self._held, self._held_at = b"", 0
         self._taken = 0
+        self._in_extension = False
 
     def invalid(self, expected: str, got: str) -> InvalidFileError:
         return InvalidFileError(
@@ -131,12 +132,12 @@ class _Reader:
     def _of_chunks(self, entries: dict[Any, Any]) -> Array:
         sizes, parts = entries.get("shape"), entries.get("chunks")
         if isinstance(sizes, dict) and isinstance(parts, dict):
-            shape = tuple(cast("dict[str, Any]", sizes).values())
-            chunks = tuple(cast("dict[str, Any]", parts).values())
+            shape = _in_order(cast("dict[Any, Any]", sizes))
+            chunks = _in_order(cast("dict[Any, Any]", parts))
             arrays = [
                 chunk for chunk in chunks if isinstance(chunk, Array) and len(chunk.shape) == 1
             ]
-            if arrays and len(arrays) == len(chunks) and self._is_shape(shape):
+            if arrays and len(arrays) == len(chunks) and can_exist(arrays[0].dtype, shape):
                 counts = sum(math.prod(each.shape) for each in arrays)
                 if len({each.dtype for each in arrays}) == 1 and counts == math.prod(shape):
                     return Array(arrays[0].dtype, shape, arrays[0].begin, chunks)
@@ -174,7 +175,11 @@ class _Reader:
         if kind not in (1, 2, 3):
             return self._skip(f"a value of the extension {kind}", count)
         end = self.at + count
+        if self._in_extension:
+            raise self.invalid("an extension of Flax without others in it", "one in another")
+        self._in_extension = True
         value = self.tree()
+        self._in_extension = False
         if self.at != end or not isinstance(value, list):
             raise self.invalid(f"the extension {kind} of Flax", "something else")
         return self._array(value) if kind != 2 else self._complex(value)
@@ -191,14 +196,11 @@ class _Reader:
             if dtype is None:
                 raise self.invalid("a dtype that JAX can hold", f"{name!r:.80}")
             is_array = isinstance(shape, list) and isinstance(data, Other)
-            if not is_array or not self._is_shape(shape):
+            if not is_array or not can_exist(dtype, tuple(shape)):
                 raise self.invalid("the shape and the bytes of an array", "something else")
             if math.prod(shape) * dtype.itemsize == data.nbytes:
                 return Array(dtype, tuple(shape), data.begin)
         raise self.invalid("an array: its shape, its dtype and its bytes", "something else")
-
-    def _is_shape(self, sizes: Any) -> bool:
-        return len(sizes) <= 64 and all(type(size) is int and size >= 0 for size in sizes)
 
     # ---- bytes
 
@@ -232,6 +234,15 @@ class _Reader:
     def _check(self, count: int) -> None:
         if self.at + count > self._size:
             raise self.invalid(f"{count} more bytes", f"the end of the file, at {self._size}")
+
+
+def _in_order(items: dict[Any, Any]) -> tuple[Any, ...]:
+    """The items of what Flax stores as a dict in place of a tuple, in whichever order it is.
+
+    It is empty if there are other keys.
+    """
+    numbers = [str(number) for number in range(len(items))]
+    return tuple(items[number] for number in numbers) if items.keys() == set(numbers) else ()
 
 
 def _dtype(name: str) -> Dtype | None:

@@ -5,15 +5,18 @@ PKWARE's APPNOTE, which zipfile follows. Objects, which NumPy pickles, are never
 """
 
 import io
+import math
 import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, final
 
 import ml_dtypes
 import numpy as np
 
-from safejax._src.dtypes import Dtype
+from safejax._src.dtypes import Dtype, can_exist
 from safejax.errors import InvalidFileError
 
 Fetch = Callable[[int, int], bytes]
@@ -30,8 +33,18 @@ _NEAR: Final = 1024
 
 _ERRORS: Final = (
     ValueError, TypeError, SyntaxError, RecursionError, MemoryError, OverflowError, KeyError,
+    tokenize.TokenError,
 )  # fmt: skip
 """What NumPy raises for a header that is none."""
+
+_ZIP_ERRORS: Final = (
+    zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, RuntimeError, EOFError,
+    OSError, ValueError,
+)  # fmt: skip
+"""What zipfile raises for an archive that is damaged."""
+
+_METHODS: Final = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
+"""How NumPy stores members. Of other methods, zipfile does not bound what it decompresses."""
 
 _LOCAL_HEADER: Final = struct.Struct("<4s5HLLLHH")
 
@@ -76,13 +89,13 @@ def read_npy(fetch: Fetch, begin: int, file: str) -> Array:
             f"{file}: expected an array of NumPy at byte {begin}, got: {error!s:.300}: get the "
             "file again"
         ) from error
-    count = 1
-    for size in shape:
-        count *= size
-    if any(size < 0 for size in shape) or len(shape) > 64 or count >= 1 << 62:
-        raise InvalidFileError(f"{file}: expected the shape of an array, got {shape!s:.80}")
     own = known_dtype(dtype)
-    return Array(own, shape, columns_first, begin + stream.tell(), count * own.itemsize)
+    if not can_exist(own, shape):
+        raise InvalidFileError(
+            f"{file}: expected the shape of an array, got {shape!s:.80}: get the file again"
+        )
+    nbytes = math.prod(shape) * own.itemsize
+    return Array(own, shape, columns_first, begin + stream.tell(), nbytes)
 
 
 def _header(stream: io.BytesIO) -> tuple[tuple[int, ...], bool, Dtype]:
@@ -123,7 +136,9 @@ def read_npz(fetch: Fetch, size: int, file: str) -> list[Member]:
     try:
         archive = zipfile.ZipFile(ByteStream(fetch, size))
         return [_member(archive, info, fetch, size, file) for info in archive.infolist()]
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+    except InvalidFileError:
+        raise
+    except _ZIP_ERRORS as error:
         raise InvalidFileError(
             f"{file}: expected an archive of NumPy, got: {error!s:.300}: get the file again"
         ) from error
@@ -133,27 +148,34 @@ def _member(
     archive: zipfile.ZipFile, info: zipfile.ZipInfo, fetch: Fetch, size: int, file: str
 ) -> Member:
     name = info.filename.removesuffix(".npy")
+    shown = f"{file}: member {name!r}"
+    if info.compress_type not in _METHODS:
+        raise InvalidFileError(
+            f"{shown}: expected it stored or deflated, as NumPy does, got the method "
+            f"{info.compress_type} of zip: load it with NumPy, and store its arrays with "
+            "safejax.save"
+        )
     if info.compress_type == zipfile.ZIP_STORED:
         at = info.header_offset
         near = fetch(at, at + _NEAR)
         if len(near) < _LOCAL_HEADER.size or near[:4] != ZIP_MAGIC:
-            raise InvalidFileError(f"{file}: member {name!r}: expected its header, got none")
+            raise InvalidFileError(f"{shown}: expected its header, got none: get it again")
         fields = _LOCAL_HEADER.unpack_from(near)
         begin = at + _LOCAL_HEADER.size + fields[-2] + fields[-1]
         try:
-            array = read_npy(lambda begin, end: near[begin - at : end - at], begin, file)
+            array = read_npy(lambda begin, end: near[begin - at : end - at], begin, shown)
         except InvalidFileError:  # It may be longer than most headers.
-            array = read_npy(fetch, begin, file)
+            array = read_npy(fetch, begin, shown)
         end = begin + info.file_size
         inside = array.begin + array.nbytes == end <= size
     else:
         with archive.open(info) as stream:
             head = stream.read(_MAX_HEADER + 12)
-        array = read_npy(lambda begin, end: head[begin:end], 0, file)
+        array = read_npy(lambda begin, end: head[begin:end], 0, shown)
         inside = array.begin + array.nbytes == info.file_size
     if not (inside or array.dtype.hasobject):
         raise InvalidFileError(
-            f"{file}: member {name!r}: expected {array.nbytes} bytes of data for "
+            f"{shown}: expected {array.nbytes} bytes of data for "
             f"{array.dtype}{list(array.shape)}, got a member of {info.file_size}: get it again"
         )
     return Member(name, array, info)
@@ -165,8 +187,11 @@ def decompressed(fetch: Fetch, size: int, member: Member, file: str) -> bytes:
         with zipfile.ZipFile(ByteStream(fetch, size)).open(member.info) as stream:
             stream.read(member.array.begin)
             data = stream.read(member.array.nbytes)
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
-        raise InvalidFileError(f"{file}: member {member.name!r}: {error}: get it again") from error
+    except _ZIP_ERRORS as error:
+        raise InvalidFileError(
+            f"{file}: member {member.name!r}: expected data of deflate, got: {error}: get the file "
+            "again"
+        ) from error
     if len(data) != member.array.nbytes:
         raise InvalidFileError(
             f"{file}: member {member.name!r}: expected {member.array.nbytes} bytes, got "

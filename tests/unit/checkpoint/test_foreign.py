@@ -139,6 +139,20 @@ def test_flax_stores_large_arrays_in_chunks(
     assert_same_bits(np.asarray(found["w"][2:3]), W[2:3])
 
 
+def test_chunks_of_flax_in_whichever_order(tmp_path: Path) -> None:
+    """Flax takes them by their keys; another writer may have sorted these, "10" before "2"."""
+    order = sorted(map(str, range(12)))
+    chunks = {key: flax.serialization.msgpack_serialize(np.int8([int(key)])) for key in order}
+    array = {
+        "__msgpack_chunked_array__": True,
+        "shape": {"1": 4, "0": 3},
+        "chunks": {key: msgpack.unpackb(chunk) for key, chunk in chunks.items()},
+    }
+    (tmp_path / "m").write_bytes(msgpack.packb({"w": array}))
+    expected = np.arange(12, dtype=np.int8).reshape(3, 4)
+    assert_same_bits(np.asarray(load(tmp_path / "m")["w"]), expected)
+
+
 def test_every_dtype_of_flax(tmp_path: Path) -> None:
     names = ["bool_", "int4", "uint8", "int64", "float8_e5m2", "bfloat16", "float16", "complex64"]
     arrays = {n: np.arange(3).astype(getattr(ml_dtypes, n, None) or getattr(np, n)) for n in names}
@@ -168,6 +182,10 @@ HOSTILE = {
     "a key twice": b"\x82\xa1a\x01\xa1a\x02",
     "a key that is a list": b"\x82\xa1a\x01\x90\x02",
     "more after the end": b"\x81\xa1a\x01\x01",
+    "extensions in each other": b"\x81\xa1a" + b"\xc9\0\0\xff\xff\x01" * 5000,
+    "a shape beyond memory": b"\x81\xa1a\xc7\x13\x01\x93\x92\0\xcf\x80"
+    + bytes(7)
+    + b"\xa4int8\xc4\0",
     "a byte that means nothing": b"\x81\xa1a\xc1",
     "no string": b"\x81\xa1\xff\x01\x00\x00\x00\x00",
 }
@@ -214,6 +232,53 @@ def test_a_bomb_is_not_unpacked_by_opening_it(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "m.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("w.npy", head.getvalue() + bytes(8 << 20))
     with pytest.raises(InvalidFileError, match="'w': expected 1073741824 bytes"):
+        load(tmp_path / "m.npz")
+
+
+def npy_of(header: str, data: bytes = b"") -> bytes:
+    return b"\x93NUMPY\1\0" + struct.pack("<H", len(header) + 1) + f"{header}\n".encode() + data
+
+
+def archive_of(member: bytes, method: int) -> bytearray:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", method) as archive:
+        archive.writestr("a.npy", member)
+    return bytearray(stream.getvalue())
+
+
+ZEROS = "{'descr': '<f4', 'fortran_order': False, 'shape': %s, }"
+NPZ: dict[str, tuple[bytes, int, int, bytes]] = {
+    # The member, how it is stored, and bytes at a place that are others.
+    "bzip2, which is not bounded": (npy_of(ZEROS % "(0,)"), zipfile.ZIP_BZIP2, 0, b""),
+    "lzma, which is not bounded": (npy_of(ZEROS % "(0,)"), zipfile.ZIP_LZMA, 0, b""),
+    "damaged at its begin": (npy_of(ZEROS % "(0,)"), zipfile.ZIP_DEFLATED, 36, b"\xff" * 20),
+    "damaged data": (
+        npy_of(ZEROS % "(9999,)", np.random.default_rng(0).bytes(39996)),
+        zipfile.ZIP_DEFLATED, 30_000, b"\xff" * 40,
+    ),
+    "a shape beyond memory": (npy_of(ZEROS % f"(0, {1 << 80})"), zipfile.ZIP_STORED, 0, b""),
+    "a shape of bools": (npy_of(ZEROS % "(True,)", bytes(4)), zipfile.ZIP_STORED, 0, b""),
+    "a header that ends early": (npy_of("{'descr': [[["), zipfile.ZIP_STORED, 0, b""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NPZ)
+def test_a_hostile_archive_is_an_error(case: str, tmp_path: Path) -> None:
+    member, method, at, others = NPZ[case]
+    data = archive_of(member, method)
+    data[at : at + len(others)] = others
+    (tmp_path / "m.npz").write_bytes(data)
+    with pytest.raises(InvalidFileError, match=r"m\.npz: (member 'a': )?expected"):
+        jax.tree.map(np.asarray, load(tmp_path / "m.npz"))
+
+
+def test_a_name_that_is_no_text_is_an_error(tmp_path: Path) -> None:
+    data = archive_of(npy_of(ZEROS % "(0,)"), zipfile.ZIP_STORED)
+    name = data.rindex(b"a.npy")
+    data[name] = 0xFF
+    data[name - 46 + 9] |= 8  # Says that it is in UTF-8.
+    (tmp_path / "m.npz").write_bytes(data)
+    with pytest.raises(InvalidFileError, match=r"m\.npz: expected an archive of NumPy"):
         load(tmp_path / "m.npz")
 
 
@@ -305,3 +370,22 @@ def test_equinox_with_another_model_is_one_report(tmp_path: Path) -> None:
         safejax.equinox.deserialize(tmp_path / "m.eqx", like=other)
     with pytest.raises(MismatchError, match="expected the 4 arrays and numbers of like, got 8"):
         safejax.equinox.deserialize(tmp_path / "m.eqx", like=Net(0).layers)
+
+
+@pytest.mark.parametrize(
+    ("stored", "like"),
+    [
+        (2.5, 0),
+        (5, True),
+        (1j, 0.0),
+        (np.array("abc"), 0),
+        (np.ones(2), 0.0),
+        (np.zeros(2, [("a", "<f2"), ("b", "<f2")]), W[0, :2]),
+    ],
+)
+def test_equinox_never_makes_a_value_another(stored: Any, like: Any) -> None:
+    """A number is no other one, rounded, and fields are not numbers of as many bytes."""
+    stream = io.BytesIO()
+    np.save(stream, stored)
+    with pytest.raises(MismatchError, match=r"'x': expected"):
+        safejax.equinox.deserialize(stream.getvalue(), like={"x": like})
