@@ -205,7 +205,7 @@ def test_rounding_has_to_be_asked_for() -> None:
     rounded = offset("w", 1, exact=False)
     expected = (w.astype(np.float32) + 1).astype(ml_dtypes.bfloat16)
     assert_same_bits(np.asarray(rounded(Leaves({"w": w}))["w"]), expected)
-    most = offset("w", np.int64(100), exact=False)(Leaves({"w": np.array([100, -3], np.int8)}))
+    most = offset("w", ANY(np.int64(100)), exact=False)(Leaves({"w": np.array([100, -3], np.int8)}))
     np.testing.assert_array_equal(np.asarray(most["w"]), np.array([127, 97], np.int8))
     with pytest.raises(NotInvertibleError, match="expected a step with exact results"):
         _ = rounded.inverse
