@@ -199,6 +199,7 @@ def is_simple(leaf: Any) -> bool:
         and isinstance(leaf.sharding, SingleDeviceSharding)
         and leaf.is_fully_addressable
         and not leaf.is_deleted()
+        and stored_dtype(leaf) is None
     )
 
 

@@ -89,12 +89,14 @@ def predicate(choice: Choice, aval_of: Callable[[str], Any] | None = None) -> Ca
     return lambda name: function(name, aval_of(name))
 
 
-def any_of(where: Where) -> Callable[[str], bool]:
-    """The function that says whether a `where` means a name."""
+def any_of(where: Where, aval_of: Callable[[str], Any] | None = None) -> Callable[[str], bool]:
+    """The function that says whether a `where` means a name; `aval_of` is as for `predicate`."""
     if not isinstance(where, tuple):
-        return predicate(cast("Choice", where))
+        return predicate(cast("Choice", where), aval_of)
     others = [pattern_of_others(choice) for choice in where]
-    wanted = [predicate(each) for each, out in zip(where, others, strict=True) if out is None]
+    wanted = [
+        predicate(each, aval_of) for each, out in zip(where, others, strict=True) if out is None
+    ]
     unwanted = [predicate(out) for out in others if out is not None]
 
     def chooses(name: str) -> bool:

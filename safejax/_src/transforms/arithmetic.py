@@ -4,8 +4,9 @@ A sum or a product is exact if what is left over is zero: that of a sum is found
 that of a product as by Dekker and Veltkamp, both in float64, in which every smaller dtype fits.
 """
 
+import math
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias, cast, final
+from typing import Any, Final, Literal, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +53,12 @@ class Arithmetic(Transform):
                 f"leaf {name!r}: expected a floating dtype for {self.by!r}, got {dtype.name}: "
                 "narrow the pattern, or cast it first",
             )
+        if floating and float(self.by) != self.by:
+            raise fault(
+                self,
+                f"leaf {name!r}: expected a number that float64 has for {dtype.name}, got "
+                f"{self.by!r}: give a float",
+            )
         function = _OnBlocks(self.operation, self.by, self.exact, dtype, name, repr(self))
         return content.of(Pointwise(content.view, function, dtype))
 
@@ -89,7 +96,8 @@ class _OnBlocks(BlockFunction):
         if self.exact and not is_exact.all():
             value = array.reshape(-1)[int(np.argmin(is_exact.reshape(-1)))]
             wider = "float32" if self.dtype.itemsize < 4 else "float64"
-            remedy = f"cast it to {wider} first" if is_floating(self.dtype) else "correct it"
+            is_narrow = is_floating(self.dtype) and self.dtype.itemsize < 8
+            remedy = f"cast it to {wider} first" if is_narrow else "correct it"
             raise PrecisionError(
                 f"leaf {self.name!r}: expected {value!s} {self.operation} {self.by!r} to be exact "
                 f"in {self.dtype.name}, as {int(is_exact.sum())} of {is_exact.size} results are, "
@@ -110,7 +118,8 @@ def _floats(
         left = (x - (wide - own)) + (b - own)
     elif operation == "*":
         wide = x * b
-        left = _left_of_product(x, b, wide)
+        # Where a product underflows nothing is left over, but the quotient is another.
+        left = np.where(wide / b == x, _left_of_product(x, b, wide), np.nan)
     else:
         wide = x / b
         back = wide * b
@@ -131,8 +140,9 @@ def _integers(
     array: NDArray[Any], operation: Operation, by: int | float, dtype: Dtype
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """The results, without what overflows, and which of them are exact."""
-    # Of 64 bits and more, Python's own integers tell.
-    wide = array.astype(object if dtype.itemsize == 8 else np.int64)
+    # Python's own integers tell what 64 bits would not hold.
+    is_small = dtype.itemsize < 8 and abs(by) < 2**31
+    wide = array.astype(np.int64 if is_small else object)
     rest: Any = 0
     if operation in "+-":
         wide = wide + (by if operation == "+" else -by)
@@ -141,10 +151,9 @@ def _integers(
     else:
         wide, rest = wide // by, wide % by
     low, high = _bounds(dtype)
-    is_exact = np.asarray((wide >= low) & (wide <= high) & (rest == 0), bool)
-    return np.where(is_exact, wide, 0).astype(np.int64 if low else np.uint64).astype(
-        dtype
-    ), is_exact
+    is_exact = np.asarray((wide >= low) & (wide <= high) & (rest == 0)).astype(bool)
+    nearest = np.minimum(np.maximum(wide, low), high)
+    return nearest.astype(np.int64 if low else np.uint64).astype(dtype), is_exact
 
 
 def _bounds(dtype: Dtype) -> tuple[int, int]:
@@ -216,6 +225,11 @@ def scale(
 
 
 def _number(step: str, by: Any) -> int | float:
-    if type(by) not in (int, float) or not np.isfinite(np.float64(by)):
-        raise TransformError(f"{step}: expected a finite int or float, got {by!r}")
-    return cast("int | float", by)
+    number = by.item() if isinstance(by, np.integer | np.floating) else by
+    if type(number) is int and abs(number) < 2**128:
+        return number
+    if type(number) is not float or not math.isfinite(number):
+        raise TransformError(
+            f"{step}: expected a finite float, or an int of at most 128 bits, got {by!r:.200}"
+        )
+    return number

@@ -93,24 +93,24 @@ class Restore(Transform):
                 self,
                 f"inverse: expected a mapping from names to leaves, got {type(restored).__name__}",
             )
-        self._check_names(leaves, list(restored))
+        for name, leaf in restored.items():
+            check_leaf(name, leaf)
+        self._check_names(leaves, restored)
         is_abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves.values())
         entries = dict(leaves)
         for name, leaf in restored.items():
-            check_leaf(name, leaf)
             entries[name] = aval_of(leaf) if is_abstract and is_array(leaf) else leaf
         return leaves.replace(entries)
 
-    def _check_names(self, leaves: Leaves, names: list[str]) -> None:
-        taken = [name for name in names if name in leaves]
+    def _check_names(self, leaves: Leaves, restored: Mapping[str, Any]) -> None:
+        taken = [name for name in restored if name in leaves]
         if taken:
             raise fault(
                 self,
                 f"inverse: expected names that are free, got {quoted(taken)}, which are "
                 "leaves already: do not restore them",
             )
-        means = any_of(self.drop.where)
-        others = [name for name in names if not means(name)]
+        others = _not_meant(self.drop.where, restored)
         if others:
             raise fault(
                 self,
@@ -170,15 +170,27 @@ def drop(*where: Where, inverse: Restored | None = None, must_match: bool = True
     again = None if inverse is None else Again(inverse)
     wheres = _checked("drop", where)
     if again is not None and not callable(inverse):
-        names = list(cast("Mapping[str, Any]", inverse))
-        means = any_of(wheres)
-        others = [name for name in names if not means(name)]
+        restored = cast("Mapping[str, Any]", inverse)
+        for name, leaf in restored.items():
+            check_leaf(name, leaf)
+        others = _not_meant(wheres, restored)
         if others:
             raise TransformError(
                 f"drop: inverse: expected names that it drops, got {quoted(others)}: correct them, "
                 "or the patterns"
             )
     return Select(wheres, keep=False, again=again, must_match=must_match)
+
+
+def _not_meant(where: Where, restored: Mapping[str, Any]) -> list[str]:
+    """The names of leaves that the patterns, or functions, do not match."""
+
+    def aval(name: str) -> jax.ShapeDtypeStruct | None:
+        leaf = restored[name]
+        return aval_of(leaf) if is_array(leaf) else None
+
+    means = any_of(where, aval)
+    return [name for name in restored if not means(name)]
 
 
 def _checked(step: str, wheres: tuple[Where, ...]) -> Where:

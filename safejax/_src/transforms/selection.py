@@ -14,6 +14,7 @@ from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import Transform
 from safejax._src.pytrees.choices import (
     Where,
+    asks_for_aval,
     checked,
     choices_of,
     pattern_of_others,
@@ -21,7 +22,7 @@ from safejax._src.pytrees.choices import (
     show_where,
 )
 from safejax._src.pytrees.patterns import Template
-from safejax.errors import TransformError
+from safejax.errors import NotInvertibleError, TransformError
 
 
 def checked_where(where: Where | None) -> Where | None:
@@ -96,14 +97,46 @@ def map_contents(
     """
     names = leaves if where is None else chosen(transform, where, leaves, must_match)
     entries = dict(leaves)
-    for name in names:
-        leaf = entries[name]
-        if is_array(leaf):
+    faults: dict[str, TransformError] = {}
+    for name, leaf in leaves.items():
+        if name in names and is_array(leaf):
             content = content_at(name, leaf)
-            changed = function(name, content)
+            try:
+                changed = function(name, content)
+            except TransformError as error:
+                faults[name] = error
+                continue
             if changed != content:
                 entries[name] = like_leaf(leaf, changed, name)
-    return leaves.replace(entries)
+    if faults:
+        _, *others = faults
+        first = next(iter(faults.values()))
+        if not others:
+            raise first
+        also = f"; {quoted(others)} {'is' if len(others) == 1 else 'are'} at fault, too"
+        raise TransformError(f"{first}{also}") from first
+    changed_leaves = leaves.replace(entries)
+    if where is not None and any(map(asks_for_aval, choices_of(where))):
+        _check_comes_back(transform, where, set(names), changed_leaves, must_match)
+    return changed_leaves
+
+
+def _check_comes_back(
+    transform: Transform, where: Where, names: set[str], changed: Leaves, must_match: bool
+) -> None:
+    """Raise `TransformError` if the inverse would choose other leaves, without an error."""
+    try:
+        inverse = transform.inverse
+    except NotInvertibleError:
+        return
+    back = chosen(inverse, where, changed, must_match=False)
+    if back != names and (back or not must_match):
+        raise fault(
+            transform,
+            f"expected {show_where(where)} to choose the same leaves before and after the step, "
+            f"since the inverse chooses by it, but of {quoted(sorted(back ^ names))} it does not: "
+            "choose by the name alone",
+        )
 
 
 def nothing_matched(
@@ -125,6 +158,8 @@ def nothing_matched(
 
 def _pattern_that_helps(pattern: str, leaves: Leaves, new: str | None) -> str | None:
     """What to write in place of a pattern that matches nothing, as far as one can tell."""
+    if pattern.startswith("!"):
+        return f"write ({pattern!r},), a tuple, for all others than {pattern[1:]!r} matches"
     literal = _without_regex(pattern)
     candidates = [
         literal, f"{literal}.*", f"*.{literal}", f"*.{literal}.*", f"*{literal}*",

@@ -41,9 +41,10 @@ def fault_of_numbers(
         return None
     more = f"; and {len(faults) - 8} more" if len(faults) > 8 else ""
     remedy = (
-        "stack those that differ by a step of their own, or give start and count"
+        "stack those that differ by a step of their own, choose numbers as {i:3|4|5} does, or give "
+        "start and count"
         if count is None
-        else "narrow the template, or correct start and count"
+        else "narrow the template, as {i:3|4|5} does, or correct start and count"
     )
     return f"{'; '.join(faults[:8])}{more}: {remedy}"
 

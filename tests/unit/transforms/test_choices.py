@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
 import safejax
@@ -26,8 +28,10 @@ from safejax import (
     sharding_rules,
     split,
     stack,
+    transpose,
     unstack,
 )
+from safejax._src.pytrees.patterns import Template
 
 ANY = cast("Any", lambda value: value)  # What type checkers would refuse.
 MATRIX = np.arange(12, dtype=np.float32).reshape(4, 3)
@@ -265,3 +269,79 @@ def test_a_leaf_prints_the_name_that_it_has_now_and_is_placed_once() -> None:
 def test_permute_takes_a_regular_expression_too() -> None:
     leaf = permute(re.compile(".*"), 0, [3, 2, 1, 0])(Leaves({"w": MATRIX}))["w"]
     np.testing.assert_array_equal(np.asarray(leaf), MATRIX[::-1])
+
+
+def test_a_choice_by_the_aval_restores_what_it_drops_and_has_to_choose_the_same_again() -> None:
+    vectors = drop(lambda _, aval: aval.ndim == 1, inverse={"b": MATRIX[0]})
+    assert list(vectors.inverse(vectors(Leaves({"a": MATRIX, "b": MATRIX[0]})))) == ["a", "b"]
+    shapes = Leaves({"a": MATRIX, "b": MATRIX.T, "c": MATRIX[:3]})
+    tall = transpose(lambda _, aval: aval.shape[0] >= aval.shape[1])
+    with pytest.raises(TransformError, match=r"same leaves before and after .* of 'a' it does not"):
+        tall(shapes)
+    assert transpose(lambda _, aval: aval.ndim == 2)(shapes)["a"].shape == (3, 4)
+    with pytest.raises(TransformError, match=r"write \('!\*.w',\), a tuple"):
+        transpose("!*.w")(LEAVES)
+
+
+def test_all_leaves_that_a_step_does_not_fit_are_named_in_their_order() -> None:
+    found = r"leaf 'a.b': expected 2 axes.*; 'l.0', 'l.1' are at fault, too"
+    many = Leaves({"a.w": MATRIX, "a.b": MATRIX[0], "l.0": MATRIX[0], "l.1": MATRIX[0]})
+    with pytest.raises(TransformError, match=found):
+        transpose("*.*")(many)
+
+
+def brute_force(template: Template, name: str) -> dict[str, str] | None:
+    """The match of the regular expression in which nothing is final."""
+    text, names = re.escape(template.parts[0]), list(dict.fromkeys(template.placeholders))
+    kinds = {None: r"[^.]+?", "int": "[0-9]+?"}
+    seen: set[str] = set()
+    for placeholder, among, literal in zip(
+        template.placeholders, template.among, template.parts[1:], strict=True
+    ):
+        group = f"g{names.index(placeholder)}"
+        if isinstance(among, tuple):
+            kind = "|".join(map(re.escape, sorted(among, key=len)))
+        else:
+            kind = ".*?" if placeholder.startswith("*") else kinds[among]
+        text += f"(?P={group})" if placeholder in seen else f"(?P<{group}>{kind})"
+        text += re.escape(literal)
+        seen.add(placeholder)
+    found = re.fullmatch(text, name)
+    return None if found is None else {each: found[f"g{n}"] for n, each in enumerate(names)}
+
+
+PLACEHOLDERS = ["*", "{%}", "{%:int}", "{%:a|b}", "{%:a|ab}", "{%:abb|b}", "{%:1|a1}", "{p}"]
+PIECES = st.tuples(st.sampled_from(["a", "1", ".", "b1", "a."]), st.sampled_from(PLACEHOLDERS))
+
+
+@given(
+    pieces=st.lists(PIECES, min_size=1, max_size=6),
+    end=st.sampled_from(["", "a", "1", "."]),
+    name=st.text("ab1.", max_size=12),
+)
+def test_templates_match_as_if_all_was_tried(
+    pieces: list[tuple[str, str]], end: str, name: str
+) -> None:
+    text = "".join(before + each.replace("%", f"q{n}") for n, (before, each) in enumerate(pieces))
+    template = Template.parse(text + end)
+    match = template.matcher()
+    for each in (name, f"{text.replace('*', '1')}{end}", *NAMES):
+        assert match(each) == brute_force(template, each)
+
+
+NAMES = ("a1", "a1.a1", "aab1.1", "b1b1a.a", "aaabb1", "1111", ".a.b1", "a.1a.1")
+LONG = {
+    "stars": ("*" + "".join(f".{{p{n}:a|b}}.*" for n in range(9)) + ".z", "a." * 60 + "x"),
+    "stars and texts of several lengths": (
+        "*" + "".join(f".{{p{n}:attn|b}}.*" for n in range(9)) + ".z", "b." * 60 + "x",
+    ),
+    "numbers": ("".join(f"{{p{n}:int}}1" for n in range(12)) + "z", "1" * 60),
+    "segments and numbers": ("".join(f"{{p{n}}}1{{q{n}:int}}1" for n in range(9)) + "z", "1" * 60),
+    "texts that begin alike": ("".join(f"{{p{n}:a|aa|aaa}}a" for n in range(20)) + "z", "a" * 90),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LONG)
+def test_templates_that_match_nothing_say_so_before_the_end_of_time(case: str) -> None:
+    text, name = LONG[case]
+    assert Template.parse(text).matcher()(name) is None

@@ -122,8 +122,10 @@ WRONG: list[tuple[Any, str]] = [
     (lambda: permute(ANY(None), 0, [0]), "a pattern or a function"),
     (lambda: permute("w", 0, [1, 0])(Leaves({"w": np.ones(3)})), r"leaf 'w': expected a multiple"),
     (lambda: permute("w", 1, [1, 0])(Leaves({"w": np.ones(4)})), "an axis of -1 to 0, got 1"),
-    (lambda: offset("w", ANY("1")), "a finite int or float"),
-    (lambda: offset("w", float("nan")), "a finite int or float"),
+    (lambda: offset("w", ANY("1")), "a finite float, or an int"),
+    (lambda: offset("w", float("nan")), "a finite float, or an int"),
+    (lambda: offset("w", 10**400), "an int of at most 128 bits"),
+    (lambda: offset("w", 2**53 + 1)(Leaves({"w": np.ones(3)})), "a number that float64 has"),
     (lambda: scale("w", 0), "other than 0"),
     (lambda: scale("w", 0.5)(Leaves({"w": np.ones(3, int)})), "a floating dtype for 0.5, got int"),
     (lambda: scale("w", 2)(Leaves({"w": np.ones(3, bool)})), "expected numbers, got bool"),
@@ -152,9 +154,15 @@ DTYPES = ["float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "int32",
 @given(data=st.data())
 def test_results_are_exact_and_come_back_or_are_refused(dtype: str, data: st.DataObject) -> None:
     floating = "float" in dtype
-    by: Any = data.draw(st.sampled_from([1, 2, -3, 8] + ([0.5, 0.1, 1e-3] if floating else [])))
+    bys = [0.5, 0.1, 1e-3] if floating else [2**40, 2**63, 2**70]
+    by: Any = data.draw(st.sampled_from([1, 2, -3, 8, *bys]))
     make = data.draw(st.sampled_from([offset, scale]))
-    numbers = st.sampled_from([0, 1, 2, 3, 5, 7] + ([0.5, 0.011, -300.0, 1e-9] if floating else []))
+    others = (
+        [0.5, 0.011, -300.0, 1e-9, 1.5e-323]
+        if floating
+        else [2**24 if dtype in ("int32", "int64") else 6]
+    )
+    numbers = st.sampled_from([0, 1, 2, 3, 5, 7, *others])
     values = data.draw(st.lists(numbers, min_size=1, max_size=4))
     array = np.array(values).astype(np.dtype(dtype))
     leaf = make("w", by)(stored({"w": array}))["w"]
@@ -197,6 +205,8 @@ def test_rounding_has_to_be_asked_for() -> None:
     rounded = offset("w", 1, exact=False)
     expected = (w.astype(np.float32) + 1).astype(ml_dtypes.bfloat16)
     assert_same_bits(np.asarray(rounded(Leaves({"w": w}))["w"]), expected)
+    most = offset("w", ANY(np.int64(100)), exact=False)(Leaves({"w": np.array([100, -3], np.int8)}))
+    np.testing.assert_array_equal(np.asarray(most["w"]), np.array([127, 97], np.int8))
     with pytest.raises(NotInvertibleError, match="expected a step with exact results"):
         _ = rounded.inverse
     for t in (offset("w", 1), scale("w", 2.5, must_match=False)):
@@ -211,6 +221,14 @@ def test_an_inverse_that_loses_low_bits_is_refused() -> None:
     np.testing.assert_array_equal(np.asarray(t(Leaves({"w": jnp.ones(3)}))["w"]), 2)
     twice = elementwise(lambda x: x * 2, "w", inverse=lambda x: x / 2)
     assert twice(Leaves({"w": jnp.ones(3, jnp.bfloat16)}))["w"].dtype == jnp.bfloat16
+
+    def root(x: Any) -> Any:
+        if (x < 0).any():
+            raise ValueError("expected no negative numbers")
+        return np.sqrt(x)
+
+    roots = elementwise(root, "w", inverse=np.square)
+    assert roots(Leaves({"w": jnp.ones(3, jnp.bfloat16)}))["w"].dtype == jnp.bfloat16
 
 
 # ---- drop, and what it restores
