@@ -74,13 +74,16 @@ def open_item(folder: Any, open_arrays: Opener, cache_bytes: int) -> Leaves:
         in_zarr3=table.in_zarr3,
         has_all_chunks=table.has_all_chunks,
     )
-    keys = folder.read(KEYS_NAME)
+    described = folder.below(KEYS_NAME)
+    keys: dict[str, str] = {}
+    for process in sorted(described.names()):
+        keys.update(read_keys(described.read(process) or b"", file))
     strings = folder.read(STRINGS_NAME)
     reader = _Reader(
         file,
         table.entries,
         arrays,
-        {} if keys is None else read_keys(keys, file),
+        keys,
         {} if strings is None else read_strings(strings, file),
         ChunkCache(cache_bytes),
     )

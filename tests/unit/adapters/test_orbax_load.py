@@ -388,6 +388,15 @@ def test_the_last_step_is_one_of_orbax_and_whole(tmp_path: Path) -> None:
         load(tmp_path / "m", step=2)
 
 
+def test_keys_of_which_only_another_process_had_a_part(tmp_path: Path) -> None:
+    tree = {"key": jax.random.key(3)}
+    pytree(tmp_path / "it", tree)
+    told = tmp_path / "it" / "array_metadatas"
+    (told / "process_0").rename(told / "process_1")
+    (told / "process_0").write_text('{"array_metadatas": []}')
+    assert_trees_identical(load(tmp_path / "it"), tree)
+
+
 def test_a_value_of_an_unknown_kind_can_be_left_out(tmp_path: Path) -> None:
     pytree(tmp_path / "it", {"w": jnp.ones(3), "own": jnp.ones(2)})
     path = tmp_path / "it" / "_METADATA"
