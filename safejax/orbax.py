@@ -21,7 +21,8 @@ from safejax._src.arguments import checked_size
 from safejax._src.checkpoint.deferred import HeldSave, hold
 from safejax._src.checkpoint.opening import open_path
 from safejax._src.checkpoint.options import Options
-from safejax._src.checkpoint.orbax_items import find_item, is_item, open_item
+from safejax._src.checkpoint.orbax_folders import find_item, is_item
+from safejax._src.checkpoint.orbax_items import open_item
 from safejax._src.checkpoint.task import SaveTask
 from safejax._src.format.index import STEM
 from safejax._src.leaves.abstract import abstract

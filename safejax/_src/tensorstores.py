@@ -1,5 +1,6 @@
 """Arrays that tensorstore reads, and the folders that they are in: local, or at a URL."""
 
+import math
 import os
 from collections.abc import Callable
 from typing import Any, Final, final
@@ -28,6 +29,14 @@ _CONTEXT: Final[dict[str, Any]] = {
     "file_io_concurrency": {"limit": 4},
 }
 
+_MEMORY: Final = (
+    os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 1 << 40
+)
+"""Bytes of this machine's memory. Tensorstore ends the process if it gets too little of it."""
+
+_MOST_CHUNKS: Final = 1 << 20
+"""Chunks of one array, each of which costs time and memory to plan."""
+
 _AT_ONCE: Final = 128
 """How many arrays are opened at the same time."""
 
@@ -39,6 +48,7 @@ class Folder:
     def __init__(self, path: str) -> None:
         self.is_local: Final = "://" not in path
         self.path: Final = path if self.is_local else path.rstrip("/")
+        self.is_renamed = not path.startswith("gs://")
         self._read: dict[str, bytes | None] = {}
 
     def __repr__(self) -> str:
@@ -46,7 +56,10 @@ class Folder:
 
     def below(self, name: str) -> "Folder":
         """The folder of this name in it."""
-        return Folder(os.path.join(self.path, name) if self.is_local else f"{self.path}/{name}")
+        path = os.path.join(self.path, name) if self.is_local else f"{self.path}/{name}"
+        folder = Folder(path)
+        folder.is_renamed = self.is_renamed
+        return folder
 
     def names(self) -> set[str]:
         """The names of what is in it; none if there is no such folder."""
@@ -95,10 +108,18 @@ class _Array(Chunks):
         # There is none for an array without axes.
         self.chunk = tuple(array.chunk_layout.read_chunk.shape or ())
         self.dtype = np.dtype(array.dtype.numpy_dtype)
+        # The whole chunk, also where the array has less.
+        self._decoded = math.prod(self.chunk) * self.dtype.itemsize
 
     def begin(
         self, slices: tuple[slice, ...], out: NDArray[Any] | None = None
     ) -> Callable[[], NDArray[Any]]:
+        if self._decoded > _MEMORY:
+            raise ReadError(
+                f"{self._shown}: expected chunks that fit into memory, {_MEMORY} bytes, got chunks "
+                f"{list(self.chunk)} of {self._decoded}: read it on a larger machine, or copy the "
+                "checkpoint again if that cannot be"
+            )
         shape = tuple(part.stop - part.start for part in slices)
         # In memory of ours, which is given back: what tensorstore's threads allocate, they keep.
         chunk = aligned_empty(shape, self.dtype) if out is None else out
@@ -152,12 +173,21 @@ def open_arrays(
         for parameter, future in zip(some, futures, strict=True):
             shown = f"{folder}: leaf {parameter!r}"
             try:
-                found[parameter] = _Array(future.result(), shown)
+                array = _Array(future.result(), shown)
             except (ValueError, OSError, TypeError) as error:
                 raise InvalidFileError(
                     f"{shown}: expected an array that tensorstore can open, got: {error!s:.500}: "
                     "copy the checkpoint again, or restore it with Orbax"
                 ) from error
+            count = math.prod(
+                -(-size // chunk) for size, chunk in zip(array.shape, array.chunk, strict=True)
+            )
+            if count > _MOST_CHUNKS:
+                raise InvalidFileError(
+                    f"{shown}: expected at most {_MOST_CHUNKS} chunks, got {count} of shape "
+                    f"{list(array.chunk)}: copy the checkpoint again, or restore it with Orbax"
+                )
+            found[parameter] = array
     return found
 
 

@@ -1,15 +1,13 @@
-"""Orbax's checkpoints as Leaves: which folder is meant, and the leaves of its item, unread."""
+"""Orbax's checkpoints as Leaves: those of an item, unread."""
 
-import errno
-import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, Protocol, Self
+from typing import Any, Protocol
 
 from safejax._src.arrays.content import Content, key_data_shape
 from safejax._src.arrays.lazy import LazyArray
 from safejax._src.arrays.placing import default_placement
 from safejax._src.arrays.precision import NarrowingNotice
-from safejax._src.checkpoint.choosing import is_checkpoint
+from safejax._src.checkpoint.orbax_folders import listed
 from safejax._src.dtypes import stored_as
 from safejax._src.format.orbax_tree import (
     ARRAYS,
@@ -37,19 +35,6 @@ from safejax._src.reading.view import Strided
 from safejax._src.reading.windows import Window
 from safejax.errors import InvalidFileError
 
-_STEP: Final = re.compile(r"(?:.*_)?(\d+)")
-_STEP_NAME: Final = "_CHECKPOINT_METADATA"
-_DEFAULT_ITEM: Final = "default"
-_SHOWN: Final = 8
-
-
-class Place(Protocol):
-    """A folder, local or not; its `repr` is what errors show."""
-
-    def below(self, name: str) -> Self: ...
-    def names(self) -> set[str]: ...
-    def read(self, name: str) -> bytes | None: ...
-
 
 class Opener(Protocol):
     """Opens the arrays of an item."""
@@ -65,65 +50,6 @@ class Opener(Protocol):
     ) -> Mapping[str, Chunks]: ...
 
 
-def is_item(folder: Place) -> bool:
-    """Whether a folder is an item of Orbax's."""
-    return folder.read(TREE_NAME) is not None
-
-
-def find_item(folder: Any, item: str | None, step: int | None) -> Any:
-    """The folder of an item: this one, or one in this step, or in a step of this manager's folder.
-
-    Raises `FileNotFoundError` if there is no such step or item, and `InvalidFileError` if it is
-    not clear which one is meant.
-    """
-    if step is None and item is None and is_item(folder):
-        return folder
-    names = folder.names()
-    steps = {int(found[1]): name for name in names if (found := _STEP.fullmatch(name))}
-    if step is not None or (_STEP_NAME not in names and steps and item not in names):
-        if step is None:
-            step = max(steps)
-        if step not in steps:
-            raise FileNotFoundError(
-                f"{folder}: expected step {step} in it, got {_listed(map(str, sorted(steps)))}"
-            )
-        return find_item(folder.below(steps[step]), item, None)
-    if item is not None:
-        if item not in names:
-            raise FileNotFoundError(
-                f"{folder}: expected the item {item!r} in it, got {_listed(sorted(names))}"
-            )
-        return folder.below(item)
-    if any(map(is_checkpoint, names)):
-        return folder
-    items = sorted(name for name in names if name[0] not in "._" and _has_tree(folder.below(name)))
-    if len(items) == 1:
-        return folder.below(items[0])
-    if _DEFAULT_ITEM in items:
-        return folder.below(_DEFAULT_ITEM)
-    if not names:
-        reason = "expected a checkpoint of Orbax, there is nothing: name another folder"
-        raise FileNotFoundError(errno.ENOENT, reason, repr(folder))
-    if items:
-        raise InvalidFileError(
-            f"{folder}: expected one item, got {_listed(items)}: say which, with item={items[0]!r}"
-        )
-    raise InvalidFileError(
-        f"{folder}: expected a checkpoint of Orbax, a step of one, or the folder of a "
-        f"CheckpointManager, got {_listed(sorted(names))}: name another folder"
-    )
-
-
-def _has_tree(folder: Place) -> bool:
-    names = folder.names()
-    return TREE_NAME in names or any(map(is_checkpoint, names))
-
-
-def _listed(names: Any) -> str:
-    found = list(names)
-    return (", ".join(found[:_SHOWN]) + (" …" if len(found) > _SHOWN else "")) or "nothing"
-
-
 def open_item(folder: Any, open_arrays: Opener, cache_bytes: int) -> Leaves:
     """The Leaves of an item, whose unread arrays are for JAX's default device.
 
@@ -134,7 +60,7 @@ def open_item(folder: Any, open_arrays: Opener, cache_bytes: int) -> Leaves:
     if data is None:
         raise InvalidFileError(
             f"{file}: expected an item of Orbax with the file {TREE_NAME}, which Orbax has written "
-            f"since 2023, got {_listed(sorted(folder.names()))}: restore it with Orbax, and save it"
+            f"since 2023, got {listed(sorted(folder.names()))}: restore it with Orbax, and save it"
         )
     table = read_tree(data, file)
     in_ocdbt = table.in_ocdbt
@@ -148,13 +74,16 @@ def open_item(folder: Any, open_arrays: Opener, cache_bytes: int) -> Leaves:
         in_zarr3=table.in_zarr3,
         has_all_chunks=table.has_all_chunks,
     )
-    keys = folder.read(KEYS_NAME)
+    described = folder.below(KEYS_NAME)
+    keys: dict[str, str] = {}
+    for process in sorted(described.names()):
+        keys.update(read_keys(described.read(process) or b"", file))
     strings = folder.read(STRINGS_NAME)
     reader = _Reader(
         file,
         table.entries,
         arrays,
-        {} if keys is None else read_keys(keys, file),
+        keys,
         {} if strings is None else read_strings(strings, file),
         ChunkCache(cache_bytes),
     )
@@ -196,14 +125,14 @@ class _Reader:
                 raise self._error(name, f"a string in {STRINGS_NAME}", "none")
             return found
         if name not in self._arrays:
-            return Unsupported(self._file, name, entry.kind, ())
+            return Unsupported(self._file, name, entry.kind, (), "Orbax")
         chunks = self._arrays[name]
         if entry.kind == SCALAR:
             if chunks.shape != ():
                 raise self._error(name, "a scalar", f"an array of shape {list(chunks.shape)}")
             return self._begun[name]().item()
         if stored_as(chunks.dtype, chunks.shape) is None:
-            return Unsupported(self._file, name, str(chunks.dtype), chunks.shape)
+            return Unsupported(self._file, name, str(chunks.dtype), chunks.shape, "Orbax")
         source = ChunkedSource(chunks, f"{self._file}/{name}", self._cache)
         view = Strided(source, 0, chunks.dtype, Window.whole(chunks.shape))
         key = self._keys.get(name)

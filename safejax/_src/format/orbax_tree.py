@@ -12,7 +12,8 @@ from safejax._src.format import strict_json
 from safejax.errors import InvalidFileError
 
 TREE_NAME: Final = "_METADATA"
-KEYS_NAME: Final = "array_metadatas/process_0"
+KEYS_NAME: Final = "array_metadatas"
+"""A folder, with a file of each process about the arrays of which it had a part."""
 STRINGS_NAME: Final = "_strings.json"
 MANIFEST_NAME: Final = "manifest.ocdbt"
 

@@ -189,22 +189,17 @@ class ChunkedSource(Source):
 
         They are in the order in which they lie along the axes.
         """
-        found: set[Index] = set()
+        found: dict[Index, set[tuple[range, ...]]] = {}
         for box in boxes:
-            along = [
-                range(begin // size, (end - 1) // size + 1)
-                for (begin, end, _), size in zip(box.slices, self._chunks.chunk, strict=True)
-            ]
-            found.update(itertools.product(*along))
+            # There may be very many chunks: all that can be is done once for each axis.
+            for parts in itertools.product(*map(_along, box.slices, self._chunks.chunk)):
+                index = tuple(number for number, _ in parts)
+                found.setdefault(index, set()).add(tuple(inside for _, inside in parts))
         needed: dict[Index, int] = {}
         for index in sorted(found):
-            part = self._slices(index)
-            overlaps = {overlap for box in boxes if (overlap := _overlap(box, part)) is not None}
-            places = {inside for inside, _ in overlaps}
-            count = sum(math.prod(len(range(*each)) for each in place) for place in places)
-            if count:
-                nbytes = count * self._chunks.dtype.itemsize
-                needed[index] = min(nbytes, self._nbytes(index))
+            count = sum(math.prod(map(len, inside)) for inside in found[index])
+            nbytes = count * self._chunks.dtype.itemsize
+            needed[index] = min(nbytes, self._nbytes(index)) if len(found[index]) > 1 else nbytes
         return needed
 
     def _fill(self, wanted: Sequence[_Wanted]) -> None:
@@ -264,6 +259,19 @@ class ChunkedSource(Source):
             if overlap is not None:
                 inside, outside = (tuple(slice(*each) for each in side) for side in overlap)
                 memory[outside] = chunk[inside]
+
+
+def _along(part: tuple[int, int, int], size: int) -> list[tuple[int, range]]:
+    """The chunks of this size that a part of an axis is in, and which of its elements each has."""
+    begin, end, step = part
+    wanted = range(begin, end, step)
+    found: list[tuple[int, range]] = []
+    for number in range(begin // size, (end - 1) // size + 1):
+        first, last = (-((begin - bound) // step) for bound in (number * size, (number + 1) * size))
+        inside = wanted[max(first, 0) : last]
+        if inside:
+            found.append((number, inside))
+    return found
 
 
 def _overlap(

@@ -18,6 +18,8 @@ from jax.sharding import PartitionSpec as P
 
 import safejax
 import safejax.orbax
+from safejax._src.checkpoint.orbax_folders import find_item
+from safejax._src.tensorstores import Folder
 from safejax.orbax import load
 from safejax.testing import assert_same_bits, assert_trees_identical
 from tests.support.leaves import arrays_of, host_bytes, is_unread
@@ -343,6 +345,56 @@ def test_a_forged_table_is_an_error(tmp_path: Path, table: str) -> None:
     (tmp_path / "it" / "_METADATA").write_text(text)
     with pytest.raises(safejax.InvalidFileError, match="it: "):
         load(tmp_path / "it")
+
+
+METADATA: dict[str, tuple[dict[str, Any], str]] = {
+    # Tensorstore would end the process for want of memory.
+    "a chunk larger than memory": ({"chunks": [1 << 40, 8]}, "fit into memory"),
+    "more chunks than can be planned": ({"shape": [1 << 40, 8], "chunks": [1, 8]}, "at most"),
+    "a dtype of text": ({"dtype": "|S4", "fill_value": None}, "read it with Orbax"),
+}
+
+
+@pytest.mark.parametrize("case", METADATA)
+def test_forged_metadata_of_an_array_is_an_error(tmp_path: Path, case: str) -> None:
+    pytree(tmp_path / "it", {"w": jnp.ones((8, 8))}, use_ocdbt=False)
+    changes, said = METADATA[case]
+    path = tmp_path / "it" / "w" / ".zarray"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises((safejax.ReadError, safejax.InvalidFileError), match=f"'w': .*{said}"):
+        safejax.materialize(load(tmp_path / "it"))
+
+
+def test_the_last_step_is_one_of_orbax_and_whole(tmp_path: Path) -> None:
+    with ocp.CheckpointManager(tmp_path / "m") as manager:
+        for step in (1, 2):
+            manager.save(step, args=ocp.args.StandardSave({"w": jnp.full(2, step, jnp.int32)}))
+    (tmp_path / "m" / "2026").touch()
+    for copy in ("backup_7", "old_2"):
+        shutil.copytree(tmp_path / "m" / "1", tmp_path / "m" / copy)
+    for step in (None, 2):
+        assert_trees_identical(load(tmp_path / "m", step=step), {"w": jnp.full(2, 2, jnp.int32)})
+    folder = Folder(str(tmp_path / "m"))
+    folder.is_renamed = False  # As on Google's storage, where a step is whole if a file says so.
+    (tmp_path / "m" / "2" / "commit_success.txt").unlink(missing_ok=True)
+    (tmp_path / "m" / "1" / "commit_success.txt").touch()
+    assert find_item(folder, None, None).path == str(tmp_path / "m" / "1" / "default")
+    with pytest.raises(FileNotFoundError, match="step 2 in it, whole"):
+        find_item(folder, None, 2)
+    (tmp_path / "m" / "2026").unlink()
+    shutil.rmtree(tmp_path / "m" / "1")
+    (tmp_path / "m" / "2").rename(tmp_path / "m" / "new_2")
+    with pytest.raises(safejax.InvalidFileError, match="one folder of step 2, got new_2, old_2"):
+        load(tmp_path / "m", step=2)
+
+
+def test_keys_of_which_only_another_process_had_a_part(tmp_path: Path) -> None:
+    tree = {"key": jax.random.key(3)}
+    pytree(tmp_path / "it", tree)
+    told = tmp_path / "it" / "array_metadatas"
+    (told / "process_0").rename(told / "process_1")
+    (told / "process_0").write_text('{"array_metadatas": []}')
+    assert_trees_identical(load(tmp_path / "it"), tree)
 
 
 def test_a_value_of_an_unknown_kind_can_be_left_out(tmp_path: Path) -> None:
