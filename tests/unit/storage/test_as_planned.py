@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import safejax
 from safejax._src.reading.requests import Cost
+from tests.support.leaves import by
 from tests.support.servers import HttpServer
 
 SIDE = 1024
@@ -35,11 +35,6 @@ def server() -> Iterator[HttpServer]:
     server.files["/m.safetensors"] = safejax.serialize(TREE, checksum=True)
     yield server
     server.close()
-
-
-def by(spec: P) -> NamedSharding:
-    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
-    return NamedSharding(mesh, spec)
 
 
 def where(name: str, aval: Any) -> NamedSharding:

@@ -7,16 +7,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import fsspec
-import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import safejax
 from safejax._src.reading.flight import MOST_REQUESTS
 from safejax._src.reading.patience import Patience
 from safejax._src.reading.remote import HEAD
+from tests.support.leaves import by
 from tests.support.servers import HttpServer, Request, Rounds, within
 
 SIDE = 2048
@@ -43,11 +42,6 @@ def server(running: HttpServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Htt
     running.clear()
     yield running
     running.files = files
-
-
-def by(spec: P) -> NamedSharding:
-    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
-    return NamedSharding(mesh, spec)
 
 
 def counted(server: HttpServer, log: safejax.ReadLog) -> tuple[int, float]:
