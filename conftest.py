@@ -62,6 +62,8 @@ doctest.DocTestFinder._from_module = _is_written_in  # type: ignore[attr-defined
 
 # The import of these modules of safejax 0.5 fails, as it should.
 collect_ignore = ["safejax/core.py", "safejax/typing.py", "safejax/utils.py"]
+# These modules import torch, which few environments have; there are no examples in them.
+collect_ignore += ["tests/support/recipes"]
 
 QUICK = (
     "tests/test_floors.py", "tests/unit/format", "tests/unit/leaves", "tests/unit/planning",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Final, final
 
-from benchmarks.sides import BFLOAT16, LAYERS, OWN, SET, STOCK
+from benchmarks.sides import BFLOAT16, LAYERS, OWN, PORT, SET, STOCK
 from benchmarks.trees import MIB, Spec
 
 _LOADERS: Final = (
@@ -135,6 +135,11 @@ _CASES: Final = (
     Case(
         "set_convert", "convert 8 files of another writer to one of bfloat16", "convert",
         ("safejax",), group="sets", file=SET, scale=4.0,
+    ),
+    Case(
+        "port", "port 8 files of another writer, transposed and stacked, onto 8 devices", "port",
+        ("safejax", "NumPy by hand", "safetensors.flax"), module="port", group="sets", file=PORT,
+        scale=2.0, devices=8, layout="mesh", copied=1.0,
     ),
     *map(_opening, (1_000, 10_000, 100_000)),
     replace(

@@ -149,6 +149,7 @@ TARGETS: Final[tuple[Target, ...]] = (
     independent("plan_100000", "open_100000", 2),
     within("save_40000", "safetensors.numpy", 1.3),
     independent("open_1000_large", "open_1000", 1.25),
+    within("port", "NumPy by hand", 0.7),
     header("open_100000", 1.05),
     within("row", "numpy.memmap", 2),
     within("save", "limit", 1.15),

@@ -16,13 +16,12 @@ import safetensors.numpy
 from hypothesis import event, example, given
 from hypothesis import strategies as st
 
-from safejax._src.dtypes import BITS
+from safejax._src.dtypes import BITS, Stored
 from safejax._src.format.header import read_header
 from safejax._src.format.written_header import (
     LARGE_DATA_BYTES,
     PAGE_ALIGNMENT,
     SMALL_ALIGNMENT,
-    Entry,
     data_order,
     write_header,
 )
@@ -123,25 +122,25 @@ sizes = st.sampled_from([0, 1, 2, 3, 4, 8, 16, 64])
 
 
 @st.composite
-def entries(draw):
-    """The code and the shape of a tensor that takes a whole number of bytes."""
+def stored_tensors(draw):
+    """How a tensor is stored that takes a whole number of bytes."""
     code, shape = draw(codes), draw(st.lists(sizes, max_size=3))
     bits = int(np.prod(shape, dtype=int)) * BITS[code]
     if bits % 8:
         shape.append(8)
         bits *= 8
-    return Entry(draw(names), code, tuple(shape), bits // 8)
+    return Stored(code, tuple(shape), None, bits // 8)
 
 
-tables = st.lists(entries(), max_size=6, unique_by=lambda entry: entry.name)
+tables = st.dictionaries(names, stored_tensors(), max_size=6)
 metadata = st.dictionaries(texts, texts, max_size=3)
 
 
 def written(table, strings):
-    """A file that holds the entries with distinct bytes, and the bytes of each."""
+    """A file that holds the tensors with distinct bytes, and the bytes of each."""
     ordered = data_order(table)
     rng = np.random.default_rng(len(table))
-    held = {entry.name: rng.bytes(entry.nbytes) for entry in ordered}
+    held = {name: rng.bytes(stored.nbytes) for name, stored in ordered.items()}
     head = write_header(ordered, strings, "m.safetensors")
     return head + b"".join(held.values()), held
 
@@ -149,7 +148,7 @@ def written(table, strings):
 @given(tables, metadata)
 def test_the_reference_reader_reads_what_safejax_writes(table, strings):
     data, held = written(table, strings)
-    expected = {entry.name: (entry.code, entry.shape, held[entry.name]) for entry in table}
+    expected = {name: (each.code, each.shape, held[name]) for name, each in table.items()}
     assert reference(data) == ours(data) == expected
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "m.safetensors"
@@ -158,24 +157,24 @@ def test_the_reference_reader_reads_what_safejax_writes(table, strings):
             assert (file.metadata() or {}) == strings
     header = read_header(lambda begin, end: data[begin:end], len(data), "m")
     assert header.metadata == strings
-    assert list(header.tensors) == [entry.name for entry in data_order(table)]
+    assert list(header.tensors) == list(data_order(table))
 
 
 @given(tables, metadata, st.randoms(use_true_random=False))
-def test_the_same_entries_give_the_same_bytes(table, strings, random):
+def test_the_same_tensors_give_the_same_bytes(table, strings, random):
     data, _ = written(table, strings)
-    shuffled = list(table)
+    shuffled = list(table.items())
     random.shuffle(shuffled)
     turned = dict(reversed(strings.items()))
-    assert written(shuffled, turned)[0] == data
+    assert written(dict(shuffled), turned)[0] == data
 
 
 @given(tables, st.booleans())
 def test_data_is_aligned(table, large):
     if large:
-        table = [*table, Entry("large" * 9, "U8", (LARGE_DATA_BYTES,), LARGE_DATA_BYTES)]
+        table |= {"large" * 9: Stored("U8", (LARGE_DATA_BYTES,), None, LARGE_DATA_BYTES)}
     head = write_header(data_order(table), {}, "m")
-    total = sum(entry.nbytes for entry in table)
+    total = sum(stored.nbytes for stored in table.values())
     begin = len(head)
     assert begin % (PAGE_ALIGNMENT if total >= LARGE_DATA_BYTES else SMALL_ALIGNMENT) == 0
     header = read_header(lambda b, e: head[b:e], begin + total, "m")
@@ -308,15 +307,15 @@ def nearly_right(draw):
     """A header that is valid except for at most one fault, and the size of its data."""
     reached = 0
     tensors = []
-    for entry in draw(tables):
+    for name, stored in draw(tables).items():
         gap = draw(st.sampled_from([0] * 19 + [1, -1]))
-        begin, reached = reached + gap, reached + gap + entry.nbytes
+        begin, reached = reached + gap, reached + gap + stored.nbytes
         fields = {
-            "dtype": json.dumps(entry.code),
-            "shape": json.dumps(entry.shape),
+            "dtype": json.dumps(stored.code),
+            "shape": json.dumps(stored.shape),
             "data_offsets": json.dumps([begin, reached]),
         }
-        tensors.append((entry.name, draw(st.permutations(sorted(fields.items())))))
+        tensors.append((name, draw(st.permutations(sorted(fields.items())))))
     odd = draw(st.integers(0, 2)) == 0 and tensors
     if odd:
         _, fields = draw(st.sampled_from(tensors))

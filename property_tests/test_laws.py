@@ -31,10 +31,11 @@ from safejax import (
 from safejax._src.dtypes import is_floating
 from safejax._src.leaves.leaf import aval_of, is_array, is_weakly_typed
 from safejax._src.reading.concatenation import Concatenation
+from safejax._src.reading.derived import Derived
 from safejax._src.reading.packed import PackedSource
 from safejax._src.reading.pointwise import Pointwise
 from safejax._src.reading.source import Source
-from safejax._src.reading.view import Strided
+from safejax._src.reading.view import Strided, View
 from safejax.testing import (
     arrays,
     assert_reads,
@@ -52,10 +53,10 @@ from safejax.testing.strategies import shapes
 # ---- every step, with the leaves that it is applied to
 
 
-def named(dtype: Any = None, min_axes: int = 0) -> st.SearchStrategy[Leaves]:
+def named(dtype: Any = None, min_axes: int = 0, max_axes: int = 4) -> st.SearchStrategy[Leaves]:
     """Leaves with a few arrays and a scalar, whose names the steps below match."""
     array = arrays(dtype)
-    fitting = shapes(min_axes, 4, 32).flatmap(lambda shape: arrays(dtype, shape))
+    fitting = shapes(min_axes, max_axes, 32).flatmap(lambda shape: arrays(dtype, shape))
     return st.fixed_dictionaries(
         {"enc.0.kernel": fitting, "enc.1.kernel": fitting, "enc.0.bias": array, "step": scalars()}
     ).map(Leaves)
@@ -99,7 +100,30 @@ def flat(leaves: st.SearchStrategy[Leaves]) -> st.SearchStrategy[Leaves]:
 
 
 FLOATS = st.sampled_from(["float32", "bfloat16", "float16"])
-MATRICES = named("float32", 2) | named("int8", 2)
+MATRICES = named("float32", 2, 2) | named("int8", 2, 2)
+PAIRS = alike(("int8",))
+
+
+def joined(k: Any, v: Any) -> Any:
+    """Each pair of bytes as one number."""
+    return k.astype(np.int16) * 256 + v.view(np.uint8)
+
+
+def parted(pairs: Any) -> Any:
+    return (pairs >> 8).astype(np.int8), (pairs & 255).astype(np.uint8).view(np.int8)
+
+
+FINITE = alike(("float32",))
+# In which every sum and product of the steps below is exact.
+NIBBLES = alike(("int4",)).map(
+    lambda leaves: leaves.replace(
+        {
+            name: leaf.astype("int8") if name.endswith((".k", ".v")) else leaf
+            for name, leaf in leaves.items()
+        }
+    )
+)
+
 
 REST = [("enc.norm", "norm"), ("step", "step")]
 
@@ -123,6 +147,7 @@ STEPS: dict[str, list[Case]] = {
     "reshape": [
         (safejax.reshape("enc.{i}.*", (2, -1), source=None), alike(), None),
         (safejax.reshape("enc.{i}.k", (3, 2, -1), source=(6, -1)), flat(alike()), True),
+        (safejax.reshape("enc.{i}.*", (-1, 2), axis=0), alike(), True),
         (
             chain(
                 safejax.transpose("enc.{i}.k"),
@@ -135,8 +160,13 @@ STEPS: dict[str, list[Case]] = {
     "stack": [
         (safejax.stack("enc.{i}.*", "stacked.*"), alike(), True),
         (safejax.stack("enc.{i}.k", "k", axis=-1), alike(), True),
+        (safejax.stack(["enc.{i}.k", "enc.{i}.v"], "{i}.kv", axis=1), alike(), True),
     ],
-    "unstack": [(safejax.unstack("enc.{i}.*", "enc.{i}.{n}.*", axis=0), alike(), True)],
+    "unstack": [
+        (safejax.unstack("enc.{i}.*", "enc.{i}.{n}.*", axis=0), alike(), True),
+        (safejax.unstack("enc.{i}.k", "{i}.{n:int}", start=3, count=6), alike(), True),
+        (safejax.unstack("enc.{i}.k", [f"{{i}}.{name}" for name in "abcdef"]), alike(), True),
+    ],
     "split": [
         (safejax.split("enc.{i}.k", ["q.{i}", "r.{i}", "s.{i}"]), alike(), True),
         (safejax.split("*.v", ["*.a", "*.b"], sizes=(5, 1)), alike(), True),
@@ -192,7 +222,49 @@ STEPS: dict[str, list[Case]] = {
         ),
     ],
     "select": [(safejax.select("*.0.*", "step"), named(), None)],
-    "drop": [(safejax.drop("*.0.*"), named(), None)],
+    "drop": [
+        (safejax.drop("*.0.*"), named(), None),
+        (safejax.drop("*", "!enc.*", inverse={"step": 3}), named(), False),
+        (safejax.drop("*.bias", inverse={}, must_match=False), named(), False),
+    ],
+    "merge": [
+        (
+            safejax.merge(
+                {"{i}.kv": ["enc.{i}.k", "enc.{i}.v"]},
+                joined,
+                axes="..., ... -> ...",
+                inverse=parted,
+            ),
+            PAIRS,
+            True,
+        ),
+        (safejax.merge({"{i}": ["enc.{i}.v"]}, np.isfinite, axes="... -> ..."), FINITE, None),
+    ],
+    "offset": [
+        (safejax.offset("*.k", 3), NIBBLES, True),
+        (safejax.offset("*.k", 0.5, exact=False), alike(("float32", "bfloat16")), None),
+    ],
+    "scale": [
+        (safejax.scale("*.k", 4), NIBBLES, True),
+        (safejax.scale("*.k", 0.1, exact=False), alike(("float32",)), None),
+    ],
+    "permute": [
+        (safejax.permute("enc.{i}.*", 0, (2, 0, 1)), alike(), True),
+        (
+            safejax.permute(("enc.{i}.k", "!enc.1.*"), 0, (5, 3, 4, 0, 2, 1), must_match=False),
+            alike(),
+            True,
+        ),
+        (
+            chain(
+                safejax.stack("enc.{i:int}.{p:k|v}", "{p}"),
+                safejax.permute("{p:k|v}", 1, (1, 0)),
+                safejax.cast("bfloat16", source="float32", where="k"),
+            ),
+            alike(("float32",)),
+            False,
+        ),
+    ],
     "prefix": [(safejax.prefix("model"), named(), True)],
     "tie": [
         (safejax.tie({"head": "enc.0.bias", "dec.{i}.w": "enc.{i}.kernel"}), named(), True),
@@ -221,7 +293,7 @@ STEPS: dict[str, list[Case]] = {
         ),
         (
             chain(safejax.transpose("enc.0.kernel"), safejax.cast("float16", source="float32")),
-            named("float32", 2),
+            named("float32", 2, 2),
             False,
         ),
     ],
@@ -251,7 +323,9 @@ def test_every_public_step_is_in_the_table() -> None:
 
 def same(actual: Leaves, expected: Leaves, step: Step[Any, Any] | None = None) -> None:
     # What is made of several leaves takes the place of the first one.
-    gathers = any(word in repr(step) for word in ("stack(", "concat(", "split(", "correspond("))
+    gathers = any(
+        word in repr(step) for word in ("stack(", "concat(", "split(", "correspond(", "merge(")
+    )
     in_order = sorted if gathers else list
     assert in_order(actual) == in_order(expected)
     # A cast keeps NaNs but not their payloads; all other steps keep every bit.
@@ -399,11 +473,19 @@ def test_a_part_of_a_result_reads_only_its_own_bytes(
 
 
 def stored(leaf: LazyArray) -> tuple[int, Source]:
-    """The number of bytes that an element of a leaf takes in its source, and the source."""
-    view = leaf.content.view
-    while not isinstance(view, Strided):
-        assert isinstance(view, Pointwise | Concatenation)
-        view = view.operand if isinstance(view, Pointwise) else view.parts[0]
+    """The number of bytes that an element of a leaf takes in its sources, and the first of them."""
+    return _stored(leaf.content.view)
+
+
+def _stored(view: View) -> tuple[int, Source]:
+    if isinstance(view, Pointwise):
+        return _stored(view.operand)
+    if isinstance(view, Concatenation):
+        return _stored(view.parts[0])
+    assert isinstance(view, Strided)
+    if isinstance(view.source, Derived):
+        widths, sources = zip(*map(_stored, view.source.operands), strict=True)
+        return sum(widths), sources[0]
     return view.dtype.itemsize, view.source
 
 

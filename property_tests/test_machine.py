@@ -89,6 +89,12 @@ def matrices(name: str) -> bool:
     return name in ("w", "v")
 
 
+def is_bfloat16(_: str, aval: Any) -> bool:
+    return aval is not None and aval.dtype == "bfloat16"
+
+
+WIDEN = safejax.cast("float32", where=is_bfloat16, must_match=False)
+
 # A transform, and the same change of a model.
 TRANSFORMS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
     "none": (None, lambda tree: tree),
@@ -98,12 +104,12 @@ TRANSFORMS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
         lambda tree: {**tree, "w": turned(tree["w"])},
     ),
     "cast": (
-        safejax.cast("float32", source="bfloat16", must_match=False),
+        WIDEN,
         widened,
     ),
     "all of them": (
         safejax.chain(
-            safejax.cast("float32", source="bfloat16", must_match=False),
+            WIDEN,
             safejax.rename({"w": "v"}),
             safejax.transpose(matrices),
         ),

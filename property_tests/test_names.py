@@ -6,8 +6,9 @@ import pytest
 from hypothesis import event, example, given
 from hypothesis import strategies as st
 
+from safejax._src.pytrees.choices import predicate
 from safejax._src.pytrees.names import join, split
-from safejax._src.pytrees.patterns import Template, predicate
+from safejax._src.pytrees.patterns import Template
 from safejax.errors import TransformError
 
 

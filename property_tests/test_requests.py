@@ -91,6 +91,10 @@ def test_requests_are_in_order_bounded_and_read_little_for_nothing(wanted, reach
             whole.append([begin, end, end - begin])
     for begin, end, _ in whole:
         inside = needed[begin:end]
+        runs = int(np.count_nonzero(np.diff(inside.astype(int)) > 0)) + 1
+        # What is read for nothing costs at most what the requests would that it saves.
+        excess = end - begin - int(inside.sum())
+        assert excess <= reach.gap * (runs - 1) or end - begin <= reach.factor * int(inside.sum())
         assert inside[0]
         assert inside[-1]
         at = np.flatnonzero(inside)
@@ -114,7 +118,14 @@ def test_what_arrives_in_any_order_lands_where_it_is_needed(wanted, reach, chanc
     chance.shuffle(pieces)
     for begin, end in pieces:
         memory = landing.memory(begin, end)
-        if memory is None:
+        places = landing.places(begin, end, 8) if chance.random() < 0.5 else None
+        if places is not None:
+            event("arrives in several places")
+            sizes = [place.nbytes for place in places]
+            assert sum(sizes) == end - begin
+            for place, at in zip(places, np.cumsum([begin, *sizes]).tolist(), strict=False):
+                place[:] = DATA[at : at + place.nbytes]
+        elif memory is None:
             landing.land(begin, DATA[begin:end].copy())
         else:
             event("arrives in place")

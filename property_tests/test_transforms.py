@@ -59,7 +59,8 @@ def chains(draw: st.DrawFn, dtype: str, axes: int) -> tuple[Any, Callable[[Any],
                 dtype = target
             case "swap":
                 if axes >= 2:
-                    steps.append(transpose("w"))
+                    last = (*range(axes - 2), axes - 1, axes - 2)
+                    steps.append(transpose("w", axes=None if axes == 2 else last))
                     model.append(lambda array: np.swapaxes(array, -1, -2))
             case "permute":
                 order = tuple(draw(st.permutations(range(axes)))) if axes else None

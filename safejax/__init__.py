@@ -27,6 +27,7 @@ from safejax.errors import (
 )
 
 if _typing.TYPE_CHECKING:
+    from safejax import recipes as recipes
     from safejax._src.api.loading import deserialize, load, metadata
     from safejax._src.api.saving import save, save_async, serialize
     from safejax._src.arrays.lazy import LazyArray
@@ -45,11 +46,14 @@ if _typing.TYPE_CHECKING:
     from safejax._src.planning.plan import Plan
     from safejax._src.pytrees.structure import EMPTY
     from safejax._src.reading.log import ReadLog, observe_reads
+    from safejax._src.transforms.arithmetic import offset, scale
     from safejax._src.transforms.cast import cast
     from safejax._src.transforms.correspond import correspond
     from safejax._src.transforms.elementwise import elementwise
     from safejax._src.transforms.keys import keys
+    from safejax._src.transforms.merge import merge
     from safejax._src.transforms.pad import crop, pad
+    from safejax._src.transforms.permute import permute
     from safejax._src.transforms.prefix import prefix
     from safejax._src.transforms.rename import rename
     from safejax._src.transforms.reshape import reshape
@@ -105,15 +109,19 @@ __all__ = [
     "keys",
     "load",
     "materialize",
+    "merge",
     "metadata",
     "observe_reads",
+    "offset",
     "pad",
+    "permute",
     "plan",
     "prefix",
     "rename",
     "reshape",
     "save",
     "save_async",
+    "scale",
     "select",
     "serialize",
     "sharding_rules",
@@ -160,13 +168,17 @@ _LATER = {
     "materialize": "safejax._src.materialize",
     "metadata": "safejax._src.api.loading",
     "observe_reads": "safejax._src.reading.log",
+    "merge": "safejax._src.transforms.merge",
+    "offset": "safejax._src.transforms.arithmetic",
     "pad": "safejax._src.transforms.pad",
+    "permute": "safejax._src.transforms.permute",
     "plan": "safejax._src.planning.dry_run",
     "prefix": "safejax._src.transforms.prefix",
     "rename": "safejax._src.transforms.rename",
     "reshape": "safejax._src.transforms.reshape",
     "save": "safejax._src.api.saving",
     "save_async": "safejax._src.api.saving",
+    "scale": "safejax._src.transforms.arithmetic",
     "select": "safejax._src.transforms.select",
     "serialize": "safejax._src.api.saving",
     "sharding_rules": "safejax._src.leaves.rules",
@@ -182,6 +194,8 @@ _LATER = {
 
 
 def __getattr__(name: str) -> object:
+    if name == "recipes":
+        return importlib.import_module("safejax.recipes")
     if name not in _LATER:
         raise _attribute_error(name)
     value = globals()[name] = getattr(importlib.import_module(_LATER[name]), name)
@@ -189,4 +203,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
+    return sorted({*globals(), *_LATER, "recipes"})

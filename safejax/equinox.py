@@ -12,7 +12,16 @@ from typing import Any, TypeVar, Unpack, overload
 
 import jax
 
-from safejax._src.adapter import Source, Stored, explain_missing, fetch, refuse_foreign, store
+from safejax._src.adapter import (
+    Source,
+    Stored,
+    explain_missing,
+    fetch,
+    file_at,
+    refuse_foreign,
+    store,
+)
+from safejax._src.checkpoint.foreign import open_eqx
 from safejax._src.checkpoint.options import LoadOptions, parse_options, shows_options
 from safejax._src.leaves.flatten import flatten
 from safejax._src.leaves.leaf import is_array, is_scalar
@@ -82,12 +91,21 @@ def deserialize(
     a newly made one, or one of `jax.ShapeDtypeStruct`s from `equinox.filter_eval_shape`. Its static
     parts are kept. The other options are those of `safejax.load`.
 
+    A file that `equinox.tree_serialise_leaves` has written is read, too, also behind a line of
+    JSON: its arrays have no names, so `like` has to have as many, in the same order.
+
     Raises `MismatchError`, which reports every leaf that is missing, unexpected or of another
     shape or dtype, and whatever else `safejax.load` raises.
     """
     parsed = parse_options(deserialize, options)
-    leaves, file = fetch(path_or_bytes, fs, parsed)
-    loaded = parsed.tree(leaves, file, _dynamic(like))
+    stored = _dynamic(like)
+    source = file_at(path_or_bytes, fs, parsed)
+    leaves = None if source is None else open_eqx(source, stored)
+    if source is None or leaves is None:
+        leaves, file = fetch(path_or_bytes, fs, parsed)
+    else:
+        file = source.name
+    loaded = parsed.tree(leaves, file, stored)
     return equinox.combine(loaded, jax.tree.map(_static, like))
 
 

@@ -24,7 +24,7 @@ FLOORS: list[set[str]] = [
     {"storage", "format", "arrays"},
     {"leaves", "processes"},
     {"checkpoint", "transforms"},
-    {"api", "planning", "inspection", "testing"},
+    {"api", "planning", "inspection", "recipes", "testing"},
     {"adapters", "face", "cli"},
 ]
 FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
@@ -35,6 +35,7 @@ ROOM_OF_MODULE = {
     "materialize": "api",
     **dict.fromkeys(("flax", "nnx", "haiku", "objax", "equinox"), "adapters"),
     "__main__": "cli",
+    **dict.fromkeys(("orbax", "orbax_v1", "tensorstores"), "adapters"),
     # The last three are modules of safejax 0.5, whose import fails and says where to go.
     **dict.fromkeys(("", "core", "utils", "typing"), "face"),
 }
@@ -42,11 +43,14 @@ ROOM_OF_MODULE = {
 NAME_NO_JAX = {"reading", "storage", "format"}
 
 # The rooms that may import a framework, or another package that is not a dependency of safejax.
-EXTRAS = {"flax", "haiku", "objax", "equinox", "chex", "optax", "hypothesis", "fsspec", "xxhash"}
-EXTRAS |= {"click", "rich"}
+EXTRAS = {
+    "flax", "haiku", "objax", "equinox", "orbax", "tensorstore", "chex", "optax", "hypothesis",
+    "fsspec", "xxhash", "click", "rich",
+}  # fmt: skip
 MAY_IMPORT = {
     "flax": {"flax"}, "nnx": {"flax"}, "haiku": {"haiku"}, "objax": {"objax"},
-    "equinox": {"equinox"}, "testing": {"chex", "hypothesis"},
+    "equinox": {"equinox"}, "orbax": {"orbax"}, "orbax_v1": {"orbax"},
+    "_src.tensorstores": {"tensorstore"}, "testing": {"chex", "hypothesis"},
     "cli": {"click"},
 }  # fmt: skip
 

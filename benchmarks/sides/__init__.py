@@ -13,6 +13,7 @@ STOCK: Final = "stock.safetensors"
 BFLOAT16: Final = "bfloat16.safetensors"
 LAYERS: Final = "layers.safetensors"
 SET: Final = "set"
+PORT: Final = "port"
 
 
 @final
@@ -63,6 +64,7 @@ SIDES: Final = {
         Side("numpy.memmap, mapped anew", "memmap"),
         Side("plain arrays", "dispatch"),
         Side("materialized", "dispatch"),
+        Side("NumPy by hand", "port"),
     )
 }
 
@@ -72,6 +74,7 @@ WRITERS: Final = {
     LAYERS: ("ours", "write_layers"),
     STOCK: ("safetensors_numpy", "write"),
     SET: ("safetensors_numpy", "write_set"),
+    PORT: ("port", "write"),
     **{side.file: (side.module, "write") for side in SIDES.values() if side.file is not None},
 }
 """The module and function that write each kind of file."""

@@ -1,5 +1,6 @@
 """What the framework adapters share: reading from bytes or a path, and writing to either."""
 
+import contextlib
 import os
 from collections.abc import Mapping
 from typing import Any, Final, TypeAlias, cast
@@ -16,7 +17,9 @@ from safejax._src.leaves.leaves import Leaves
 from safejax._src.pytrees.structure import Kind
 from safejax._src.pytrees.walk import walk
 from safejax._src.reading.remote import FileSystem
-from safejax._src.storage.files import PathLike
+from safejax._src.reading.source import BufferSource, File
+from safejax._src.storage.files import PathLike, checked_path
+from safejax._src.storage.location import locate
 from safejax.errors import LeafError
 
 Source: TypeAlias = Paths | Buffer
@@ -60,6 +63,17 @@ def fetch(source: Source, fs: FileSystem, options: Options) -> tuple[Leaves, str
         if given:
             raise TypeError(f"{argument}: expected a path with it, got bytes: leave it out")
     return decode(cast("Buffer", source), verify=options.verify), IN_MEMORY
+
+
+def file_at(source: Source, fs: FileSystem, options: Options) -> File | None:
+    """The file at a path, or that of bytes, unread; None for several files, or if there is none."""
+    if isinstance(source, str | os.PathLike):
+        store, path = locate(checked_path(source), fs)
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+            return None if store.is_folder(path) else store.source(path, options.access)
+        return None
+    is_bytes = isinstance(source, bytes | bytearray | memoryview)
+    return BufferSource(bytes(cast("Buffer", source)), IN_MEMORY) if is_bytes else None
 
 
 def at_params(leaves: Leaves, like: Any) -> Leaves:

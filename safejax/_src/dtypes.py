@@ -93,6 +93,18 @@ def stored_as(dtype: Dtype, shape: tuple[int, ...]) -> Stored | None:
     return Stored(_RECORDED[dtype], shape + trailing, dtype.name, count * dtype.itemsize)
 
 
+def can_exist(dtype: Dtype, shape: tuple[int, ...]) -> bool:
+    """Whether NumPy can make an array of this shape; also one without elements has a limit."""
+    nbytes = max(dtype.itemsize, 1)
+    for size in shape:
+        if type(size) is not int or size < 0:
+            return False
+        nbytes *= max(size, 1)
+        if nbytes >= 1 << 63:
+            return False
+    return len(shape) <= _MAX_AXES
+
+
 def dtype_of_code(code: str) -> Dtype | None:
     """The NumPy dtype of a file code; None if NumPy has no dtype for it."""
     return _OF_CODE.get(code)
@@ -112,6 +124,9 @@ def restored(
         return (dtype, shape[:-1]) if shape[-1:] == (2,) else None
     return dtype, shape
 
+
+_MAX_AXES: Final = 64
+"""How many axes an array of NumPy 2 has at most."""
 
 _BELOW_A_BYTE: Final = frozenset({*_BY_VALUE, *_SMALL_FLOATS})
 
@@ -155,9 +170,9 @@ def to_stored_bytes(block: NDArray[Any], stored: Stored) -> NDArray[np.uint8]:
 
 def stored_bytes(block: NDArray[Any], stored: Stored) -> bytes:
     """A copy of what `to_stored_bytes` returns, which takes less time for a small block."""
-    if stored.recorded in _BY_VALUE or is_packed(stored.code):
-        return to_stored_bytes(block, stored).tobytes()
-    return block.tobytes()
+    if stored.recorded is None and BITS[stored.code] >= 8:
+        return block.tobytes()
+    return to_stored_bytes(block, stored).tobytes()
 
 
 def unpack(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:

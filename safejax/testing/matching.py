@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safejax._src.leaves.flatten import unflatten
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.pytrees.names import METADATA_NAME
-from safejax._src.pytrees.patterns import Template
+from safejax._src.pytrees.patterns import Among, Template
 from safejax.testing.strategies import arrays, keys, scalars, shapes
 
 _TEXTS: Final = ("mlp", "Dense_0", "w", "a-b", "0", "encoder.layers.0", "a.b.c", "~", "")
@@ -37,12 +37,13 @@ def pytrees_matching(
     Their leaves are drawn from `others`: arrays, keys and scalars by default.
 
     >>> from hypothesis import given
-    >>> from safejax import chain, encode, flatten, transpose
+    >>> from safejax import chain, encode, flatten, rename
     >>> from safejax.testing import assert_round_trip, pytrees_matching
+    >>> to_torch = rename({"*.kernel": "*.weight of torch"})
     >>> @given(tree=pytrees_matching("*.kernel"))
-    ... def test_transpose(tree):
-    ...     assert_round_trip(tree, pipeline=chain(flatten, transpose("*.kernel"), encode))
-    >>> test_transpose()
+    ... def test_names(tree):
+    ...     assert_round_trip(tree, pipeline=chain(flatten, to_torch, encode))
+    >>> test_names()
 
     Raises `TransformError` for a pattern that is not valid.
     """
@@ -89,16 +90,23 @@ def _names(draw: st.DrawFn, templates: Iterable[Template]) -> list[str]:
     values: dict[str, Sequence[str]] = {}
     names: list[str] = []
     for template in templates:
+        among = dict(zip(template.placeholders, template.among, strict=True))
         placeholders = dict.fromkeys(template.placeholders)
         for placeholder in placeholders:
             if placeholder not in values:
-                texts = _TEXTS_OF_STARS if placeholder.startswith("*") else _NUMBERS
-                values[placeholder] = draw(texts)
+                values[placeholder] = draw(_texts(placeholder, among[placeholder]))
         combinations = itertools.product(*(values[placeholder] for placeholder in placeholders))
         names += [
             template.fill(dict(zip(placeholders, chosen, strict=True))) for chosen in combinations
         ]
     return names
+
+
+def _texts(placeholder: str, among: Among) -> st.SearchStrategy[Sequence[str]]:
+    """Some texts that a placeholder matches."""
+    if isinstance(among, tuple):
+        return st.just(list(among))
+    return _TEXTS_OF_STARS if placeholder.startswith("*") else _NUMBERS
 
 
 def _edits(name: str) -> Iterator[str]:

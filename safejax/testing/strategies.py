@@ -271,8 +271,9 @@ def _applicable(leaves: Leaves) -> list[Callable[[Leaves], Leaves]]:
         if "*" in name:
             continue  # No pattern matches only this name.
         pattern = exactly(name)
-        if aval.ndim >= 2:
+        if aval.ndim == 2:
             found.append(transpose(pattern))
+        if aval.ndim >= 2:
             found.append(transpose(pattern, axes=tuple(reversed(range(aval.ndim)))))
         if aval.size:
             found.append(reshape(pattern, (aval.size, 1), source=tuple(aval.shape)))

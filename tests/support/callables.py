@@ -134,9 +134,6 @@ SKIPPED: Final[Mapping[str, tuple[str, ...]]] = {
         r"jax\.process_\w+",
     ),
     "ends the process where JAX's C++ is given any array": (r"jax\.numpy\.float6_\w+",),
-    "ends the process where SciPy's C is given some arrays": (
-        r"scipy\.ndimage\.distance_transform_cdt",
-    ),
 }  # fmt: skip
 """Why a callable is not compared, with regular expressions for whole names."""
 

@@ -8,6 +8,5 @@ import multiprocessing
 from typing import Final
 
 CHILDREN: Final = multiprocessing.get_context("forkserver")
-CHILDREN.set_forkserver_preload(
-    ["hypothesis", "pytest", "fsspec", "safejax.haiku", "safejax.objax", "safejax.testing"]
-)
+_FRAMEWORKS: Final = ["safejax.haiku", "safejax.objax", "safejax.orbax"]
+CHILDREN.set_forkserver_preload(["hypothesis", "pytest", "fsspec", *_FRAMEWORKS, "safejax.testing"])

@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import safejax
 from safejax._src.arrays.lazy import LazyArray
@@ -17,6 +19,12 @@ from safejax._src.leaves.leaves import Leaves
 from safejax.testing import assert_same_bits
 
 NUMBERS = (bool, int, float, complex, np.generic, np.ndarray, jax.Array)
+
+
+def by(spec: P) -> NamedSharding:
+    """The sharding by a spec over all eight devices, along the axis "x"."""
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    return NamedSharding(mesh, spec)
 
 
 def is_key(array: Any) -> bool:

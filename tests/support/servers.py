@@ -25,6 +25,8 @@ class Request:
     span: tuple[int, int] | None
     sent: int = 0
     number: int = 0
+    who: str = ""
+    """The header `X-Who`, by which a client may say which one it is."""
 
 
 @dataclass
@@ -50,28 +52,17 @@ class Rounds:
 
 
 Fault = Callable[[Request], str | None]
-"""What goes wrong with a request, by the names in `HttpServer`; None if nothing does."""
+"""What goes wrong with a request, by the names in the servers; None if nothing does."""
 
 
-class HttpServer:
-    """Files by HTTP with ranges. Faults: "503", "403", "cut", "stall", "no ranges",
-    "wrong range", "redirect" and "no etag".
-    """
+class _Counting:
+    """What is asked of a server for content, in the order in which it arrives."""
 
     def __init__(self) -> None:
-        self.files: dict[str, bytes] = {}
-        self.posted: dict[str, Callable[[Any], bytes]] = {}
-        """The answers to what is posted, which is a form or JSON."""
         self.requests: list[Request] = []
         self.fault: Fault = lambda _: None
         self.rounds: Rounds | None = None
-        self.released = threading.Event()
         self.lock = threading.Lock()
-        self.at_a_time = self.most_at_a_time = 0
-        handler = type("Handler", (_Handler,), {"owner": self})
-        self._server = _Listening(("127.0.0.1", 0), handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def clear(self) -> None:
         self.requests.clear()
@@ -79,6 +70,34 @@ class HttpServer:
     @property
     def sent(self) -> int:
         return sum(request.sent for request in self.requests)
+
+    def count(self, request: Request) -> str | None:
+        """Count a request, which waits for its round; what is to go wrong with it."""
+        with self.lock:
+            self.requests.append(request)
+            request.number = len(self.requests)
+        if self.rounds is not None:
+            self.rounds.wait()
+        return self.fault(request)
+
+
+class HttpServer(_Counting):
+    """Files by HTTP with ranges. Faults: "cut", "stall", "no ranges", "wrong range", "redirect",
+    "no etag", "refuses conditions", and any status, which comes with the headers in `said`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.files: dict[str, bytes] = {}
+        self.said: dict[str, str] = {}
+        self.posted: dict[str, Callable[[Any], bytes]] = {}
+        """The answers to what is posted, which is a form or JSON."""
+        self.released = threading.Event()
+        self.at_a_time = self.most_at_a_time = 0
+        handler = type("Handler", (_Handler,), {"owner": self})
+        self._server = _Listening(("127.0.0.1", 0), handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def close(self) -> None:
         self.released.set()
@@ -131,19 +150,14 @@ class _Handler(BaseHTTPRequestHandler):
         owner = self.owner
         found = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         span = None if found is None else (int(found[1]), int(found[2]) + 1)
-        request = Request(self.command, self.path, span)
-        with owner.lock:
-            owner.requests.append(request)
-            request.number = len(owner.requests)
-        if owner.rounds is not None:
-            owner.rounds.wait()
-        fault = owner.fault(request)
+        request = Request(self.command, self.path, span, who=self.headers.get("X-Who", ""))
+        fault = owner.count(request)
         name = self.path.partition("?")[0]
         if fault == "redirect" and not name.startswith("/moved"):
             self._head(302, {"Location": f"/moved{self.path}"}, 0)
             return
-        if fault in ("503", "403"):
-            self._head(int(fault), {}, 0)
+        if fault is not None and fault.isdecimal():
+            self._head(int(fault), owner.said, 0)
             return
         data = owner.files.get(name.removeprefix("/moved"))
         if data is None:
@@ -152,9 +166,14 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(request, data, fault)
 
     def _send(self, request: Request, data: bytes, fault: str | None) -> None:
-        headers = {"ETag": f'"{_digest(data)}"', "Accept-Ranges": "bytes"}
+        etag = f'"{_digest(data)}"'
+        headers = {"ETag": etag, "Accept-Ranges": "bytes"}
         if fault == "no etag":
             del headers["ETag"]
+        wanted = self.headers.get("If-Match")
+        if wanted is not None and (wanted != etag or fault == "refuses conditions"):
+            self._head(412, {}, 0)
+            return
         if request.span is None or fault == "no ranges":
             status, body = 200, data
         elif request.span[0] >= len(data):
@@ -171,9 +190,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if fault in ("cut", "stall"):
             body = body[: len(body) // 2]
+        request.sent = len(body)  # Before it is, since whoever gets it may ask what was sent.
         try:
             self.wfile.write(body)
-            request.sent = len(body)
             if fault == "stall":
                 self.owner.released.wait(60)
         except OSError:
@@ -198,7 +217,7 @@ def needs_s3(*packages: str) -> None:
         pytest.importorskip(package, reason="needs pip install -e '.[test-s3]', as CI has it")
 
 
-class S3Server:
+class S3Server(_Counting):
     """moto's S3, with what it is asked for by GET and HEAD in `requests`, and else in `changes`.
 
     The faults are "503", and "403" and "500" for changes.
@@ -209,32 +228,24 @@ class S3Server:
         from moto.server import DomainDispatcherApplication, create_backend_app
         from werkzeug.serving import make_server
 
+        super().__init__()
         get_backend("s3").reset()  # All servers of a process have one store.
         app = DomainDispatcherApplication(create_backend_app)
-        self.requests: list[Request] = []
         self.changes: list[Request] = []
-        self.rounds: Rounds | None = None
-        self.fault: Fault = lambda _: None
         self.fault_of_changes: Fault = lambda _: None
-        lock = threading.Lock()
 
         def counted(environ: Any, start_response: Any) -> Any:
             found = re.fullmatch(r"bytes=(\d+)-(\d+)", environ.get("HTTP_RANGE", ""))
             span = None if found is None else (int(found[1]), int(found[2]) + 1)
             request = Request(environ["REQUEST_METHOD"], environ["PATH_INFO"], span)
             if request.method in ("GET", "HEAD"):
-                with lock:
-                    self.requests.append(request)
-                    request.number = len(self.requests)
-                if self.rounds is not None:
-                    self.rounds.wait()
-                if self.fault(request) == "503":
+                if self.count(request) == "503":
                     start_response("503 Slow Down", [("Content-Length", "0")])
                     return [b""]
             else:
                 request.path += f"?{environ.get('QUERY_STRING', '')}"
                 request.sent = int(environ.get("CONTENT_LENGTH") or 0)
-                with lock:
+                with self.lock:
                     self.changes.append(request)
                     request.number = len(self.changes)
                 fault = self.fault_of_changes(request)
@@ -251,12 +262,8 @@ class S3Server:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def clear(self) -> None:
-        self.requests.clear()
+        super().clear()
         self.changes.clear()
-
-    @property
-    def sent(self) -> int:
-        return sum(request.sent for request in self.requests)
 
     @property
     def environment(self) -> dict[str, str]:

@@ -14,6 +14,7 @@ from tests.support.minilm import fetched
 EXAMPLES = sorted((Path(__file__).parent.parent.parent / "examples").glob("*.py"))
 EXPECTED = {
     "across_frameworks.py": "and back, with every byte of the file equal: True",
+    "chat.py": "on one device the tokens are the same: True",
     "equinox_mlp.py": "MLP: outputs equal: True",
     "flax_linen.py": "dict of ['batch_stats', 'params']: outputs equal: True",
     "flax_nnx.py": "outputs equal: True\nkernel loaded: True",

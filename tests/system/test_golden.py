@@ -2,9 +2,9 @@
 
 `golden/v1/` holds a file for each of `TREES` (or a folder, or the first bytes of a large file),
 written by a version of safejax that wrote records of version 1. `golden/v2/` holds those that are
-new or written otherwise since there are records of version 2. A tree is written as in the newest
-generation that has it. `golden/foreign/` holds files that other programs wrote. None of these files
-is ever written again.
+new or written otherwise since there are records of version 2, and `golden/v2b/` those with indices
+that have the number of all elements. A tree is written as in the newest generation that has it.
+`golden/foreign/` holds files that other programs wrote. None of these files is ever written again.
 
 To add one, add its tree to `TREES` and run
 
@@ -55,7 +55,7 @@ from tests.support.files import data_begin
 from tests.support.leaves import float_of_bits, weakly_typed
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-GENERATION = "v2"
+GENERATION = "v2b"
 WRITE = os.environ.get("SAFEJAX_WRITE_GOLDEN") == "1"
 
 # ---- leaves whose bits are the same in every version of JAX and NumPy

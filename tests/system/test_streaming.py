@@ -6,11 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import safejax
+import safejax.orbax
 from tests.support.children import CHILDREN
 
 MIB = 1 << 20
@@ -100,3 +105,42 @@ def test_a_conversion_holds_a_bounded_window(folder: Path, case: str) -> None:
     for name, leaf in safejax.flatten(expected).items():
         last = np.asarray(leaf[-1])
         assert np.array_equal(np.asarray(safejax.flatten(found)[name][-1]), last)
+
+
+# ---- a checkpoint of Orbax, in chunks of rows or of columns
+
+
+def write_with_orbax(folder: Path) -> None:
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    values = np.random.default_rng(0).integers(0, 1 << 32, (1024, 4096), dtype=np.uint32)
+    for name, spec in (("rows", P("x")), ("columns", P(None, "x"))):
+        leaves = {f"w{i}": jax.device_put(values + i, NamedSharding(mesh, spec)) for i in range(12)}
+        checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+        checkpointer.save(folder / name, args=ocp.args.PyTreeSave(leaves))
+
+
+def convert_from_orbax(folder: Path, name: str, peak: Any) -> None:
+    safejax.save(safejax.deserialize(safejax.serialize({"w": jnp.ones(3)})), folder / "warm")
+    safejax.orbax.load(folder / name)
+    with safejax.observe_reads() as log:
+        peak.value = peak_of(
+            lambda: safejax.save(
+                safejax.orbax.load(folder / name, cache_bytes=24 * MIB), folder / "copy"
+            )
+        )
+    assert (log.nbytes, len(log.reads)) == (192 * MIB, 96)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is told by Linux")
+def test_a_conversion_from_orbax_holds_a_bounded_window(tmp_path: Path) -> None:
+    """192 MiB, of leaves of 16 each; the threads of tensorstore keep some memory of their own."""
+    writer = CHILDREN.Process(target=write_with_orbax, args=(tmp_path,))
+    writer.start()
+    writer.join()
+    for name in ("rows", "columns"):
+        peak = CHILDREN.Value("q", -1)
+        process = CHILDREN.Process(target=convert_from_orbax, args=(tmp_path, name, peak))
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+        assert 0 < peak.value < 112 * MIB

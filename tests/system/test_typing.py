@@ -20,7 +20,7 @@ import safejax.objax
 from safejax._src.checkpoint.options import LoadOptions, Options, TreeOptions
 
 PROGRAM = Path(__file__).parent.parent / "typing" / "program.py"
-MODULES = ["", "equinox", "flax", "haiku", "nnx", "objax", "testing"]
+MODULES = ["", "equinox", "flax", "haiku", "nnx", "objax", "recipes", "testing"]
 
 
 def dotted(node: ast.AST) -> str:

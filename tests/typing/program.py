@@ -7,6 +7,7 @@ both strict, accept it.
 """
 
 import pathlib
+import re
 from collections.abc import Callable
 from typing import Any, assert_type
 
@@ -35,6 +36,7 @@ def storing(params: Params) -> None:
         transform=safejax.cast("bfloat16"),
         metadata={"step": "3"},
         max_shard_bytes=2**30,
+        name="diffusion_pytorch_model",
         one_writer_per_file=True,
         checksum=True,
         progress=lambda done, total: print(done, total),
@@ -51,6 +53,7 @@ def storing(params: Params) -> None:
         transform=safejax.cast("bfloat16"),
         metadata={"step": "3"},
         max_shard_bytes=2**30,
+        name="diffusion_pytorch_model",
         one_writer_per_file=True,
         checksum=True,
         progress=lambda done, total: print(done, total),
@@ -157,6 +160,21 @@ def pieces(params: Params) -> None:
     assert_type(built.map(lambda name, leaf: leaf), safejax.Leaves)
 
 
+Array = np.ndarray[Any, Any]
+
+
+def scaled(q: Array, scale: Array) -> Array:
+    return q * scale
+
+
+def halved_twice(w: Array) -> tuple[Array, Array]:
+    return w / 2, w / 2
+
+
+def like_the_first(a: jax.ShapeDtypeStruct, b: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return a if b.ndim else b
+
+
 def transforming(leaves: safejax.Leaves) -> safejax.Transform:
     found: list[safejax.Transform] = [
         safejax.cast("bfloat16", source="float32", where="*.kernel", must_match=False),
@@ -166,19 +184,35 @@ def transforming(leaves: safejax.Leaves) -> safejax.Transform:
             sizes={"h": 2},
         ),
         safejax.crop("*.embedding", axis=0, to=50257, source=50304),
-        safejax.drop("opt_state.*"),
+        safejax.drop("opt_state.*", ["a", "!*.b"], inverse={"opt_state.0": 1}),
+        safejax.drop("a", inverse=lambda leaves: {"a": len(leaves)}),
         safejax.elementwise(lambda x: x + 1, "*.scale", inverse=lambda x: x - 1),
         safejax.keys("rng", impl="rbg"),
+        safejax.merge(
+            {"*.w": ["*.q", "*.scale"]},
+            scaled,
+            axes="i j, i/128 j/128 -> i j",
+            inverse=halved_twice,
+        ),
+        safejax.merge({"w": ["a", "b"]}, np.add, aval=like_the_first),
+        safejax.offset("*.scale", 1),
         safejax.pad("*.embedding", axis=0, to=50304, value=0.5),
+        safejax.permute("*.q", 0, [0, 2, 1, 3]),
         safejax.prefix("model"),
         safejax.rename({"a.*": "b.*"}, strict=True),
         safejax.reshape("*.query", (-1, 4), source=[4, -1]),
+        safejax.reshape("*.query", (32, -1), axis=0),
+        safejax.scale(("*.embedding", "!*.b"), 0.5, exact=False),
         safejax.select("params.*", lambda name: name == "step"),
+        safejax.select(re.compile(r"params\..*")),
+        safejax.cast("bfloat16", where=lambda name, aval: aval.ndim > 1 and name != "a"),
         safejax.split("a", ["b", "c"]),
-        safejax.stack("layers.{i}.*"),
+        safejax.stack("layers.{i}.*", start=1, count=4),
+        safejax.stack(["a", "b"], "c"),
         safejax.tie({"head.weight": "embed.weight"}),
         safejax.transpose("*.kernel", axes=[1, 0]),
         safejax.unstack("layers.*", "layers.{i}.*"),
+        safejax.unstack("a", ["b", "c"], axis=1),
     ]
     for transform in found:
         assert_type(transform(leaves), safejax.Leaves)
@@ -263,6 +297,17 @@ def adapters(
     assert_type(safejax.equinox.deserialize("m", like=model), nnx.Linear)
     safejax.flax.deserialize("m", stricter=True)  # type: ignore[call-overload]  # pyright: ignore
     safejax.equinox.deserialize("m")  # type: ignore[call-arg]  # pyright: ignore
+
+
+def porting(mesh: jax.sharding.Mesh, config: dict[str, Any]) -> None:
+    recipe = safejax.recipes.of(pathlib.Path("folder"))
+    assert_type(recipe, safejax.recipes.Recipe)
+    assert_type(safejax.recipes.of(config, names=["a.weight"]).model_type, str)
+    assert_type(recipe.axes, dict[str, int | None])
+    assert_type(safejax.recipes.MODEL_TYPES, tuple[str, ...])
+    rules = recipe.rules(mesh, {"heads": "model", "mlp": ("data", "model"), "embed": None})
+    params = safejax.load("folder", transform=recipe.transform, sharding=rules)
+    safejax.save(params, "exported", transform=recipe.transform.inverse)
 
 
 def harness(tree: Params, leaves: safejax.Leaves) -> None:

@@ -20,7 +20,7 @@ from safejax._src.dtypes import (
     to_stored_bytes,
     unpack,
 )
-from safejax._src.format.written_header import Entry, write_header
+from safejax._src.format.written_header import write_header
 from tests.support.files import file_of
 
 JAX_DTYPES = [np.dtype(scalar) for scalar in jax_dtypes._jax_types]
@@ -73,9 +73,8 @@ def test_a_leaf_of_any_jax_dtype_comes_back_bit_by_bit(dtype, shape, tmp_path):
     assert (back.dtype, back.shape) == (dtype, shape)
     assert bits(back).tobytes() == bits(array).tobytes()
 
-    entry = Entry("x", stored.code, stored.shape, stored.nbytes)
     path = tmp_path / "x.safetensors"
-    path.write_bytes(write_header([entry], {}, "x") + raw.tobytes())
+    path.write_bytes(write_header({"x": stored}, {}, "x") + raw.tobytes())
     with safetensors.safe_open(path, "numpy") as file:
         tensor = file.get_slice("x")
         assert (tensor.get_dtype(), tuple(tensor.get_shape())) == (stored.code, stored.shape)

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -14,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 import safejax
 from safejax._src.arrays import read_once
+from tests.support.servers import HttpServer
 from tests.support.together import Together, devices_together, keys_in_the_service, raised
 
 DTYPES = (
@@ -103,6 +105,49 @@ def test_each_byte_is_read_by_one_process(pair: Together) -> None:
     for spec in (P(), P("y"), P(None, "y")):  # "x" is the axis of the processes.
         assert first[f"{spec} False"] == 512
     assert (first["odd"], second["odd"]) == (24, 24)
+
+
+SIDE, COUNT = 512, 4
+
+
+def requests_of(process: int, url: str) -> tuple[list[int], bool]:
+    """What reading each leaf in both, and then once, is planned and asked for; and if all is right.
+
+    The server is told who asks.
+    """
+    asked: list[int] = []
+    right = True
+    for once in (False, True):
+        headers = {"X-Who": f"{process} {once}"}
+        fs = fsspec.filesystem("http", headers=headers, skip_instance_cache=True)
+        tree = safejax.load(url, fs=fs, sharding=NamedSharding(mesh(), P()))
+        planned = safejax.plan(tree).processes[process].reads
+        with safejax.observe_reads() as log:
+            placed = safejax.materialize(tree, read_once=once)
+        asked += [planned.requests, planned.nbytes, len(log.reads), log.nbytes]
+        for number in range(COUNT):
+            values = np.asarray(placed[f"w{number}"].addressable_data(0))
+            right &= bool((values == np.arange(SIDE * SIDE).reshape(SIDE, SIDE) + number).all())
+    return asked, right
+
+
+def test_a_file_elsewhere_is_requested_by_each_process_or_once(pair: Together) -> None:
+    server = HttpServer()
+    values = np.arange(SIDE * SIDE, dtype=np.int32).reshape(SIDE, SIDE)
+    tree = {f"w{number}": values + number for number in range(COUNT)}
+    nbytes = COUNT * values.nbytes
+    server.files["/m.safetensors"] = safejax.serialize(tree)
+    answers = pair.run(requests_of, f"{server.url}/m.safetensors")
+    for process, (asked, right) in enumerate(answers):
+        assert right
+        # Neighbours are one request; if each byte is read once, a process reads half of each leaf.
+        plain = [1, nbytes]
+        assert asked == [*plain, *plain, *plain, COUNT, nbytes // 2]
+        for once, number, total in ((False, *plain), (True, COUNT, nbytes // 2)):
+            sent = [each.sent for each in server.requests if each.who == f"{process} {once}"]
+            assert len(sent) == 1 + number  # That which opens it.
+            assert sum(sent[1:]) == total
+    server.close()
 
 
 def collectives(process: int) -> tuple[int, list[str]]:

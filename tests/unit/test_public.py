@@ -16,7 +16,7 @@ import safejax
 from safejax._src.public import set_module
 
 PACKAGE = Path(safejax.__file__).parent
-MODULES = ["", "equinox", "flax", "haiku", "nnx", "objax", "testing"]
+MODULES = ["", "equinox", "flax", "haiku", "nnx", "objax", "recipes", "testing"]
 PUBLIC = [
     (f"safejax.{module}".rstrip("."), name)
     for module in MODULES

@@ -16,7 +16,7 @@ from hypothesis.errors import NoSuchExample
 import safejax
 from safejax import chain, encode, flatten
 from safejax._src.leaves.leaf import is_array
-from safejax._src.pytrees.patterns import predicate
+from safejax._src.pytrees.choices import predicate
 from safejax.testing import arrays, assert_round_trip, assert_trees_identical, pytrees_matching
 
 # ---- trees in which patterns match
@@ -24,7 +24,7 @@ from safejax.testing import arrays, assert_round_trip, assert_trees_identical, p
 MATRIX = arrays(np.float32, (6, 4))
 
 TRANSFORMS: dict[str, tuple[Any, safejax.Transform]] = {
-    "transpose": ("*.kernel", safejax.transpose("*.kernel")),
+    "transpose": ({"*.kernel": MATRIX}, safejax.transpose("*.kernel")),
     "rename": ("layers.{i}.*", safejax.rename({"layers.{i}.*": "blocks.{i}.*"})),
     "prefix": (("a", "{i}"), safejax.prefix("model")),
     "cast": (
@@ -47,7 +47,7 @@ TRANSFORMS: dict[str, tuple[Any, safejax.Transform]] = {
         safejax.elementwise(np.invert, "*.scale", inverse=np.invert),
     ),
     "several": (
-        ["*.kernel", "*.bias"],
+        {"*.kernel": MATRIX, "*.bias": MATRIX},
         safejax.chain(safejax.transpose("*.kernel"), safejax.rename({"*.bias": "b.*"})),
     ),
 }

@@ -41,7 +41,8 @@ def load(
     its variants. An index says which tensor is in which file; a tensor that is in another file,
     too, or that the index omits, is a warning, and one that is missing is an error. A file that is
     changed in place after it was opened is an error when a leaf is read; one that is replaced as a
-    whole is still read.
+    whole is still read. Files of Flax's msgpack and NumPy's `.npz` and `.npy`, which their first
+    bytes show, are read as lazily (`docs/from-msgpack.md`); a pickle is never loaded.
 
     The order is: decode, `transform`, match `like`, choose the sharding. Each leaf is read and
     placed on its devices when its values are first needed, and a process reads only the bytes

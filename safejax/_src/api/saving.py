@@ -14,6 +14,7 @@ from safejax._src.checkpoint.codec import encode
 from safejax._src.checkpoint.handle import SaveHandle
 from safejax._src.checkpoint.saving import stored_leaves
 from safejax._src.checkpoint.task import SaveTask
+from safejax._src.format.index import STEM
 from safejax._src.leaves.steps import TransformArgument
 from safejax._src.moved import names_new_way
 from safejax._src.processes.agreement import TIMEOUT
@@ -31,6 +32,7 @@ def save(
     transform: TransformArgument | None = None,
     metadata: Mapping[str, str] | None = None,
     max_shard_bytes: int | None = None,
+    name: str = STEM,
     one_writer_per_file: bool = False,
     checksum: bool = False,
     progress: ProgressArgument = None,
@@ -50,7 +52,9 @@ def save(
     With `max_shard_bytes`, `path` is a folder. Tensors are distributed, by name, over files
     `model-00001-of-0000N.safetensors` with at most that many bytes of data each (a larger tensor
     gets a file of its own), and `model.safetensors.index.json` records which file holds which
-    tensor, as Hugging Face's libraries do; if one file is enough, it is `model.safetensors`. The
+    tensor, as Hugging Face's libraries do; if one file is enough, it is `model.safetensors`.
+    `name="diffusion_pytorch_model"`, which diffusers expects, or `"adapter_model"`, which PEFT
+    does, takes the place of `model` in these names. The
     folder is replaced as a whole, so that no reader sees half of it; other files in it are kept.
     Elsewhere than in a local folder, and with `one_writer_per_file`, the names of the files are new
     in each save (`model-<16 hex digits>-00001-of-…`): the index, which is then never missing, is
@@ -83,7 +87,7 @@ def save(
     """
     task = SaveTask(
         function="save", tree=tree, path=path, transform=transform, metadata=metadata,
-        max_shard_bytes=max_shard_bytes, one_writer_per_file=one_writer_per_file,
+        max_shard_bytes=max_shard_bytes, name=name, one_writer_per_file=one_writer_per_file,
         checksum=checksum, progress=progress, fs=fs, timeout=timeout,
     )  # fmt: skip
     with reported(progress, "save") as report:
@@ -101,6 +105,7 @@ def save_async(
     transform: TransformArgument | None = None,
     metadata: Mapping[str, str] | None = None,
     max_shard_bytes: int | None = None,
+    name: str = STEM,
     one_writer_per_file: bool = False,
     checksum: bool = False,
     progress: ProgressArgument = None,
@@ -146,7 +151,7 @@ def save_async(
     """
     task = SaveTask(
         function="save_async", tree=tree, path=path, transform=transform, metadata=metadata,
-        max_shard_bytes=max_shard_bytes, one_writer_per_file=one_writer_per_file,
+        max_shard_bytes=max_shard_bytes, name=name, one_writer_per_file=one_writer_per_file,
         checksum=checksum, progress=progress, fs=fs, timeout=timeout,
         max_host_bytes=max_host_bytes,
     )  # fmt: skip

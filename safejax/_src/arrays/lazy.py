@@ -35,7 +35,7 @@ from safejax._src.arrays.placing import (
     place,
     place_many,
 )
-from safejax._src.arrays.precision import NarrowingNotice, narrowed
+from safejax._src.arrays.precision import NarrowingNotice, narrowed, remember_stored
 from safejax._src.arrays.untraced import run_untraced
 from safejax._src.dtypes import Dtype
 from safejax._src.public import set_module
@@ -99,6 +99,19 @@ class LazyArray(jax.Array):
         leaf._rows = None
         leaf._notice = self._notice
         leaf._placed = None
+        leaf._lock = threading.Lock()
+        leaf._aval = self._aval
+        return leaf
+
+    def named(self, name: str) -> "LazyArray":
+        """The same leaf under another name; it is placed if this one is."""
+        leaf = LazyArray.__new__(LazyArray)
+        leaf._content = self._content
+        leaf._name = name
+        leaf._placement = self._placement
+        leaf._rows = None
+        leaf._notice = self._notice
+        leaf._placed = self._placed
         leaf._lock = threading.Lock()
         leaf._aval = self._aval
         return leaf
@@ -335,8 +348,16 @@ class LazyArray(jax.Array):
         with self._lock:
             if self.is_placed:
                 return []
-            self._placed, in_place = self._place()
-        return in_place
+            placed = self._place()
+            self._keep(placed.array)
+        return placed.in_place
+
+    def _keep(self, array: jax.Array) -> None:
+        """Take an array as the placed one; stored again, its integers are what they were."""
+        self._placed = array
+        stored = self.content.view.dtype
+        if stored.kind in "iu" and not self._has_keys and self._aval.dtype != stored:
+            remember_stored(array, stored)
 
     @staticmethod
     def place_many_in_this_thread(leaves: Sequence["LazyArray"]) -> list[NDArray[Any]]:
@@ -353,7 +374,7 @@ class LazyArray(jax.Array):
             in_place: list[NDArray[Any]] = []
             for leaf, placed in zip(left, place_many(jobs), strict=True):
                 assert leaf._has_keys or placed.array.aval == leaf._aval
-                leaf._placed = placed.array
+                leaf._keep(placed.array)
                 in_place += placed.in_place
         return in_place
 
@@ -362,7 +383,7 @@ class LazyArray(jax.Array):
         assert array.aval == self._aval, (array.aval, self._aval)
         with self._lock:
             if not self.is_placed:
-                self._placed = array
+                self._keep(array)
 
     @property
     def is_worth_a_thread(self) -> bool:

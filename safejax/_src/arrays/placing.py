@@ -22,6 +22,7 @@ from safejax._src.arrays.precision import narrowed
 from safejax._src.dtypes import Dtype
 from safejax._src.reading.batch import Batch
 from safejax._src.reading.memory import ALIGNMENT, Allocator, Arena, aligned_empty
+from safejax._src.reading.order import read_in_order
 from safejax._src.reading.view import View
 from safejax.errors import PlacementError
 
@@ -88,6 +89,10 @@ class Job(NamedTuple):
     name: str
 
 
+_NO_BATCH: Final = Batch()
+"""For what is not read together with anything."""
+
+
 def place(content: Content, dtype: Dtype, placement: Placement, name: str) -> Placed:
     """The array of a content, as `dtype`, where `placement` says.
 
@@ -97,12 +102,18 @@ def place(content: Content, dtype: Dtype, placement: Placement, name: str) -> Pl
     Raises `PrecisionError` where a narrower integer `dtype` cannot hold a value; whatever is
     raised says for which leaf.
     """
-    (placed,) = place_many([Job(content, dtype, placement, name)])
-    return placed
+    job = Job(content, dtype, placement, name)
+    if content.view.plans_reads:
+        (placed,) = place_many([job])
+        return placed
+    with _errors_name(name):
+        return _begun(job, _NO_BATCH)()
 
 
 def place_many(jobs: Sequence[Job]) -> list[Placed]:
     """What `place` returns for each job; what they need of a file is requested together."""
+    if not jobs:  # All of a group may have been placed meanwhile.
+        return []
     with Batch() as batch:
         begun: list[Callable[[], Placed]] = []
         for job in jobs:
@@ -264,9 +275,7 @@ def _block(task: _Task, view: View, device: Any, empty: Allocator) -> _Block:
     values = view.in_place(alignment_for(device, view.dtype))
     if values is not None:
         return _Block(values, is_mapped=device.platform == "cpu" and view.is_mapped)
-    values = empty(view.shape, view.dtype)
-    view.read_into(values)
-    return _Block(values, is_mapped=False)
+    return _Block(read_in_order(view, empty), is_mapped=False)
 
 
 def _read_later(task: _Task, view: View, empty: Allocator) -> NDArray[Any]:

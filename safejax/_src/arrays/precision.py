@@ -1,6 +1,7 @@
 """Precision: what becomes of 64-bit values while JAX's x64 mode is off."""
 
 import threading
+import weakref
 from typing import Any, Final, final
 
 import numpy as np
@@ -35,6 +36,21 @@ class NarrowingNotice:
                 "which has all bits",
                 PrecisionWarning,
             )
+
+
+_stored: Final[dict[int, tuple[weakref.ref[Any], Dtype]]] = {}
+
+
+def remember_stored(array: Any, dtype: Dtype) -> None:
+    """Remember that an array, as long as it lives, holds integers that are stored as `dtype`."""
+    key = id(array)
+    _stored[key] = (weakref.ref(array, lambda _: _stored.pop(key, None)), dtype)
+
+
+def stored_dtype(array: Any) -> Dtype | None:
+    """The wider dtype that the integers of an array were stored as; None if there is none."""
+    found = _stored.get(id(array))
+    return found[1] if found is not None and found[0]() is array else None
 
 
 def needs_x64(dtype: Dtype) -> bool:

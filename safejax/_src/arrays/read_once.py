@@ -19,7 +19,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from safejax._src.arrays.content import Content
 from safejax._src.arrays.lazy import LazyArray
 from safejax._src.arrays.parts import holders_of
-from safejax._src.arrays.placing import Placement, is_in_default_memory, place
+from safejax._src.arrays.placing import Job, Placement, is_in_default_memory, place_many
+from safejax._src.arrays.together import read_together
 from safejax._src.arrays.untraced import run_untraced
 from safejax._src.dtypes import Dtype
 from safejax._src.reading.array import ArraySource
@@ -126,17 +127,20 @@ def place_reading_once(spreads: Spreads, together: Together) -> Iterator[LazyArr
     passing on, since a process that raised would leave the others waiting.
     """
     for group in _groups(spreads):
-        read: list[jax.Array] = []
+        read: dict[int, jax.Array] = {}
         failure: BaseException | None = None
         try:
-            for leaf, spread in group:
-                read.append(run_untraced(partial(_read, leaf, spread), leaf.dtype))
+            for some in _read_at_a_time(group):
+                jobs = [_job(leaf, spread) for leaf, spread in some]
+                placed = run_untraced(partial(place_many, jobs), jobs[0].dtype)
+                for (leaf, _), parts in zip(some, placed, strict=True):
+                    read[id(leaf)] = parts.array
                 together.alive()
         except Exception as error:  # noqa: BLE001 - raised by `agree`
             failure = error
         together.agree(failure)
-        for (leaf, spread), parts in zip(group, read, strict=True):
-            run_untraced(partial(_gather, leaf, spread, parts), leaf.dtype)
+        for leaf, spread in group:
+            run_untraced(partial(_gather, leaf, spread, read[id(leaf)]), leaf.dtype)
         jax.block_until_ready([leaf.placed() for leaf, _ in group])
         # Only now: if the caller raises, no other process waits for a gather of this one.
         yield from (leaf for leaf, _ in group)
@@ -157,9 +161,22 @@ def _groups(spreads: Spreads) -> Iterator[list[tuple[LazyArray, Spread]]]:
         yield group
 
 
-def _read(leaf: LazyArray, spread: Spread) -> jax.Array:
-    placement = Placement(spread.sharding, committed=True)
-    return place(spread.content, leaf.dtype, placement, leaf.name).array
+def _read_at_a_time(
+    group: Iterable[tuple[LazyArray, Spread]],
+) -> Iterator[list[tuple[LazyArray, Spread]]]:
+    """The leaves of a group: each by itself, or those whose bytes are requested together."""
+    requested: dict[int, tuple[LazyArray, Spread]] = {}
+    for leaf, spread in group:
+        if spread.content.view.plans_reads:
+            requested[id(leaf)] = leaf, spread
+        else:
+            yield [(leaf, spread)]
+    for leaves in read_together(leaf for leaf, _ in requested.values()):
+        yield [requested[id(leaf)] for leaf in leaves]
+
+
+def _job(leaf: LazyArray, spread: Spread) -> Job:
+    return Job(spread.content, leaf.dtype, Placement(spread.sharding, committed=True), leaf.name)
 
 
 def _gather(leaf: LazyArray, spread: Spread, parts: jax.Array) -> None:

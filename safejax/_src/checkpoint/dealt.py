@@ -31,7 +31,6 @@ from safejax._src.checkpoint.reshard import reshard
 from safejax._src.checkpoint.saving import reporting, room_is_told
 from safejax._src.checkpoint.shards import Folder
 from safejax._src.checkpoint.snapshot import copied_bytes, snapshot
-from safejax._src.format.index import SINGLE_NAME
 from safejax._src.processes.agreement import Round
 from safejax._src.processes.preparing import agreed
 from safejax._src.progress import Progress
@@ -77,7 +76,7 @@ class Dealt:
     def hold(self) -> Folder:
         """The files of this process, with values that stay; all processes call it together."""
         files: dict[str, Layout] = {}
-        for group in _groups(self._writers):
+        for group in _groups(self._writers, self._plan.single_name):
             files |= reshard(group, self._plan.files, self._shares, self._across)
         own = replace(self._plan, files=MappingProxyType(files))
         held = cast("Folder", snapshot(own))
@@ -136,7 +135,7 @@ class Dealt:
             # All learn of an error before files are removed, or another one may be that its own
             # is not there.
             with across.telling(), room:
-                for group in _groups(self._writers):
+                for group in _groups(self._writers, self._plan.single_name):
                     self._write_group(group, files, wrote)
                 is_done = True
                 across.agree(None, _nothing)
@@ -160,15 +159,15 @@ class Dealt:
         return {
             name: layout
             for name, layout in self._plan.files.items()
-            if self._writers[name] == self._across.process and name != SINGLE_NAME
+            if self._writers[name] == self._across.process and name != self._plan.single_name
         }
 
 
-def _groups(writers: Mapping[str, int]) -> list[dict[str, int]]:
+def _groups(writers: Mapping[str, int], single: str) -> list[dict[str, int]]:
     """The files in groups, each with one file of each process that has one left."""
     files: dict[int, list[str]] = {}
     for name, writer in writers.items():
-        if name != SINGLE_NAME:  # It has no tensor, and is written in place of an index.
+        if name != single:  # It has no tensor, and is written in place of an index.
             files.setdefault(writer, []).append(name)
     rows = zip_longest(*files.values())
     return [{name: writers[name] for name in row if name is not None} for row in rows]

@@ -5,8 +5,8 @@ agreed as here.
 
 The layout follows from names, shapes and dtypes, so every process knows where each byte goes.
 
-1. All agree that they have the same tree and arguments, and thus the same layout. (Before that,
-   they tell each other which arrays only one of them has.)
+1. All agree that they have the same tree and arguments, and thus the same layout. (Where an array
+   may be in one of them only, they tell each other before that which those are.)
 2. Process 0 makes the temporary file at its full size, and all learn its path.
 3. Each writes its own bytes there and flushes them, and all agree that they have.
 4. Process 0 renames the file, and all learn that it is there.
@@ -20,32 +20,22 @@ step. Whoever gives up removes the temporary file, so that nobody can rename it 
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeVar, final
+from typing import Any, Final, final
 
-from safejax._src.arguments import is_timeout
 from safejax._src.checkpoint.dealt import Dealt
 from safejax._src.checkpoint.digesting import finish_head, full_size, write_digests
-from safejax._src.checkpoint.division import Runs, divided, held_alone, merged, single_holders
-from safejax._src.checkpoint.facts import Facts, digest_of, facts_of, raise_difference
 from safejax._src.checkpoint.layout import Layout
-from safejax._src.checkpoint.ours import Ours, ours_of, write_share
+from safejax._src.checkpoint.ours import Ours, write_share
 from safejax._src.checkpoint.saving import Wrote, reporting, room_is_told
-from safejax._src.checkpoint.shards import Folder, is_ours
+from safejax._src.checkpoint.shards import Folder
 from safejax._src.checkpoint.snapshot import copied_bytes, held
-from safejax._src.format.index import INDEX_NAME
-from safejax._src.leaves.leaves import Leaves
-from safejax._src.processes.agreement import TIMEOUT, Round
-from safejax._src.processes.preparing import agreed
+from safejax._src.processes.agreement import Round
 from safejax._src.progress import Progress
-from safejax._src.reading.remote import FileSystem
-from safejax._src.storage.files import PathLike, checked_path, errors_name, fill_atomically
+from safejax._src.storage.files import errors_name, fill_atomically
 from safejax._src.storage.folders import write_folder_atomically
-from safejax._src.storage.location import locate
 from safejax._src.storage.store import Store
 from safejax._src.storage.together import SharedFile, opened_together, remove_together
 from safejax._src.system import allocate
-from safejax.errors import ProcessError
 
 
 @final
@@ -100,94 +90,6 @@ class Joint:
                 self._dealt.write(self.store, self.path, progress)
 
 
-_Result = TypeVar("_Result")
-
-
-def agree_to_save(
-    flattened: Callable[[], Leaves],
-    plan_of: Callable[[Leaves, int | None], Layout | Folder],
-    options: Mapping[str, Any],
-    target: PathLike,
-    fs: FileSystem,
-    timeout: Any,
-    then: Callable[[Joint], _Result],
-) -> _Result:
-    """Agree with all other processes to save to `target` what `plan_of` makes of the leaves.
-
-    `plan_of(leaves, writers)` deals the files out among `writers` processes, unless it is None.
-    `options` are the arguments that must be the same everywhere and are not seen in the plan.
-    `then` writes it, and what it returns is returned. Every error, also of `then`, is raised in
-    all processes; what was there before is kept.
-    """
-    # One that is no timeout is found when the leaves are prepared, in the round.
-    silence = timeout if is_timeout(timeout) else TIMEOUT
-    with Round(f"save to {target!s}", silence) as across:
-        across.note = "what was there before is unchanged"
-
-        def prepare() -> tuple[Leaves, Store, str, int | None]:
-            leaves = flattened()
-            store, path = locate(checked_path(target), fs)
-            writers = across.processes if _is_dealt(store, path, options) else None
-            return leaves, store, path, writers
-
-        (leaves, store, path, writers), runs = agreed(
-            across, prepare, lambda made: single_holders(made[0]), _merged
-        )
-        alone = held_alone(leaves, runs, across.process)
-
-        def divide() -> tuple[Ours, Facts]:
-            plan = plan_of(divided(leaves, alone, across.process), writers)
-            ours = ours_of(plan, across.process, across.processes)
-            facts = facts_of({"path": path, **options}, leaves, alone, plan, across.alive)
-            return ours, facts
-
-        (ours, facts), other = agreed(
-            across,
-            divide,
-            lambda made: [digest_of(made[1]), made[0].bits, made[0].of_all],
-            _first_other,
-        )
-        if other is not None:
-            raise_difference(across, facts, other)
-        return then(Joint(ours, store, path, across))
-    raise AssertionError("the block returns or raises")
-
-
-def _merged(values: list[Any]) -> Runs:
-    return merged(values[0], values[1]) if len(values) > 1 else values[0]
-
-
-def _is_dealt(store: Store, target: str, options: Mapping[str, Any]) -> bool:
-    """Whether each file is written by one process alone."""
-    if options["max_shard_bytes"] is not None:
-        return not store.shares_files or options["one_writer_per_file"]
-    if not store.shares_files:
-        raise ValueError(
-            f"{target}: expected max_shard_bytes with a save by several processes to {store.kind}, "
-            "where they cannot write one file together, got none: pass for example "
-            "max_shard_bytes=2 << 30, for a folder of files that are written by one process each, "
-            "or save to a local folder that all processes share"
-        )
-    return False
-
-
-def _first_other(values: list[Any]) -> int | None:
-    """The first process whose facts are not those of process 0; `ProcessError` for bad shares."""
-    for process, value in enumerate(values):
-        if value[0] != values[0][0]:
-            return process
-    found, expected = sum(value[1] for value in values), values[0][2]
-    if found != expected:
-        raise ProcessError(
-            f"expected the shares of all processes to have {expected} bits, got {found}: this is "
-            "an error of safejax, please report it; nothing was written"
-        )
-    return None
-
-
-# ---- writing
-
-
 def _write(ours: Ours, store: Store, path: str, across: Round, wrote: Wrote) -> None:
     def fill_ours(temporary: str) -> None:
         # All learn of an error before the file is removed, or another one may be that it is not
@@ -220,14 +122,14 @@ def _write(ours: Ours, store: Store, path: str, across: Round, wrote: Wrote) -> 
             with open(os.path.join(temporary, name), "xb") as file:
                 _begin(file.fileno(), layout)
         if isinstance(ours.plan, Folder) and ours.plan.index is not None:
-            with open(os.path.join(temporary, INDEX_NAME), "xb") as file:
+            with open(os.path.join(temporary, ours.plan.index_name), "xb") as file:
                 file.write(ours.plan.index)
                 file.flush()
                 os.fsync(file.fileno())
         fill(temporary)
 
     if isinstance(ours.plan, Folder):
-        write_folder_atomically(path, fill_folder, is_ours)
+        write_folder_atomically(path, fill_folder, ours.plan.is_ours)
     else:
         fill_atomically(path, fill_file)
     _agree_on_the_end(across)

@@ -8,9 +8,10 @@ it is an array of that process. So what others see of it is asked of them.
 import hashlib
 import itertools
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import jax
+import numpy as np
 from jax.core import Tracer
 from jax.sharding import Sharding
 
@@ -24,10 +25,17 @@ from safejax._src.reading.held import held_by
 Runs: TypeAlias = list[list[int]]
 """For each leaf, in order, the one process that holds it, or -1; as runs of `[count, process]`."""
 
+NOBODY: Final = -1
+"""In the place of a process, if there is not one that holds a leaf alone."""
+
+_FEW_BYTES: Final = 1 << 20
+"""Bytes of local arrays that are read in less time than an agreement takes."""
+
 
 def spans_processes(tree: Any) -> bool:
     """Whether a tree has an array of which this process does not hold all."""
-    return any(map(is_spanning, _leaves_of(tree)))
+    # To ask for a class of JAX takes longer than all that is done for most arrays of NumPy.
+    return any(type(leaf) is not np.ndarray and is_spanning(leaf) for leaf in _leaves_of(tree))
 
 
 def only_holder(tree: Any) -> int | None:
@@ -52,6 +60,18 @@ def is_spanning(leaf: object) -> bool:
     if not isinstance(leaf, jax.Array) or isinstance(leaf, Tracer):
         return False
     return not leaf.is_fully_addressable
+
+
+def may_be_divided(leaves: Leaves) -> bool:
+    """Whether it is worth while to divide leaves as if no process held one of them alone.
+
+    If that is not so in the end, the local arrays have been read in vain.
+    """
+    arrays = [leaf for leaf in leaves.values() if isinstance(leaf, jax.Array)]
+    local = sum(leaf.nbytes for leaf in arrays if leaf.is_fully_addressable)
+    return local <= _FEW_BYTES and all(
+        not is_spanning(leaf) or _single_holder(leaf.sharding) == NOBODY for leaf in arrays
+    )
 
 
 def single_holders(leaves: Leaves) -> Runs:

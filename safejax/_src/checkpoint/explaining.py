@@ -23,14 +23,8 @@ _OTHERS: Final = {
         "model, or convert these where PyTorch is installed: "
         "safetensors.torch.save_file(torch.load(file, weights_only=True), 'model.safetensors')"
     ),
-    (".msgpack",): (
-        "files of Flax: convert them with safejax.save(flax.serialization.msgpack_restore("
-        "pathlib.Path(file).read_bytes()), 'model.safetensors')"
-    ),
-    (".npz",): (
-        "archives of NumPy: convert them with safejax.save(dict(numpy.load(file)), "
-        "'model.safetensors')"
-    ),
+    (".msgpack",): "files of Flax: give the path of the file",
+    (".npz",): "archives of NumPy: give the path of the file",
     (".h5", ".hdf5", ".keras"): "files of Keras or HDF5: load them with Keras or h5py, and save",
     (".gguf",): "GGUF files: get the safetensors files of the same model",
 }
@@ -51,7 +45,7 @@ def in_folder(store: Store, folder: str, names: list[str]) -> str:
             "huggingface_hub.snapshot_download('owner/name') returns"
         )
     if not _ORBAX.isdisjoint(names):
-        return "an Orbax checkpoint: restore it with Orbax, and save the tree with safejax.save"
+        return "an Orbax checkpoint: load it with safejax.orbax.load"
     below = store.join(folder, "snapshots") if "snapshots" in names else folder
     inside = _with_checkpoints(store, below)
     if inside:

@@ -6,7 +6,10 @@ differs, two more agreements find the first fact that does. No table is ever sen
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, Final, TypeAlias, cast
+
+from jax.sharding import Sharding
 
 from safejax._src import dtypes
 from safejax._src.checkpoint.division import digest_of_division, is_spanning
@@ -63,7 +66,7 @@ def _fact_of(name: str, leaf: Any, is_alone: bool, alive: Callable[[], None]) ->
         return describe(leaf)
     if is_alone or is_spanning(leaf):
         division = digest_of_division(leaf.sharding, leaf.shape)
-        return f"{describe(leaf)} over {leaf.sharding}, division {division}"
+        return f"{describe(leaf)} over {_text_of(leaf.sharding)}, division {division}"
     view = content_at(name, leaf).view
     if view.cost().nbytes:
         return f"{describe(leaf)} of a file, in each process"
@@ -75,6 +78,12 @@ def _fact_of(name: str, leaf: Any, is_alone: bool, alive: Callable[[], None]) ->
             digest.update(dtypes.to_stored_bytes(block.read(), stored).data)
             alive()
     return f"{describe(leaf)} in each process, with values {digest.hexdigest()[:16]}"
+
+
+# Most leaves have the sharding of another one, and a mesh has a long text.
+@lru_cache(maxsize=1024)
+def _text_of(sharding: Sharding) -> str:
+    return str(sharding)
 
 
 def digest_of(facts: Facts) -> str:

@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterable
 from typing import TypeAlias, final
 
 from safejax._src.checkpoint.layout import Layout
-from safejax._src.checkpoint.shards import Folder, is_ours
+from safejax._src.checkpoint.shards import Folder
 from safejax._src.checkpoint.stream import Stream, final_chunks
-from safejax._src.format.index import INDEX_NAME, SINGLE_NAME
 from safejax._src.storage.store import Store
 
 Wrote: TypeAlias = Callable[[int], None]
@@ -83,16 +82,17 @@ class IndexedFiles:
         self._replaced = tuple(
             self._store.join(self._folder, name)
             for name in sorted(self._names())
-            if is_ours(name) and name not in new
+            if self._plan.is_ours(name) and name not in new
         )
 
     def named(self, file: str) -> str:
         """The name that a file of the plan has in this save."""
-        return file.replace("model-", f"model-{self._token}-", 1)
+        stem = self._plan.stem
+        return file.replace(f"{stem}-", f"{stem}-{self._token}-", 1)
 
     def write(self, file: str, layout: Layout, wrote: Wrote) -> None:
         """Write a file of the plan, which has this layout."""
-        if file == SINGLE_NAME:
+        if file == self._plan.single_name:
             return  # It has no tensor, and is written in place of an index.
         path = self._store.join(self._folder, self.named(file))
         self._written.append(path)
@@ -104,7 +104,7 @@ class IndexedFiles:
         They are on another disk, or another save to the same folder, which goes on at the same
         time, has removed them: an index would name files that are not there.
         """
-        names = {self.named(file) for file in self._plan.files if file != SINGLE_NAME}
+        names = {self.named(file) for file in self._plan.files if file != self._plan.single_name}
         for name in sorted(names.difference(self._names())):
             path = self._store.join(self._folder, name)
             # A list of names may be an old one, on a network.
@@ -118,15 +118,15 @@ class IndexedFiles:
 
     def commit(self) -> None:
         """Make the files the checkpoint of the folder."""
-        index = self._store.join(self._folder, INDEX_NAME)
+        index = self._store.join(self._folder, self._plan.index_name)
         self._index = self._plan.index_of(self.named)
         if self._index is not None:
             chunks = iter([memoryview(self._index)])
             instead_of = (*self._replaced, index)
             self._store.write(index, chunks, lambda _: None, instead_of=instead_of)
             return
-        single = self._store.join(self._folder, SINGLE_NAME)
-        layout, instead_of = self._plan.files[SINGLE_NAME], (*self._replaced, single)
+        single = self._store.join(self._folder, self._plan.single_name)
+        layout, instead_of = self._plan.files[self._plan.single_name], (*self._replaced, single)
         write_file(self._store, single, layout, lambda _: None, instead_of)
         if index in self._replaced:
             self._store.remove(index)
@@ -141,12 +141,16 @@ class IndexedFiles:
         if not of_all:
             self._remove(self._written)
             return
-        names = [self.named(file) for file in self._plan.files if file != SINGLE_NAME]
+        names = [self.named(file) for file in self._plan.files if file != self._plan.single_name]
         self._remove(self._store.join(self._folder, name) for name in names)
 
     def remove_replaced(self, alive: Callable[[], None]) -> None:
         """Remove the files of saves before this one; `alive` is called again and again."""
-        kept = {INDEX_NAME} if self._index is not None else {SINGLE_NAME, INDEX_NAME}
+        kept = (
+            {self._plan.index_name}
+            if self._index is not None
+            else {self._plan.single_name, self._plan.index_name}
+        )
         names = {self._store.join(self._folder, name) for name in kept}
         self._remove((path for path in self._replaced if path not in names), alive)
 
@@ -158,7 +162,10 @@ class IndexedFiles:
         if self._index is None:
             return False
         try:
-            return self._store.read(self._store.join(self._folder, INDEX_NAME)) == self._index
+            return (
+                self._store.read(self._store.join(self._folder, self._plan.index_name))
+                == self._index
+            )
         except FileNotFoundError:
             return False
         except Exception:  # noqa: BLE001 - whatever a file system raises

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from safejax._src.checkpoint.decoding import open_leaves
 from safejax._src.checkpoint.finding import Opener, Path, find
+from safejax._src.checkpoint.foreign import open_foreign
 from safejax._src.checkpoint.stored import check_structure
 from safejax._src.checkpoint.union import union
 from safejax._src.format.index import Index
@@ -12,6 +13,7 @@ from safejax._src.leaves.leaves import Leaves
 from safejax._src.reading.remote import FileSystem
 from safejax._src.reading.source import File
 from safejax._src.storage.store import Access
+from safejax.errors import InvalidFileError
 
 
 def open_path(
@@ -24,7 +26,7 @@ def open_path(
     """
 
     def one(source: File) -> Leaves:
-        return open_leaves(source, verify=verify)
+        return _opened(source, verify)
 
     def several(files: Sequence[tuple[str, File]], index: Index | None, name: str) -> Leaves:
         leaves = union([(file, one(source)) for file, source in files], index, name)
@@ -35,3 +37,15 @@ def open_path(
         return Leaves({**leaves, **record.values}, record.structure, leaves.metadata)
 
     return find(path, fs, Opener(one, several, access))
+
+
+def _opened(source: File, verify: bool) -> Leaves:
+    """The Leaves of a safetensors file or, if its first bytes say so, of one of NumPy or Flax."""
+    try:
+        return open_leaves(source, verify=verify)
+    except InvalidFileError as error:
+        invalid = error
+    leaves = open_foreign(source, verify=verify)
+    if leaves is None:
+        raise invalid
+    return leaves

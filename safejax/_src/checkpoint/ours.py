@@ -24,7 +24,7 @@ class Share(NamedTuple):
     @property
     def bits(self) -> int:
         """The size of an element in the file."""
-        return self.extent.nbytes * 8 // self.extent.view.size
+        return self.extent.nbytes * 8 // self.extent.size
 
     @property
     def size(self) -> int:
@@ -38,7 +38,7 @@ class Share(NamedTuple):
     @property
     def is_whole(self) -> bool:
         """Whether all of the tensor is in this share."""
-        return self.size == self.extent.view.size
+        return self.size == self.extent.size
 
     def has(self, byte: int) -> bool:
         """Whether this process writes a byte of the tensor."""

@@ -159,7 +159,7 @@ class Outgoing:
 
 def _unit(extent: Extent) -> int:
     """The bytes of an element while it is sent: those in the file, but no two share a byte."""
-    return max(1, extent.nbytes // extent.view.size)
+    return max(1, extent.nbytes // extent.size)
 
 
 def _head_of(number: int, at: Window) -> NDArray[np.uint8]:
@@ -190,8 +190,8 @@ class Incoming:
             if share.is_whole:
                 continue
             extent, unit = share.extent, _unit(share.extent)
-            self._memory[number] = np.empty(extent.view.size * unit, np.uint8)
-            self.missing += (extent.view.size - share.size) * unit
+            self._memory[number] = np.empty(extent.size * unit, np.uint8)
+            self.missing += (extent.size - share.size) * unit
             for region in share.regions:
                 with region.view.kept():
                     for part in blocks(region, _BLOCK_BYTES):

@@ -8,9 +8,9 @@ from typing import Any, Final
 
 from safejax._src.checkpoint.indexed import Wrote, write_file, write_indexed
 from safejax._src.checkpoint.layout import Layout, layout
-from safejax._src.checkpoint.shards import Folder, folder_of, is_ours
+from safejax._src.checkpoint.shards import Folder, folder_of
 from safejax._src.checkpoint.stream import Stream
-from safejax._src.format.index import INDEX_NAME
+from safejax._src.format.index import STEM
 from safejax._src.leaves.flatten import flatten
 from safejax._src.leaves.leaves import Leaves, checked_metadata
 from safejax._src.leaves.steps import TransformArgument, apply
@@ -47,17 +47,20 @@ def planned(
     checksum: bool,
     by_all: bool = False,
     writers: int | None = None,
+    stem: str = STEM,
 ) -> Layout | Folder:
     """The file that holds `leaves` or, with `max_shard_bytes`, the folder of files.
 
     If it is written `by_all` processes, some values may be elsewhere. With `writers`, the folder's
-    index is written last, and each file by one process of that number.
+    index is written last, and each file by one process of that number. The names of its files
+    begin with `stem`.
     """
     if max_shard_bytes is None:
         return layout(leaves, target, checksum=checksum, by_all=by_all)
     return folder_of(
-        leaves, target, max_shard_bytes, checksum=checksum, by_all=by_all, writers=writers
-    )
+        leaves, target, max_shard_bytes, checksum=checksum, by_all=by_all, writers=writers,
+        stem=stem,
+    )  # fmt: skip
 
 
 def write(
@@ -99,10 +102,10 @@ def _write_folder(folder: Folder, path: str, wrote: Wrote) -> None:
             with open(os.path.join(temporary, name), "xb") as file:
                 write_chunks(file.fileno(), stream.chunks(), wrote, stream.late_head)
         if folder.index is not None:
-            with open(os.path.join(temporary, INDEX_NAME), "xb") as file:
+            with open(os.path.join(temporary, folder.index_name), "xb") as file:
                 write_chunks(file.fileno(), iter([memoryview(folder.index)]), lambda _: None)
 
-    write_folder_atomically(path, fill, is_ours)
+    write_folder_atomically(path, fill, folder.is_ours)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Shards: Leaves divided among the files of one checkpoint, with an index of them."""
 
 import heapq
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -10,13 +11,15 @@ from typing import Any, Final, final
 
 from safejax._src.checkpoint.layout import Layout, layout
 from safejax._src.format import strict_json
-from safejax._src.format.index import SINGLE_NAME
+from safejax._src.format.index import STEM
 from safejax._src.format.record import RECORD_KEY, Record, record_text
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.pytrees.structure import Structure
 from safejax._src.reading.source import HostArray
 
-_OURS: Final = re.compile(r"model((-[0-9a-f]{16})?-\d{5,}-of-\d{5,})?\.safetensors(\.index\.json)?")
+_OURS: Final = re.compile(r"((-[0-9a-f]{16})?-\d{5,}-of-\d{5,})?\.safetensors(\.index\.json)?")
+
+_STEM: Final = re.compile(r"(?!\.)(?!.*\.(safetensors|json)$)[^/\\:\0\n]+")
 
 
 @final
@@ -26,11 +29,27 @@ class Folder:
 
     `writers` is None if all of the folder is replaced as a whole. Otherwise its index is written
     last, the files have new names in each save, and `writers` says which process writes each.
+    `stem` is what the names of all files begin with.
     """
 
     files: Mapping[str, Layout]
     record: Record
     writers: Mapping[str, int] | None = None
+    stem: str = STEM
+
+    @property
+    def single_name(self) -> str:
+        """The name of the file if there is only one, without an index."""
+        return f"{self.stem}.safetensors"
+
+    @property
+    def index_name(self) -> str:
+        """The name of the index."""
+        return f"{self.stem}.safetensors.index.json"
+
+    def is_ours(self, name: str) -> bool:
+        """Whether a save under this name can have such a file; the next one replaces it."""
+        return name.startswith(self.stem) and _OURS.fullmatch(name[len(self.stem) :]) is not None
 
     @property
     def nbytes(self) -> int:
@@ -49,24 +68,32 @@ class Folder:
 
     def index_of(self, renamed: Callable[[str], str]) -> bytes | None:
         """The index, if each file has the name `renamed(name)`."""
-        if SINGLE_NAME in self.files:
+        if self.single_name in self.files:
             return None
         weight_map = {
             extent.name: renamed(file)
             for file, each in self.files.items()
             for extent in each.extents
         }
-        sizes = (extent.nbytes for each in self.files.values() for extent in each.extents)
-        metadata: dict[str, Any] = {"total_size": sum(sizes)}
+        extents = [extent for each in self.files.values() for extent in each.extents]
+        metadata: dict[str, Any] = {
+            "total_parameters": sum(math.prod(extent.view.shape) for extent in extents),
+            "total_size": sum(extent.nbytes for extent in extents),
+        }
         if self.record != Record():
             metadata[RECORD_KEY] = record_text(self.record)
         table = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
         return strict_json.write_for_people(table).encode()
 
 
-def is_ours(name: str) -> bool:
-    """Whether a saved folder can have a file of this name; the next save replaces such files."""
-    return _OURS.fullmatch(name) is not None
+def checked_stem(name: object) -> str:
+    """What the names of a folder's files begin with; `ValueError` if that cannot be."""
+    if isinstance(name, str) and _STEM.fullmatch(name):
+        return name
+    raise ValueError(
+        "name: expected what the names of the files begin with, as in "
+        f"'diffusion_pytorch_model', got {name!r}: leave out the folder and the ending"
+    )
 
 
 def folder_of(
@@ -77,6 +104,7 @@ def folder_of(
     checksum: bool,
     by_all: bool = False,
     writers: int | None = None,
+    stem: str = STEM,
 ) -> Folder:
     """The files that hold `leaves`, each with at most `max_shard_bytes` of data.
 
@@ -102,17 +130,17 @@ def folder_of(
     files: dict[str, Layout] = {}
     by: dict[str, int] = {}
     if not shards or (len(shards) == 1 and writers is None):
-        files[SINGLE_NAME] = whole
-        by[SINGLE_NAME] = 0
+        files[f"{stem}.safetensors"] = whole
+        by[f"{stem}.safetensors"] = 0
         shards = []
     for number, (process, names) in enumerate(shards, 1):
-        name = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        name = f"{stem}-{number:05}-of-{len(shards):05}.safetensors"
         part = Leaves({each: leaves[each] for each in names}, Structure(), leaves.metadata)
         target = os.path.join(file, name)
         files[name] = layout(part, target, checksum=checksum, by_all=by_all)
         by[name] = process
     written_by = None if writers is None else MappingProxyType(by)
-    return Folder(MappingProxyType(files), record, written_by)
+    return Folder(MappingProxyType(files), record, written_by, stem)
 
 
 def _dealt(sizes: Mapping[str, int], processes: int) -> list[dict[str, int]]:

@@ -26,7 +26,7 @@ from safejax.errors import LeafError
 
 def copied_bytes(plan: Layout | Folder) -> int:
     """How many bytes of host memory `snapshot` takes for copies; reads nothing."""
-    arrays = {id(array): array for extent in _extents(plan) for array in extent.view.arrays}
+    arrays = {id(array): array for extent in _extents(plan) for array in extent.arrays}
     return sum(map(_copied_bytes, arrays.values()))
 
 
@@ -43,12 +43,12 @@ def held(plan: Layout | Folder) -> Callable[[HostArray], NDArray[Any]]:
     """What a snapshot has in the place of each array of a plan."""
     extents = list(_extents(plan))
     for extent in extents:
-        for array in extent.view.arrays:
+        for array in extent.arrays:
             if isinstance(array, jax.Array) and not (_is_on_cpu(array) or array.is_deleted()):
                 array.copy_to_host_async()
     found: dict[int, NDArray[Any]] = {}
     for extent in extents:
-        for array in extent.view.arrays:
+        for array in extent.arrays:
             if id(array) not in found:
                 found[id(array)] = _held(array, extent.name)
     return lambda array: found[id(array)]

@@ -11,7 +11,9 @@ from typing import Final, final
 
 from safejax._src import dtypes
 from safejax._src.checkpoint.layout import Extent, Layout
+from safejax._src.reading.array import on_the_host
 from safejax._src.reading.digests import BlockHasher, hasher
+from safejax._src.reading.view import View
 from safejax.errors import LeafError
 
 BLOCK_BYTES: Final = 16 << 20
@@ -43,7 +45,7 @@ class Stream:
         leaves, or of a part of one leaf.
         """
         yield memoryview(self._layout.head)
-        yield from _joined(self._data())
+        yield from self._data()
 
     def head(self) -> bytes:
         """The head with the digests of the data, once all chunks have been taken."""
@@ -54,7 +56,7 @@ class Stream:
     def data_again(self) -> Iterator[memoryview]:
         """The data once more, which must have the digests of what has passed."""
         if all(extent.view.immutable for extent in self._layout.extents):
-            return _joined(_data(self._layout))
+            return _data(self._layout)
         chunks = Stream(self._layout, self._digests).chunks()
         next(chunks)  # The head, which has no digests.
         return chunks
@@ -67,8 +69,10 @@ class Stream:
     def _data(self) -> Iterator[memoryview]:
         block_bytes = self._layout.block_bytes
         if block_bytes is None:
-            yield from _data(self._layout)
-            return
+            return _data(self._layout)
+        return _joined(self._hashed(block_bytes))
+
+    def _hashed(self, block_bytes: int) -> Iterator[memoryview]:
         for extent in self._layout.extents:
             if not extent.nbytes:
                 continue
@@ -127,22 +131,55 @@ def _joined(chunks: Iterator[memoryview]) -> Iterator[memoryview]:
 
 
 def _data(layout: Layout) -> Iterator[memoryview]:
+    """The data of a file, in which that of small leaves that follow each other is one chunk."""
+    small: list[bytes] = []
+    nbytes = 0
     for extent in layout.extents:
-        yield from _data_of(extent)
+        size = extent.stored.nbytes
+        if size < _SMALL:
+            if size:
+                small.append(_bytes_of(extent))
+                nbytes += size
+            if nbytes < JOINED_BYTES:
+                continue
+        if nbytes:
+            yield memoryview(b"".join(small))
+            small, nbytes = [], 0
+        if size >= _SMALL:
+            yield from _data_of(extent)
+    if nbytes:
+        yield memoryview(b"".join(small))
 
 
 def _data_of(extent: Extent) -> Iterator[memoryview]:
     """The bytes of a tensor, as they are stored in the file."""
     view, stored = extent.view, extent.stored
-    if not stored.nbytes:
+    if stored.nbytes < _SMALL:
+        if stored.nbytes:
+            yield memoryview(_bytes_of(extent))
         return
-    whole = stored.nbytes < _SMALL or dtypes.is_packed(stored.code)
-    for block in (view,) if whole else view.blocks(BLOCK_BYTES):
+    for block in (view,) if dtypes.is_packed(stored.code) else view.blocks(BLOCK_BYTES):
         try:
             values = block.read()
-        except LeafError as error:  # It was deleted since the layout was made.
-            raise LeafError(f"leaf {extent.name!r}: {error}") from error
-        if stored.nbytes < _SMALL:
-            yield memoryview(dtypes.stored_bytes(values, stored))
+        except LeafError as error:
+            raise _named(error, extent) from error
+        yield dtypes.to_stored_bytes(values, stored).data
+
+
+def _bytes_of(extent: Extent) -> bytes:
+    """The bytes of a small tensor, as they are stored in the file."""
+    values, stored = extent.values, extent.stored
+    try:
+        # The bytes of bools may be invalid, which a view mends.
+        if isinstance(values, View) or stored.code == "BOOL":
+            array = extent.view.read()
         else:
-            yield dtypes.to_stored_bytes(values, stored).data
+            array = on_the_host(values)
+    except LeafError as error:
+        raise _named(error, extent) from error
+    return dtypes.stored_bytes(array, stored)
+
+
+def _named(error: LeafError, extent: Extent) -> LeafError:
+    """The error of an array that was deleted since the layout was made."""
+    return LeafError(f"leaf {extent.name!r}: {error}")

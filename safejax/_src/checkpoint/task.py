@@ -7,11 +7,13 @@ from typing import Any, TypeVar, final
 import jax
 
 from safejax._src.arguments import check_timeout, check_tree_and_path, checked_size
-from safejax._src.checkpoint.distributed import Joint, agree_to_save
+from safejax._src.checkpoint.agreeing import agree_to_save
+from safejax._src.checkpoint.distributed import Joint
 from safejax._src.checkpoint.division import only_holder, spans_processes
 from safejax._src.checkpoint.layout import Layout
 from safejax._src.checkpoint.saving import leaves_of, planned, stored_leaves
-from safejax._src.checkpoint.shards import Folder
+from safejax._src.checkpoint.shards import Folder, checked_stem
+from safejax._src.format.index import STEM
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import TransformArgument
 from safejax._src.progress import ProgressArgument, check_progress
@@ -42,6 +44,7 @@ class SaveTask:
     fs: FileSystem
     timeout: float
     one_writer_per_file: bool = False
+    name: str = STEM
     max_host_bytes: int | None = None
 
     @property
@@ -70,6 +73,7 @@ class SaveTask:
         options = {
             "max_shard_bytes": self.max_shard_bytes,
             "one_writer_per_file": self.one_writer_per_file,
+            "name": self.name,
             "checksum": self.checksum,
         }
         return agree_to_save(
@@ -103,7 +107,14 @@ class SaveTask:
                 f"{self.target}: one_writer_per_file: expected max_shard_bytes with it, got none: "
                 "pass for example max_shard_bytes=2 << 30, for a folder of several files"
             )
+        if self.name != STEM and most is None:
+            raise ValueError(
+                f"{self.target}: name: expected max_shard_bytes with it, since it is that of the "
+                "files in a folder, got none: put the name of a file into its path"
+            )
+        stem = checked_stem(self.name)
         stored = stored_leaves(leaves, self.transform, self.metadata)
         return planned(
-            stored, self.target, most, checksum=self.checksum, by_all=by_all, writers=writers
-        )
+            stored, self.target, most, checksum=self.checksum, by_all=by_all, writers=writers,
+            stem=stem,
+        )  # fmt: skip

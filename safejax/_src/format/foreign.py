@@ -13,9 +13,8 @@ _PICKLE: Final = (
     f"safetensors.torch.save_file(torch.load(file, weights_only=True), {_NEW})"
 )
 
-_MSGPACK: Final = (
-    f"safejax.save(flax.serialization.msgpack_restore(pathlib.Path(file).read_bytes()), {_NEW})"
-)
+_MSGPACK: Final = rb"[\x81-\x8f\xde\xdf].{0,4}[\xa1-\xbf\xd9]"
+"""The begin of a dict with strings as keys."""
 
 _KINDS: Final[tuple[tuple[bytes, str, str], ...]] = (
     (
@@ -30,9 +29,9 @@ _KINDS: Final[tuple[tuple[bytes, str, str], ...]] = (
         "the page may also say that you have to log in",
     ),
     (
-        rb"PK\x03\x04.{26}[^/]*\.npy",
+        rb"PK\x03\x04.{26}.*?\.npy",
         "an archive of NumPy (.npz)",
-        f"convert it with safejax.save(dict(numpy.load(file)), {_NEW})",
+        "load it by its path, with safejax.load",
     ),
     (rb"PK\x03\x04.{26}.*/(data\.pkl|\.format_version)", "a file of PyTorch", _PICKLE),
     (rb"PK\x03\x04", "a zip archive", "unpack it, and load the safetensors file in it"),
@@ -40,7 +39,7 @@ _KINDS: Final[tuple[tuple[bytes, str, str], ...]] = (
     (
         rb"\x93NUMPY",
         "an array of NumPy (.npy)",
-        f"convert it with safejax.save({{'name': numpy.load(file)}}, {_NEW})",
+        "load it by its path, with safejax.load",
     ),
     (rb"GGUF", "a GGUF file", "get the safetensors files of the same model"),
     (
@@ -60,9 +59,9 @@ _KINDS: Final[tuple[tuple[bytes, str, str], ...]] = (
         "name the file itself, without '._' in front",
     ),
     (
-        rb"[\x81-\x8f\xde\xdf].{0,4}[\xa1-\xbf\xd9]",
+        _MSGPACK,
         "probably a msgpack file of Flax",
-        f"convert it with {_MSGPACK}",
+        "load it by its path, with safejax.load",
     ),
     (
         rb"\s*[{\[]\s*[\"{\[\]}0-9]",
@@ -78,6 +77,18 @@ _KINDS: Final[tuple[tuple[bytes, str, str], ...]] = (
 """What the first bytes match, what such a file is, and what to do."""
 
 
+def is_msgpack(head: bytes, most: int) -> bool:
+    """Whether a file that begins with `head` is probably one of msgpack, as Flax writes them."""
+    kind = _kind(head, most)
+    return kind is not None and kind[0] is _MSGPACK
+
+
+def is_npz(head: bytes) -> bool:
+    """Whether a file that begins with `head` is an archive whose first member is an array."""
+    name = head[30 : 30 + int.from_bytes(head[26:28], "little")]
+    return head.startswith(b"PK\x03\x04") and name.endswith(b".npy")
+
+
 def recognized(head: bytes, most: int) -> str | None:
     """What a file that begins with `head` is, with the remedy; None if it is not known.
 
@@ -86,9 +97,14 @@ def recognized(head: bytes, most: int) -> str | None:
     """
     if not head:
         return "an empty file: its download, copy or save was not completed; get it again"
+    kind = _kind(head, most)
+    return None if kind is None else f"{kind[1]}: {kind[2]}"
+
+
+def _kind(head: bytes, most: int) -> tuple[bytes, str, str] | None:
     if len(head) < 8 or (int.from_bytes(head[:8], "little") <= most and head[8:9] == b"{"):
         return None
-    for pattern, what, remedy in _KINDS:
-        if re.match(pattern, head, re.DOTALL | re.IGNORECASE):
-            return f"{what}: {remedy}"
+    for kind in _KINDS:
+        if re.match(kind[0], head, re.DOTALL | re.IGNORECASE):
+            return kind
     return None

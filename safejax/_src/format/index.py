@@ -13,8 +13,9 @@ from safejax._src.format.record import RECORD_KEY, Record, read_record
 from safejax.errors import InvalidFileError
 
 _NAME: Final = re.compile(r"(.*)\.safetensors\.index(\..+)?\.json", re.DOTALL)
-INDEX_NAME: Final = "model.safetensors.index.json"
-SINGLE_NAME: Final = "model.safetensors"
+STEM: Final = "model"
+"""What the names of files and of their index begin with, unless a save is told another name."""
+INDEX_NAME: Final = f"{STEM}.safetensors.index.json"
 
 
 @final

@@ -1,10 +1,10 @@
 """The header of a file that is to be written: the order of its tensors, and its bytes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Final, NamedTuple, final
+from typing import Final
 
-from safejax._src.dtypes import BITS
+from safejax._src.dtypes import BITS, Stored
 from safejax._src.format import strict_json
 from safejax._src.format.header import LENGTH_BYTES, MAX_HEADER_BYTES
 from safejax._src.pytrees.names import METADATA_NAME
@@ -20,46 +20,44 @@ LARGE_DATA_BYTES: Final = 1 << 20
 """Bytes of data from which a file counts as large."""
 
 
-@final
-class Entry(NamedTuple):
-    """A tensor to be written: its name, file dtype code, shape, and size in bytes."""
-
-    name: str
-    code: str
-    shape: tuple[int, ...]
-    nbytes: int
-
-
-def data_order(entries: Sequence[Entry]) -> list[Entry]:
-    """The entries in the order in which their data is stored.
+def data_order(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+    """The tensors, by name, in the order in which their data is stored.
 
     Empty tensors come first; then those whose size is a multiple of 64 bytes, so that each
     begins on such a multiple; then the rest by decreasing width of their elements, so that each
-    is at least aligned for its dtype. Entries that are equal in this are ordered by name.
+    is at least aligned for its dtype. Tensors that are equal in this are ordered by name.
     """
+    # Names alone are sorted in a fraction of the time of pairs.
+    ranked: dict[int, list[str]] = {}
+    ranks: dict[Stored, int] = {}
+    for name, stored in tensors.items():
+        rank = ranks.get(stored)
+        if rank is None:
+            rank = ranks[stored] = _rank(stored)
+        ranked.setdefault(rank, []).append(name)
+    return {name: tensors[name] for _, names in sorted(ranked.items()) for name in sorted(names)}
 
-    def rank(entry: Entry) -> tuple[int, int, str]:
-        if entry.nbytes == 0:
-            return 0, 0, entry.name
-        if entry.nbytes % SMALL_ALIGNMENT == 0:
-            return 1, 0, entry.name
-        return 2, -BITS[entry.code], entry.name
 
-    return sorted(entries, key=rank)
+def _rank(stored: Stored) -> int:
+    if stored.nbytes == 0:
+        return -1 << 16
+    return -BITS[stored.code] if stored.nbytes % SMALL_ALIGNMENT else -1 << 15
 
 
 @lru_cache(maxsize=1024)
-def _written(shape: tuple[int, ...]) -> str:
-    return strict_json.write(shape)
+def _written(stored: Stored) -> str:
+    """What comes before the offsets of a tensor."""
+    shape = strict_json.write(stored.shape)
+    return f'{{"dtype":"{stored.code}","shape":{shape},"data_offsets":['
 
 
-def write_header(entries: Sequence[Entry], metadata: Mapping[str, str], file: str) -> bytes:
-    """The bytes of the length and the header of a file with the entries' data in their order.
+def write_header(tensors: Mapping[str, Stored], metadata: Mapping[str, str], file: str) -> bytes:
+    """The bytes of the length and the header of a file with the tensors' data in their order.
 
-    The entries' names must be distinct. Raises `LeafError` for a name or metadata that no header
-    can hold, and `InvalidFileError` for a header so long that readers refuse it.
+    `tensors` says for each name how the tensor is stored. Raises `LeafError` for a name or metadata
+    that no header can hold, and `InvalidFileError` for a header so long that readers refuse it.
     """
-    if any(entry.name == METADATA_NAME for entry in entries):
+    if METADATA_NAME in tensors:
         raise LeafError(
             f"{file}: expected a tensor's name, got {METADATA_NAME!r}, which the format reserves "
             "for metadata: rename the leaf"
@@ -69,12 +67,9 @@ def write_header(entries: Sequence[Entry], metadata: Mapping[str, str], file: st
         parts.append(f'"{METADATA_NAME}":{strict_json.write(dict(sorted(metadata.items())))}')
     reached = 0
     # One text for each tensor: to write them all as one value takes three times as long.
-    for name, code, shape, nbytes in entries:
-        end = reached + nbytes
-        parts.append(
-            f'{strict_json.write_string(name)}:{{"dtype":"{code}","shape":{_written(shape)},'
-            f'"data_offsets":[{reached},{end}]}}'
-        )
+    for name, stored in tensors.items():
+        end = reached + stored.nbytes
+        parts.append(f"{strict_json.write_string(name)}:{_written(stored)}{reached},{end}]}}")
         reached = end
     try:
         encoded = f"{{{','.join(parts)}}}".encode()
@@ -89,6 +84,6 @@ def write_header(entries: Sequence[Entry], metadata: Mapping[str, str], file: st
     if len(encoded) > MAX_HEADER_BYTES:
         raise InvalidFileError(
             f"{file}: expected a header of at most {MAX_HEADER_BYTES} bytes, got {len(encoded)} "
-            f"for {len(entries)} tensors: readers refuse it; store fewer or shorter names"
+            f"for {len(tensors)} tensors: readers refuse it; store fewer or shorter names"
         )
     return len(encoded).to_bytes(LENGTH_BYTES, "little") + encoded

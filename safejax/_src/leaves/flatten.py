@@ -9,7 +9,7 @@ from jax.sharding import Sharding
 from safejax._src.arrays.lazy import LazyArray
 from safejax._src.arrays.placing import Placement
 from safejax._src.collector import collector_paused
-from safejax._src.leaves.leaf import Unsupported, check_leaf, content_at
+from safejax._src.leaves.leaf import Unsupported, check_leaves, content_at
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.like import matched
 from safejax._src.leaves.on_host import read_all
@@ -39,8 +39,7 @@ class Flatten(Step[Any, Leaves]):
 
     def __call__(self, tree: Any, /) -> Leaves:
         walked = walk(tree)
-        for name, leaf in walked.entries.items():
-            check_leaf(name, leaf)
+        check_leaves(walked.entries)
         return Leaves(walked.entries, walked.structure)
 
     @property

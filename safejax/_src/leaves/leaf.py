@@ -1,5 +1,6 @@
 """One leaf: its kind, the values that it holds, its abstract value, and its description."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, cast, final
@@ -7,6 +8,7 @@ from typing import Any, Final, cast, final
 import jax
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import SingleDeviceSharding
 from numpy.typing import NDArray
 
 from safejax._src.arrays.content import (
@@ -16,14 +18,17 @@ from safejax._src.arrays.content import (
     key_data_shape,
     key_dtype,
 )
+from safejax._src.arrays.jax_private import concrete_array_type
 from safejax._src.arrays.lazy import LazyArray
 from safejax._src.arrays.parts import view_of_array
 from safejax._src.arrays.placing import Placement
+from safejax._src.arrays.precision import stored_dtype
 from safejax._src.dtypes import stored_as
 from safejax._src.leaves.remedies import remedy_for, remedy_for_dtype
 from safejax._src.pytrees.patterns import exactly
 from safejax._src.pytrees.structure import EMPTY
 from safejax._src.reading.array import DELETED, AbstractSource
+from safejax._src.reading.pointwise import cast_view
 from safejax._src.reading.view import Strided
 from safejax._src.reading.windows import Window
 from safejax.errors import InvalidFileError, LeafError
@@ -35,24 +40,32 @@ _REFS: Final[tuple[type[Any], ...]] = (jax.Ref,) if hasattr(jax, "Ref") else ()
 _OF_NUMPY: Final = (np.ndarray, np.generic)
 _OF_JAX: Final = (jax.Array, jax.ShapeDtypeStruct)
 _ARRAYS: Final = (*_OF_NUMPY, *_OF_JAX, *_REFS)
+# What most leaves are, exactly: to ask for a class of JAX takes as long as all else, and a lazy
+# leaf that is asked for another class than its own has to look who asks.
+_ARRAY_OF_JAX: Final = concrete_array_type()
+_EXACTLY: Final = frozenset({np.ndarray, _ARRAY_OF_JAX, LazyArray})
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Unsupported:
-    """A leaf of a file whose dtype JAX lacks: it can be dropped and renamed, and nothing else."""
+    """A leaf of a file whose dtype JAX lacks: it can be dropped and renamed, and nothing else.
+
+    `reader` is the library that reads it.
+    """
 
     file: str
     name: str
     code: str
     shape: tuple[int, ...]
+    reader: str = "safetensors"
 
     def error(self) -> InvalidFileError:
         """The error for a use of the leaf."""
         return InvalidFileError(
             f"{self.file}: tensor {self.name!r}: expected a dtype that JAX can hold, got "
             f"{self.code}: leave it out with transform=drop({exactly(self.name)!r}), and read it "
-            "with safetensors"
+            f"with {self.reader}"
         )
 
 
@@ -61,7 +74,7 @@ def is_array(leaf: object) -> bool:
 
     A `jax.Ref` counts as the array that it refers to.
     """
-    return isinstance(leaf, _ARRAYS)
+    return type(leaf) in _EXACTLY or isinstance(leaf, _ARRAYS)
 
 
 def is_tensor(leaf: object) -> bool:
@@ -72,6 +85,17 @@ def is_tensor(leaf: object) -> bool:
 def is_scalar(leaf: object) -> bool:
     """Whether a leaf is a Python scalar or a string, and not of a subclass."""
     return type(leaf) in _SCALARS
+
+
+def check_leaves(leaves: Mapping[str, Any]) -> None:
+    """Raise `LeafError` if Leaves cannot hold one of these."""
+    for name, leaf in leaves.items():
+        kind = type(leaf)
+        if kind is np.ndarray:
+            if not _is_storable(leaf.dtype):
+                check_leaf(name, leaf)
+        elif kind is not _ARRAY_OF_JAX:
+            check_leaf(name, leaf)
 
 
 def check_leaf(name: str, leaf: object) -> None:
@@ -123,14 +147,14 @@ def content_of(leaf: object) -> Content | None:
     `LeafError` for arrays whose values cannot be had: tracers, arrays that were deleted, and
     arrays of NumPy that no file can hold.
     """
+    if isinstance(leaf, LazyArray):
+        return leaf.content
     if isinstance(leaf, _OF_NUMPY):
         array = cast("NDArray[Any]", leaf)
         fault = _fault_of_numpy(array)
         if fault is not None:
             raise LeafError(fault)
         return Content(view_of_array(np.asarray(array)))
-    if isinstance(leaf, LazyArray):
-        return leaf.content
     if isinstance(leaf, _REFS):
         leaf = cast("Any", leaf)[...]  # What it refers to now.
     if isinstance(leaf, Tracer):
@@ -142,7 +166,11 @@ def content_of(leaf: object) -> Content | None:
         if is_key(leaf.dtype):
             key = str(jax.random.key_impl(leaf))
             leaf = jax.random.key_data(leaf)
-        return Content(view_of_array(leaf), key, key is None and leaf.weak_type)
+        view = view_of_array(leaf)
+        wider = None if key is not None else stored_dtype(leaf)
+        if wider is not None:  # Loaded from a file, while JAX had no integers of 64 bits.
+            view = cast_view(view, wider)
+        return Content(view, key, key is None and leaf.weak_type)
     if isinstance(leaf, jax.ShapeDtypeStruct):
         shape: tuple[int, ...] = leaf.shape
         dtype: Any = leaf.dtype
@@ -156,14 +184,38 @@ def content_of(leaf: object) -> Content | None:
     return None
 
 
+def is_simple(leaf: Any) -> bool:
+    """Whether a leaf is an array in memory, in one piece, with the values that a file stores.
+
+    It is then one of NumPy, in the machine's order of bytes, or one of JAX on a single device, not
+    deleted. Its content is what it says of itself, so that it need not be made: a tree may have
+    100,000 leaves.
+    """
+    kind = type(leaf)
+    if kind is np.ndarray:
+        return leaf.dtype.isnative
+    return (
+        kind is _ARRAY_OF_JAX
+        and isinstance(leaf.sharding, SingleDeviceSharding)
+        and leaf.is_fully_addressable
+        and not leaf.is_deleted()
+        and stored_dtype(leaf) is None
+    )
+
+
 def like_leaf(leaf: Any, content: Content, name: str) -> Any:
     """A leaf that holds `content`, as abstract, or as bound for its devices, as `leaf` is."""
+    if isinstance(leaf, LazyArray):
+        return leaf if content is leaf.content else LazyArray(content, name)
     if isinstance(leaf, jax.ShapeDtypeStruct):
         dtype = content.view.dtype if content.key is None else key_dtype(content.key)
         return jax.ShapeDtypeStruct(content.shape, dtype, weak_type=content.weak_type)
-    if isinstance(leaf, LazyArray):
-        return leaf if content is leaf.content else LazyArray(content, name)
     return LazyArray(content, name)
+
+
+def named(leaf: Any, name: str) -> Any:
+    """The leaf under another name, which a lazy one prints; read no more than it was."""
+    return leaf.named(name) if isinstance(leaf, LazyArray) and leaf.name != name else leaf
 
 
 def with_weak_type(leaf: Any, weak_type: bool, name: str) -> Any:

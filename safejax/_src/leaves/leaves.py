@@ -1,6 +1,6 @@
 """Leaves: a mapping from names to leaves, with the tree's structure and the user's metadata."""
 
-from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from types import MappingProxyType
 from typing import Any, TypeAlias, final
 
@@ -45,10 +45,11 @@ class Leaves(Mapping[str, Any]):
         structure: Structure | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        for name in entries:
-            if type(name) is not str or name == METADATA_NAME or not name.isascii():
+        entries = dict(entries)
+        if METADATA_NAME in entries or set(map(type, entries)) != {str} or not _is_ascii(entries):
+            for name in entries:
                 check_name(name)
-        object.__setattr__(self, "_entries", dict(entries))
+        object.__setattr__(self, "_entries", entries)
         object.__setattr__(self, "structure", structure or Structure())
         object.__setattr__(self, "metadata", MappingProxyType(checked_metadata(metadata or {})))
 
@@ -122,6 +123,10 @@ class Leaves(Mapping[str, Any]):
         return self.replace(
             {name: applied(name, leaf) if is_array(leaf) else leaf for name, leaf in self.items()}
         )
+
+
+def _is_ascii(names: Iterable[str]) -> bool:
+    return "".join(names).isascii()
 
 
 def checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Sharding rules: patterns of names and their partition specs over a mesh."""
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, final
@@ -9,10 +10,10 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from safejax._src.public import set_module
-from safejax._src.pytrees.patterns import Template, Where, predicate
+from safejax._src.pytrees.choices import Where, any_of, asks_for_aval, checked, choices_of
 from safejax.errors import ShardingError
 
-_predicate: Final = lru_cache(maxsize=1024)(predicate)  # Each rule is tried on every name.
+_means: Final = lru_cache(maxsize=1024)(any_of)  # Each rule is tried on every name.
 
 
 @final
@@ -32,7 +33,7 @@ class ShardingRules:
 
     def rule(self, name: str) -> tuple[Where, PartitionSpec] | None:
         """The first rule that matches `name`."""
-        return next((rule for rule in self.rules if _predicate(rule[0])(name)), None)
+        return next((rule for rule in self.rules if _means(rule[0])(name)), None)
 
 
 @set_module("safejax")
@@ -44,10 +45,10 @@ def sharding_rules(
 ) -> ShardingRules:
     """A sharding function that chooses by name: `sharding_rules(mesh, [(pattern, spec), ...])`.
 
-    A pattern is matched on whole names: `*` is any run of characters, `{i}` one segment. The
-    first pattern that matches wins, and a leaf that none matches is replicated over the mesh. A
-    spec of None is `PartitionSpec()`. With `must_match`, `load` raises an error if a pattern
-    matches no array.
+    A pattern is matched on whole names: `*` is any run of characters, `{i}` one segment. It may
+    also be a compiled regular expression, a function of the name, or several of them. The first
+    one that matches wins, and a leaf that none matches is replicated over the mesh. A spec of None
+    is `PartitionSpec()`. With `must_match`, `load` raises an error if a pattern matches no array.
 
     >>> import jax
     >>> from jax.sharding import PartitionSpec as P
@@ -57,7 +58,7 @@ def sharding_rules(
     True
 
     Raises `ShardingError` for anything that is not a mesh or a spec and for a spec with an axis
-    that the mesh does not have, and `TransformError` for an invalid pattern.
+    that the mesh does not have, and `TransformError` for anything that is not a pattern.
     """
     if not isinstance(mesh, Mesh):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ShardingError(f"sharding_rules: expected a jax.sharding.Mesh, got {mesh!r}")
@@ -66,7 +67,7 @@ def sharding_rules(
             "sharding_rules: expected a list of pairs (pattern, spec), of which the first that "
             "matches wins, got a dict: pass list(rules.items())"
         )
-    checked: list[tuple[Where, PartitionSpec]] = []
+    parsed: list[tuple[Where, PartitionSpec]] = []
     for rule in rules:
         if not isinstance(rule, tuple | list) or len(rule) != 2:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ShardingError(f"sharding_rules: expected pairs (pattern, spec), got {rule!r}")
@@ -76,15 +77,19 @@ def sharding_rules(
             raise ShardingError(
                 f"sharding_rules: {where!r}: expected a PartitionSpec or None, got {spec!r}"
             )
-        if isinstance(where, str):
-            Template.parse(where)
-        elif not callable(where):  # pyright: ignore[reportUnnecessaryComparison]
+        if not isinstance(where, str | re.Pattern | Sequence) and not callable(where):  # pyright: ignore[reportUnnecessaryComparison]
             raise ShardingError(
                 f"sharding_rules: expected a pattern or a function of the name, got {where!r}"
+            )
+        where = checked(where, "sharding_rules")
+        if any(map(asks_for_aval, choices_of(where))):
+            raise ShardingError(
+                f"sharding_rules: expected a pattern or a function of the name, got {where!r}, "
+                "which asks for the abstract value, too: pass sharding=function(name, aval)"
             )
         try:
             NamedSharding(mesh, spec)
         except Exception as error:  # Axes that are given twice have a class of their own.
             raise ShardingError(f"sharding_rules: {where!r}: {error}") from error
-        checked.append((where, spec))
-    return ShardingRules(mesh, tuple(checked), must_match)
+        parsed.append((where, spec))
+    return ShardingRules(mesh, tuple(parsed), must_match)

@@ -25,8 +25,8 @@ from safejax._src.leaves.sharding_faults import (
     in_place_of,
     over_no_devices,
 )
+from safejax._src.pytrees.choices import any_of
 from safejax._src.pytrees.names import join
-from safejax._src.pytrees.patterns import predicate
 from safejax._src.pytrees.structure import EMPTY, Kind, Segments, paths_of
 from safejax._src.pytrees.walk import walk
 from safejax.errors import ShardingError
@@ -179,7 +179,7 @@ def _check_rules(rules: ShardingRules, names: Iterable[str], file: str) -> None:
     if not rules.must_match:
         return
     for where, _ in rules.rules:
-        if isinstance(where, str) and not any(map(predicate(where), names)):
+        if not callable(where) and not any(map(any_of(where), names)):
             raise ShardingError(
                 f"{file}: sharding_rules: expected {where!r} to match an array, it matches none "
                 f"of {_some(names)}: correct it, or pass must_match=False"

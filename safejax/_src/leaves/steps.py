@@ -203,7 +203,9 @@ def apply(transform: Callable[[Leaves], Leaves] | None, leaves: Leaves) -> Leave
             f"{transform!r}: expected it to return Leaves, got {type(result).__name__}: end it "
             "with leaves.replace(...)"
         )
-    if any(isinstance(leaf, np.ndarray | np.generic) for leaf in result.values()):
+    # A lazy leaf that is asked for another class than its own has to look who asks.
+    others = (leaf for leaf in result.values() if type(leaf) is not LazyArray)
+    if any(isinstance(leaf, np.ndarray | np.generic) for leaf in others):
         # An array that a user's function computed with NumPy becomes a lazy leaf like the others.
         result = result.map(_lazy)
     seen: set[int] = set()

@@ -16,8 +16,9 @@ from safejax._src.checkpoint.finding import Path, shown_path
 from safejax._src.checkpoint.opening import open_path
 from safejax._src.checkpoint.options import LoadOptions, Options, parse_options, shows_options
 from safejax._src.collector import collector_paused
+from safejax._src.dtypes import Dtype
 from safejax._src.leaves.flatten import flatten
-from safejax._src.leaves.leaf import Unsupported, is_weakly_typed
+from safejax._src.leaves.leaf import Unsupported
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.on_host import OnHost
 from safejax._src.leaves.steps import apply
@@ -65,14 +66,16 @@ def plan(
         else:
             source, leaves = "tree", flatten(tree_or_path)
         found = _planned(leaves, like, parsed, source, problems)
-    warned.extend(_precision(leaf for leaf in found.values() if isinstance(leaf, LazyArray)))
+    # isinstance would ask each lazy leaf for its class, which takes longer than this.
+    lazy = [leaf for leaf in found.values() if type(leaf) is LazyArray]
+    warned.extend(_precision(lazy))
     with collector_paused():
         planner = _Planner()
         planned = tuple(
-            planner.host_leaf(leaf) if isinstance(leaf, OnHost) else planner.leaf(name, leaf)
+            planner.leaf(name, leaf) if type(leaf) is LazyArray else planner.host_leaf(leaf)
             for name, leaf in found.items()
         )
-        together = _together([leaf for leaf in found.values() if isinstance(leaf, LazyArray)])
+        together = _together(lazy)
     return Plan(source, planned, tuple(problems), tuple(warned), together)
 
 
@@ -167,27 +170,69 @@ def _parts(sharding: Sharding, shape: tuple[int, ...]) -> tuple[_Part, ...]:
 
 
 @final
+class _Alike(NamedTuple):
+    """The blocks of leaves that differ in nothing but where they begin, and in their names.
+
+    They are `in_place` where the view can be used at `alignment`, which is None if they never are
+    or always are, and otherwise `copied`.
+    """
+
+    in_place: tuple[BlockPlan, ...]
+    copied: tuple[BlockPlan, ...]
+    alignment: int | None
+    is_together: bool
+
+
+@final
 class _Planner:
     """Makes the plans of leaves; what is the same for the tensors of a file is computed once."""
 
     def __init__(self) -> None:
         # By source, dtype and window: what a read costs does not depend on where a tensor begins.
         self._costs: dict[tuple[Any, ...], tuple[Cost, int, bool]] = {}
+        # By what most leaves share with other ones, which keep it alive.
+        self._alike: dict[tuple[int, ...], _Alike | None] = {}
 
     def leaf(self, name: str, leaf: LazyArray) -> LeafPlan:
-        content, shape, dtype, sharding = leaf.content, leaf.shape, leaf.dtype, leaf.sharding
+        content, aval, sharding = leaf.content, leaf.aval, leaf.sharding
         view = content.view
-        stored = view.dtype if content.key is not None else dtype
+        if type(view) is Strided and content.key is None and not leaf.is_placed:
+            shared = (view.source, view.window, view.dtype, aval, sharding)
+            key = tuple(map(id, shared))
+            if key not in self._alike:
+                self._alike[key] = self._alike_with(view, leaf)
+            alike = self._alike[key]
+            if alike is not None:
+                in_place = alike.alignment is not None and view.is_in_place(alike.alignment)
+                blocks = alike.in_place if in_place else alike.copied
+                of_aval = (aval.shape, aval.dtype, sharding, blocks, content.weak_type)
+                return LeafPlan(name, *of_aval, alike.is_together)
+        blocks = tuple(self._blocks(leaf))
+        together = view.plans_reads
+        weak_type = content.weak_type
+        return LeafPlan(name, leaf.shape, leaf.dtype, sharding, blocks, weak_type, together)
+
+    def _blocks(self, leaf: LazyArray) -> Iterator[BlockPlan]:
+        content = leaf.content
+        view = content.view
+        stored = leaf.dtype if content.key is None else view.dtype
         own = (slice(None),) * content.key_axes
-        blocks: list[BlockPlan] = []
-        for devices, slices in () if leaf.is_placed else _parts(sharding, shape):
+        for devices, slices in () if leaf.is_placed else _parts(leaf.sharding, leaf.shape):
             block = view if slices is None else view.index((*slices, *own))
             reads, size, whole = self._cost(block)
             in_place = block.dtype == stored and (size == 0 or _is_in_place(block, devices))
-            blocks.append(BlockPlan(devices, reads, size * stored.itemsize, in_place, whole))
-        weak_type = is_weakly_typed(leaf)
-        together = view.plans_reads
-        return LeafPlan(name, shape, dtype, sharding, tuple(blocks), weak_type, together)
+            yield BlockPlan(devices, reads, size * stored.itemsize, in_place, whole)
+
+    def _alike_with(self, view: Strided, leaf: LazyArray) -> "_Alike | None":
+        """The plans of leaves that have one block, like this one; None if it has several."""
+        parts = _parts(leaf.sharding, leaf.shape)
+        if len(parts) != 1 or parts[0].slices is not None:
+            return None
+        (block,) = self._blocks(leaf)
+        both = (replace(block, in_place=True),), (replace(block, in_place=False),)
+        if view.size == 0 or view.dtype != leaf.dtype:
+            return _Alike((block,), (block,), None, view.plans_reads)
+        return _Alike(*both, _alignment_for(parts[0].devices, view.dtype), view.plans_reads)
 
     def host_leaf(self, leaf: OnHost) -> LeafPlan:
         view = leaf.view
@@ -208,9 +253,13 @@ class _Planner:
 
 
 def _is_in_place(view: View, devices: tuple[Any, ...]) -> bool:
-    # Of the devices that share the block, the one that needs the most.
-    alignment = max(alignment_for(device, view.dtype) for device in devices)
-    return view.is_in_place(alignment)
+    return view.is_in_place(_alignment_for(devices, view.dtype))
+
+
+@lru_cache(maxsize=256)
+def _alignment_for(devices: tuple[Any, ...], dtype: Dtype) -> int:
+    """What the one of the devices needs that needs the most, since they share the block."""
+    return max(alignment_for(device, dtype) for device in devices)
 
 
 def _precision(leaves: Iterable[LazyArray]) -> Iterator[str]:
@@ -219,7 +268,7 @@ def _precision(leaves: Iterable[LazyArray]) -> Iterator[str]:
     for leaf in leaves:
         content = leaf.content
         stored = content.view.dtype
-        if content.key is None and stored != leaf.dtype:
+        if stored != leaf.dtype and content.key is None:
             kinds["integers" if stored.kind in "iu" else "floats"].append(leaf.name)
     if kinds["floats"]:
         yield f"placed with half the bits, since JAX's x64 mode is off: {listed(kinds['floats'])}"

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from html import escape
-from typing import Any, Final, final
+from typing import Any, Final, NamedTuple, final
 
 from safejax._src.planning.table import html_table, listed, table, with_commas
 from safejax._src.public import set_module
@@ -35,9 +35,9 @@ class BlockPlan:
         return {*self.hosts, *(device.process_index for device in self.devices)}
 
 
+# A named tuple: a file may hold 100,000, and frozen dataclasses take longer to make.
 @final
-@dataclass(frozen=True, slots=True)
-class LeafPlan:
+class LeafPlan(NamedTuple):
     """A leaf: its shape and type once it is placed, its sharding, and its distinct blocks.
 
     `sharding` is None for a leaf that stays on the host, and `dtype` is then the stored one.

@@ -1,20 +1,22 @@
 """Patterns and templates: which names are meant, and what they become.
 
 A pattern is matched against whole names, case-sensitively. `*` matches any run of characters,
-including dots, and `{i}` matches one segment: a non-empty run without dots. A placeholder that
-appears twice matches the same text twice. `{{` and `}}` are braces. If a name can be matched in
-more than one way, each placeholder matches as little as possible, the first one first.
+including dots, and `{i}` matches one segment: a non-empty run without dots. `{i:int}` matches
+digits only, and `{p:q|k|v}` one of these texts. A placeholder that appears twice matches the same
+text twice. `{{` and `}}` are braces. If a name can be matched in more than one way, each
+placeholder matches as little as possible, the first one first.
 """
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import Final, NamedTuple, TypeAlias, final
+from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
+from typing import Final, Literal, NamedTuple, TypeAlias, final
 
 from safejax.errors import TransformError
 
-Where: TypeAlias = str | Callable[[str], bool]
-"""A choice of names: a pattern, or a function that says whether a name is chosen."""
+Among: TypeAlias = Literal["int"] | tuple[str, ...] | None
+"""What a placeholder matches: digits, or one of some texts; None for any segment, or any run."""
 
 _TOKEN: Final = re.compile(r"\{\{|\}\}|\{(?P<placeholder>[^{}]*)\}|(?P<star>\*)|[{}]")
 
@@ -24,18 +26,22 @@ class Template(NamedTuple):
     """A parsed pattern: alternating literal text and placeholders.
 
     `parts` holds the text before, between and after the placeholders. `placeholders` holds their
-    names: that in the braces, or `*0`, `*1`, … for the stars in order.
+    names: that in the braces, or `*0`, `*1`, … for the stars in order. `among` says of each of
+    them what it matches.
     """
 
     text: str
     parts: tuple[str, ...]
     placeholders: tuple[str, ...]
+    among: tuple[Among, ...]
 
     @classmethod
     def parse(cls, text: str) -> "Template":
         """The template that `text` describes; `TransformError` if it is not a valid pattern."""
         parts: list[str] = []
         placeholders: list[str] = []
+        among: dict[str, Among] = {}
+        kind: Among
         literal, reached, stars = "", 0, 0
         for token in _TOKEN.finditer(text):
             literal += text[reached : token.start()]
@@ -44,15 +50,10 @@ class Template(NamedTuple):
                 literal += token[0][0]
                 continue
             if token["star"]:
-                placeholder = f"*{stars}"
+                placeholder, kind = f"*{stars}", None
                 stars += 1
             else:
-                placeholder = token["placeholder"]
-                if placeholder is None or not placeholder.isidentifier():
-                    raise TransformError(
-                        f"pattern {text!r}: expected a placeholder like {{i}} at character "
-                        f"{token.start()}, got {token[0]!r}; write {{{{ or }}}} for a brace"
-                    )
+                placeholder, kind = _placeholder(text, token)
             if placeholders and not literal:
                 raise TransformError(
                     f"pattern {text!r}: expected text between two placeholders, got none at "
@@ -60,13 +61,27 @@ class Template(NamedTuple):
                 )
             parts.append(literal)
             placeholders.append(placeholder)
+            if among.setdefault(placeholder, kind) is None:
+                among[placeholder] = kind
+            elif kind not in (None, among[placeholder]):
+                raise TransformError(
+                    f"pattern {text!r}: expected {{{placeholder}}} to match the same in each "
+                    f"place, got {token[0]!r} after another"
+                )
             literal = ""
         parts.append(literal + text[reached:])
-        return cls(text, tuple(parts), tuple(placeholders))
+        own: tuple[Among, ...] = tuple(among[placeholder] for placeholder in placeholders)
+        return cls(text, tuple(parts), tuple(placeholders), own)
 
     def matcher(self) -> Callable[[str], dict[str, str] | None]:
         """A function from a name to the text of each placeholder, or None if it does not match."""
+        if not self.placeholders:
+            (literal,) = self.parts
+            return lambda name: {} if name == literal else None
         groups = {placeholder: f"g{n}" for n, placeholder in enumerate(self._distinct())}
+        free = self._free()
+        if all(free) and sum(not self._is_final(n, free) for n in range(len(free) - 1)) > 2:
+            return self._remembering_matcher()
         compiled = re.compile(self._regex(groups))
 
         def match(name: str) -> dict[str, str] | None:
@@ -77,17 +92,58 @@ class Template(NamedTuple):
 
         return match
 
+    def _remembering_matcher(self) -> Callable[[str], dict[str, str] | None]:
+        """As `matcher`, for placeholders of which many could end in several places."""
+
+        def match(name: str) -> dict[str, str] | None:
+            failed: set[tuple[int, int]] = set()
+            values: dict[str, str] = {}
+
+            def matches_from(n: int, begin: int) -> bool:
+                if n == len(self.placeholders):
+                    return begin == len(name)
+                if (n, begin) in failed:
+                    return False
+                literal = self.parts[n + 1]
+                for end in _ends(self.placeholders[n], self.among[n], name, begin):
+                    if name.startswith(literal, end) and matches_from(n + 1, end + len(literal)):
+                        values[self.placeholders[n]] = name[begin:end]
+                        return True
+                failed.add((n, begin))
+                return False
+
+            begins = name.startswith(self.parts[0])
+            return values if begins and matches_from(0, len(self.parts[0])) else None
+
+        return match
+
+    def _free(self) -> list[bool]:
+        """Which placeholders match any text, and not the same as another."""
+        count = Counter(self.placeholders)
+        return [count[placeholder] == 1 for placeholder in self.placeholders]
+
+    def _is_final(self, n: int, free: list[bool]) -> bool:
+        """Whether the first match of a placeholder, and of what follows, is as good as any."""
+        if self.placeholders[n].startswith("*"):
+            return True
+        if _has_one_end(self.among[n], self.parts[n + 1]):
+            return True
+        if n + 1 == len(free):
+            return False
+        is_absorbed = self.among[n + 1] in (None, self.among[n])
+        return free[n] and free[n + 1] and self.among[n] in (None, "int") and is_absorbed
+
     def _distinct(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(self.placeholders))
 
     def _regex(self, groups: Mapping[str, str]) -> str:
         # Trying all combinations of the lengths of thirty stars would not finish. Usually the
         # first match is as good as any, since the next placeholder can match what a placeholder
-        # and the text after it leave over. Such a match is final: an atomic group. It is not
-        # final if the next placeholder must repeat a text, or if a star precedes a segment, which
-        # cannot match dots; therefore everything from one star to the next is one group.
-        count = Counter(self.placeholders)
-        free = [count[placeholder] == 1 for placeholder in self.placeholders]
+        # and the text after it leave over, or since there is no other. Such a match is final: an
+        # atomic group. It is not final if the next placeholder must repeat a text, or if a star
+        # precedes a segment, which cannot match dots; therefore everything from one star to the
+        # next is one group, which is final if one that begins later cannot end earlier.
+        free = self._free()
         runs = [re.escape(self.parts[0])]  # up to the first star, from it to the next, …
         final = [True]
         seen: set[str] = set()
@@ -97,14 +153,13 @@ class Template(NamedTuple):
                 runs.append(f"(?P<{group}>(?s:.*?)){literal}")
                 final.append(True)
                 continue
-            final[-1] &= free[n]
+            final[-1] &= free[n] and _ends_in_order(self.among[n], self.parts[n + 1])
             if placeholder in seen:
                 runs[-1] += f"(?P={group}){literal}"
                 continue
             seen.add(placeholder)
-            segment = f"(?P<{group}>[^.]+?){literal}"
-            absorbed = free[n] and n + 1 < len(free) and free[n + 1]
-            runs[-1] += f"(?>{segment})" if absorbed else segment
+            segment = f"(?P<{group}>{_regex_of(self.among[n])}){literal}"
+            runs[-1] += f"(?>{segment})" if self._is_final(n, free) else segment
         last = runs.pop()  # It ends where the name does.
         return (
             "".join(
@@ -122,14 +177,85 @@ class Template(NamedTuple):
         return filled
 
 
+def _placeholder(text: str, token: re.Match[str]) -> tuple[str, Among]:
+    """The name of a placeholder, and what it matches."""
+    name, colon, kind = (token["placeholder"] or "").partition(":")
+    if not name.isidentifier():
+        raise TransformError(
+            f"pattern {text!r}: expected a placeholder like {{i}} at character "
+            f"{token.start()}, got {token[0]!r}; write {{{{ or }}}} for a brace"
+        )
+    if not colon:
+        return name, None
+    texts = tuple(kind.split("|"))
+    if kind != "int" and (len(texts) == 1 or not all(texts) or len(set(texts)) != len(texts)):
+        raise TransformError(
+            f"pattern {text!r}: expected {{{name}:int}}, or different texts as in "
+            f"{{{name}:a|b}}, at character {token.start()}, got {token[0]!r}"
+        )
+    return name, "int" if kind == "int" else texts
+
+
+def _regex_of(among: Among) -> str:
+    if among is None:
+        return "[^.]+?"
+    return "[0-9]+?" if among == "int" else "|".join(map(re.escape, sorted(among, key=len)))
+
+
+def _ends(placeholder: str, among: Among, name: str, begin: int) -> Iterator[int]:
+    """Where a placeholder that begins there may end, the nearest first."""
+    if isinstance(among, tuple):
+        texts = sorted(among, key=len)
+        yield from (begin + len(text) for text in texts if name.startswith(text, begin))
+    elif placeholder.startswith("*"):
+        yield from range(begin, len(name) + 1)
+    else:
+        for end in range(begin + 1, len(name) + 1):
+            last = name[end - 1]
+            if last == "." or (among == "int" and last not in "0123456789"):
+                return
+            yield end
+
+
+def _has_one_end(among: Among, literal: str) -> bool:
+    """Whether a placeholder that begins at some place can end at one only, before `literal`."""
+    if among is None:
+        return "." in literal
+    if among == "int":
+        return not re.fullmatch("[0-9]*", literal)
+    ends = sorted(text + literal for text in among)
+    return not any(after.startswith(end) for end, after in pairwise(ends))
+
+
+def _ends_in_order(among: Among, literal: str) -> bool:
+    """Whether a placeholder that begins later never ends earlier than another, before `literal`."""
+    if among is None or among == "int" or len(set(map(len, among))) == 1:
+        return True
+    return literal != "" and not any(literal[0] in text for text in among)
+
+
+def agreeing(*templates: Template) -> tuple[Template, ...]:
+    """The templates, each of whose placeholders matches what it matches in the first that says."""
+    known: dict[str, Among] = {}
+    for template in templates:
+        for placeholder, among in zip(template.placeholders, template.among, strict=True):
+            if known.get(placeholder) is None:
+                known[placeholder] = among
+    return tuple(
+        template._replace(
+            among=tuple(
+                [
+                    known[placeholder] if among is None else among
+                    for placeholder, among in zip(
+                        template.placeholders, template.among, strict=True
+                    )
+                ]
+            )
+        )
+        for template in templates
+    )
+
+
 def exactly(name: str) -> str:
     """The pattern that matches this name only, as far as there is one."""
     return name.replace("{", "{{").replace("}", "}}")
-
-
-def predicate(where: Where) -> Callable[[str], bool]:
-    """The function that says whether `where` chooses a name."""
-    if callable(where):
-        return where
-    match = Template.parse(where).matcher()
-    return lambda name: match(name) is not None

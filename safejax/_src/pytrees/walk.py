@@ -1,16 +1,20 @@
 """The walk through a pytree, one container at a time: its leaves by name, and its structure."""
 
-import contextlib
-import operator
-from collections import OrderedDict
-from collections.abc import Callable, Container, Mapping
-from typing import Any, Final, NamedTuple, cast, final
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, final
 
 import jax
-import numpy as np
-from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
-from safejax._src.collector import collector_paused, collector_resumed
+from safejax._src.collector import collector_paused
+from safejax._src.pytrees.children import (
+    LEAF_TYPES,
+    children_of,
+    free_name,
+    is_entry,
+    kind_of,
+    named_children,
+    plain_keys,
+)
 from safejax._src.pytrees.names import METADATA_NAME, SEPARATOR, join
 from safejax._src.pytrees.structure import (
     EMPTY,
@@ -42,172 +46,118 @@ def walk(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> Walk:
 
     Raises `LeafError` for dict keys that no record can hold, and for a depth over `MAX_DEPTH`.
     """
-    entries: dict[str, Any] = {}
-    names: list[str] = []
-    nothing: dict[str, Empty | None] = {}
-    kinds: dict[str, Kind] = {}
-    paths: dict[str, Segments] = {}
-    pending: list[tuple[Segments, Any]] = [((), tree)]
+    walker = _Walker(is_leaf)
     with collector_paused():
-        while pending:
-            segments, node = pending.pop()
-            children = None if is_leaf is not None and is_leaf(node) else _children(node, segments)
-            if children:
-                named = _named(children)
-                if len(segments) == MAX_DEPTH:
-                    raise LeafError(
-                        f"expected a tree of at most {MAX_DEPTH} nested containers, got more at "
-                        f"{join(segments[:3])!r}…: flatten it a little"
-                    )
-                _record_kind(kinds, segments, node, named)
-                inner = [((*segments, segment), child) for segment, _, child in reversed(named)]
-                pending.extend(inner)
-                continue
-            name = join(segments)
-            # `__metadata__` is not the name of a tensor.
-            if name in entries or name == METADATA_NAME:
-                name = _free_name(name, entries, METADATA_NAME)
-                paths[name] = segments
-            # With a dot in a segment, the name splits at more places.
-            elif name.count(SEPARATOR) != len(segments) - 1 and not _in_flat(kinds, name, segments):
-                paths[name] = segments
-            if children is None:
-                names.append(name)
-            else:
-                if node is not None:
-                    _record_kind(kinds, segments, node, [])
-                    node = EMPTY
-                nothing[name] = node
-            entries[name] = node
+        walker.walk(tree)
     treedef = jax.tree_util.tree_structure(tree, is_leaf)
-    flattened = Flattened(treedef, tuple(names), nothing, kinds)
-    return Walk(entries, Structure(kinds, paths, flattened))
+    flattened = Flattened(treedef, tuple(walker.names), walker.nothing, walker.kinds)
+    return Walk(walker.entries, Structure(walker.kinds, walker.paths, flattened))
 
 
-# Asking JAX whether an object of one of these types is a leaf takes ten times as long.
-_LEAF_TYPES: Final = frozenset({np.ndarray, jax.ShapeDtypeStruct, bool, int, float, complex, str})
-# JAX flattens these with its own code, and may flatten any other type with a user's.
-_CONTAINER_TYPES: Final = frozenset({dict, list, tuple, OrderedDict, type(None)})
+@final
+class _Inside(NamedTuple):
+    """A container that the walk is in, with the children that are still to come, by segment.
 
-
-def _children(node: Any, segments: Segments) -> list[tuple[Any, Any]] | None:
-    """The key entry and value of each child, in JAX's order; None for a leaf.
-
-    The entry of a string in a dict may be the string itself.
+    The names of its leaves are `start` and a segment. If it `is_plain`, these names say where the
+    leaves are, unless a name is taken.
     """
-    if type(node) in _LEAF_TYPES or isinstance(node, jax.Array):
-        return None
-    if type(node) is dict and all(type(key) is str for key in cast("dict[Any, Any]", node)):
-        # As JAX does it, in less time.
-        return [(key, node[key]) for key in sorted(cast("dict[str, Any]", node))]
-    of_the_user = type(node) not in _CONTAINER_TYPES
-    # Only the node itself is flattened, and nothing in it, not even if it contains itself.
-    is_leaf = iter([False])
-    try:
-        with collector_resumed() if of_the_user else contextlib.nullcontext():
-            pairs, _ = jax.tree_util.tree_flatten_with_path(
-                node, is_leaf=lambda _: next(is_leaf, True)
-            )
-    except (TypeError, ValueError) as error:
-        found = sorted({type(key).__name__ for key in node}) if isinstance(node, dict) else error
-        raise LeafError(
-            f"container {join(segments)!r}: expected dict keys that JAX can sort, or a node that "
-            f"it can flatten, got {found}: use keys of one type"
-        ) from error
-    if len(pairs) == 1 and not pairs[0][0]:
-        return None
-    named = [(path[0], child) for path, child in pairs]
-    if of_the_user and isinstance(node, Mapping):
-        return _by_key(cast("Mapping[Any, Any]", node), named) or named
-    return named
+
+    segments: Segments
+    start: str
+    is_plain: bool
+    children: Iterator[tuple[str, Any]]
 
 
-def _by_key(
-    mapping: Mapping[Any, Any], children: list[tuple[Any, Any]]
-) -> list[tuple[Any, Any]] | None:
-    """The values by key of a mapping whose keys JAX does not see; None if it has other leaves.
+@final
+class _Walker:
+    """What has been found so far."""
 
-    JAX flattens Haiku's maps to their leaves, which would be named by their positions.
-    """
-    if not all(isinstance(entry, FlattenedIndexKey) for entry, _ in children):
-        return None
-    try:
-        items = [(DictKey(key), mapping[key]) for key in sorted(mapping)]
-    except (TypeError, KeyError):
-        return None
-    own, of_jax = (
-        jax.tree_util.tree_leaves([child for _, child in each]) for each in (items, children)
-    )
-    same = len(own) == len(of_jax) and all(map(operator.is_, own, of_jax))
-    return items if same else None
+    def __init__(self, is_leaf: Callable[[Any], bool] | None) -> None:
+        self.entries: dict[str, Any] = {}
+        self.names: list[str] = []
+        self.nothing: dict[str, Empty | None] = {}
+        self.kinds: dict[str, Kind] = {}
+        self.paths: dict[str, Segments] = {}
+        self._is_leaf = is_leaf
+        self._leaf_types: set[type[Any]] = set(LEAF_TYPES)
+        self._inside: list[_Inside] = []
 
+    def walk(self, tree: Any) -> None:
+        entries, leaf_types, inside = self.entries, self._leaf_types, self._inside
+        self._enter((), tree)
+        while inside:
+            segments, start, is_plain, children = inside[-1]
+            for segment, child in children:
+                name = start + segment
+                # Most children are leaves, and this is all there is to do for most of them.
+                if type(child) in leaf_types and is_plain and name not in entries:
+                    entries[name] = child
+                    self.names.append(name)
+                elif self._enter((*segments, segment), child):
+                    break
+            else:
+                inside.pop()
 
-def _named(children: list[tuple[Any, Any]]) -> list[tuple[str, Any, Any]]:
-    """The segment, the dict key (the segment in other containers) and the value of each child."""
-    named: list[tuple[str, Any, Any]] = []
-    taken: set[str] = set()
-    for entry, child in children:
-        match entry:
-            case str():
-                key = entry
-            case DictKey():
-                key = _plain_key(entry.key)
-            case GetAttrKey():
-                key = entry.name
-            case SequenceKey():
-                key = str(entry.idx)
-            case FlattenedIndexKey():
-                key = str(entry.key)
-            case _:
-                key = str(entry)
-        text = key if isinstance(key, str) else str(key)
-        if not text.isascii():
-            # UTF-8 cannot hold half a surrogate pair; the record holds the key itself.
-            text = text.encode(errors="backslashreplace").decode()
-        segment = text if text not in taken else _free_name(text, taken)
-        taken.add(segment)
-        named.append((segment, key, child))
-    return named
-
-
-def _free_name(wanted: str, taken: Container[str], *reserved: str) -> str:
-    name, number = wanted, 0
-    while name in taken or name in reserved:
-        number += 1
-        name = f"{wanted}~{number}"
-    return name
-
-
-def _record_kind(
-    kinds: dict[str, Kind], segments: Segments, node: Any, named: list[tuple[str, Any, Any]]
-) -> None:
-    cls = cast("type[Any]", type(node))
-    is_plain = cls in (dict, list, tuple)
-    name = cls.__name__ if is_plain else f"{cls.__module__}.{cls.__qualname__}"
-    dict_like = isinstance(node, dict)
-    keys = tuple((segment, key) for segment, key, _ in named if segment != key)
-    for _, key in keys:
-        if not _is_storable_key(key):
+    def _enter(self, segments: Segments, node: Any) -> bool:
+        """Whether a node is a container with children, which come next; if not, it is recorded."""
+        if self._is_leaf is not None and self._is_leaf(node):
+            self._record(segments, node, is_leaf=True)
+            return False
+        keys = plain_keys(node)
+        if keys:
+            pairs = list(zip(keys, map(node.__getitem__, keys), strict=True))
+            has_dots = SEPARATOR in "".join(keys)
+            is_flat = has_dots and all(is_entry(child) for _, child in pairs)
+            kind = Kind(flat=is_flat)
+        else:
+            children = children_of(node, segments)
+            if not children:
+                if children is None:
+                    self._leaf_types.add(type(node))
+                self._record(segments, node, is_leaf=children is None)
+                return False
+            named = named_children(children)
+            kind = kind_of(segments, node, named)
+            pairs = [(segment, child) for segment, _, child in named]
+            has_dots = any(SEPARATOR in segment for segment, _ in pairs)
+        if len(segments) == MAX_DEPTH:
             raise LeafError(
-                f"container {join(segments)!r}: expected dict keys of str, int, bool, float, "
-                f"None, bytes or tuples of these, got {type(key).__name__} {key!r}: rename it"
+                f"expected a tree of at most {MAX_DEPTH} nested containers, got more at "
+                f"{join(segments[:3])!r}…: flatten it a little"
             )
-    order = tuple(segment for segment, _, _ in named) if isinstance(node, OrderedDict) else None
-    flat = (
-        dict_like
-        and any(SEPARATOR in segment for segment, _, _ in named)
-        and all(_is_entry(child) for _, _, child in named)
-    )
-    all_int = named and all(type(key) is int and text == str(key) for text, key, _ in named)
-    kind = Kind(name, "int" if all_int else keys, order, flat)
-    if kind != Kind():
-        kinds[container_key(segments)] = kind
-
-
-def _is_entry(child: Any) -> bool:
-    if type(child) in _LEAF_TYPES or isinstance(child, jax.Array):
+        if kind != Kind():
+            self.kinds[container_key(segments)] = kind
+        # With a dot in a segment, a name splits at more places, unless the container is flat.
+        is_plain = (not has_dots or kind.flat) and not any(SEPARATOR in each for each in segments)
+        if segments:
+            start = join((*segments, ""))
+        else:
+            start = ""
+            is_plain = is_plain and all(segment != METADATA_NAME for segment, _ in pairs)
+        self._inside.append(_Inside(segments, start, is_plain, iter(pairs)))
         return True
-    return child is not None and jax.tree_util.all_leaves([child])
+
+    def _record(self, segments: Segments, node: Any, *, is_leaf: bool) -> None:
+        """Record a leaf, or a container without children."""
+        name = join(segments)
+        # `__metadata__` is not the name of a tensor.
+        if name in self.entries or name == METADATA_NAME:
+            name = free_name(name, self.entries, METADATA_NAME)
+            self.paths[name] = segments
+        elif name.count(SEPARATOR) != len(segments) - 1 and not _in_flat(
+            self.kinds, name, segments
+        ):
+            self.paths[name] = segments
+        if is_leaf:
+            self.names.append(name)
+        else:
+            if node is not None:
+                kind = kind_of(segments, node, [])
+                if kind != Kind():
+                    self.kinds[container_key(segments)] = kind
+                node = EMPTY
+            self.nothing[name] = node
+        self.entries[name] = node
 
 
 def _in_flat(kinds: Mapping[str, Kind], name: str, segments: Segments) -> bool:
@@ -216,33 +166,3 @@ def _in_flat(kinds: Mapping[str, Kind], name: str, segments: Segments) -> bool:
         root = kinds.get("")
         return root is not None and root.flat and segments[0] == name
     return join(segments) == name and path_of(name, kinds) == segments
-
-
-def _plain_key(key: Any) -> Any:
-    """The key as the type that a record holds, if it is of a subclass or a scalar of NumPy's.
-
-    So `IntEnum`s and `numpy.int64`s are stored as ints; as dict keys both are equal to theirs.
-    """
-    if type(key) in _KEY_TYPES or key is None:
-        return key
-    if isinstance(key, tuple):
-        return tuple(_plain_key(part) for part in cast("tuple[Any, ...]", key))
-    if isinstance(key, np.bool_):
-        return bool(key)
-    if isinstance(key, int | np.integer):
-        return int(cast("int", key))
-    if isinstance(key, float | np.floating):
-        plain = float(cast("float", key))
-        return plain if plain == key or plain != plain else key
-    if isinstance(key, bytes):
-        return bytes(key)
-    return str.__str__(key) if isinstance(key, str) else key
-
-
-_KEY_TYPES: Final = (str, int, bool, float, bytes)
-
-
-def _is_storable_key(key: Any) -> bool:
-    if isinstance(key, tuple):
-        return all(_is_storable_key(part) for part in cast("tuple[Any, ...]", key))
-    return key is None or type(key) in _KEY_TYPES

@@ -7,7 +7,6 @@ imported: whoever has a file system has imported it.
 """
 
 import asyncio
-import re
 import sys
 import threading
 from abc import ABC, abstractmethod
@@ -18,7 +17,8 @@ from typing import Any, Final, NamedTuple, TypeAlias, final
 import numpy as np
 from numpy.typing import NDArray
 
-from safejax._src.reading.patience import CutShortError, Patience, StatusError
+from safejax._src.reading.arriving import Stall, body, size_of, total_of
+from safejax._src.reading.patience import Patience
 
 FileSystem: TypeAlias = Any
 """An `fsspec.AbstractFileSystem`. `Any`, since fsspec is an extra and has no types."""
@@ -33,9 +33,14 @@ class Reply(NamedTuple):
 
 
 class Asker(ABC):
-    """How one file is asked for; `tells` is true if answers say which file they are of."""
+    """How one file is asked for; `tells` is true if answers say which file they are of.
+
+    If something is `pinned`, as an answer has told it, only bytes of that version are asked for,
+    where that is known to the place. It refuses with status 412 if it has another one.
+    """
 
     tells: bool = True
+    pinned: Mapping[str, Any] | None = None
 
     def __init__(self, fs: FileSystem, path: str) -> None:
         self.fs = fs
@@ -49,6 +54,12 @@ class Asker(ABC):
 
         If there is `memory`, they arrive there if they can.
         """
+
+    @property
+    def strong_etag(self) -> str | None:
+        """The ETag that is pinned, if it says that every byte is the same (RFC 9110)."""
+        etag = (self.pinned or {}).get("etag")
+        return etag if isinstance(etag, str) and etag.startswith('"') else None
 
 
 def asker_of(fs: FileSystem, path: str) -> Asker:
@@ -134,21 +145,28 @@ class _Http(Asker):
             **options.pop("headers", {}),
             "Range": f"bytes={begin}-{end - 1}",
             "Accept-Encoding": "identity",
+            **self._condition(),
         }
-        async with _Stall(patience) as stall:
+        async with Stall(patience) as stall:
             session = await fs.set_session()
             url = fs.encode_url(self.path)
             async with session.get(url, headers=headers, **options) as answer:
                 stall.moved()
-                size = _size_of(answer, begin, end)
+                size = size_of(answer, begin, end)
                 told = {
                     key.lower().replace("-", ""): answer.headers[key]
                     for key in ("ETag", "Content-MD5", "Last-Modified")
                     if answer.headers.get(key)
                 }
                 count = max(0, min(end, size) - begin)
-                data = await _body(answer.content.readany, count, memory, stall)
+                data = await body(answer.content.readany, count, memory, stall)
         return Reply(data, {**told, "size": size})
+
+    def _condition(self) -> dict[str, str]:
+        etag, time = self.strong_etag, (self.pinned or {}).get("lastmodified")
+        if etag is not None:
+            return {"If-Match": etag}
+        return {} if time is None else {"If-Unmodified-Since": time}
 
 
 @final
@@ -163,7 +181,10 @@ class _S3(Asker):
     ) -> Reply:
         bucket, key, version = self.fs.split_path(self.path)
         of_version = {} if version is None else {"VersionId": version}
-        async with _Stall(patience) as stall:
+        etag = self.strong_etag
+        if etag is not None:
+            of_version["IfMatch"] = etag
+        async with Stall(patience) as stall:
             try:
                 answer = await self.fs._call_s3(  # noqa: SLF001
                     "get_object",
@@ -177,13 +198,13 @@ class _S3(Asker):
                     raise
                 return Reply(np.empty(0, np.uint8), {"size": 0})
             stall.moved()
-            body = answer["Body"]
+            stream = answer["Body"]
             try:
-                size = _total(answer.get("ContentRange"), begin)
+                size = total_of(answer.get("ContentRange"), begin)
                 count = max(0, min(end, size) - begin)
-                data = await _body(lambda: body.read(_CHUNK), count, memory, stall)
+                data = await body(lambda: stream.read(_CHUNK), count, memory, stall)
             finally:
-                body.close()
+                stream.close()
         named = {"versionid": "VersionId", "etag": "ETag", "lastmodified": "LastModified"}
         told = {name: answer[key] for name, key in named.items() if answer.get(key)}
         return Reply(data, {**told, "size": size})
@@ -198,11 +219,6 @@ class _S3(Asker):
 
 
 _CHUNK: Final = 1 << 20
-_RANGE: Final = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+)")
-
-
-class NoRangesError(OSError):
-    """A server does not answer with the range that is requested."""
 
 
 def _soon(task: Coroutine[Any, Any, Reply], loop: Any) -> "Future[Reply]":
@@ -211,73 +227,3 @@ def _soon(task: Coroutine[Any, Any, Reply], loop: Any) -> "Future[Reply]":
     except BaseException:
         task.close()
         raise
-
-
-def _total(content_range: str | None, begin: int) -> int:
-    """The size of the file, of an answer that has the range that begins at `begin`."""
-    found = _RANGE.match(content_range or "")
-    if found is None or (found[1] is not None and int(found[1]) != begin):
-        raise NoRangesError(
-            f"expected the bytes from {begin} on, got the range {content_range!r:.80}"
-        )
-    return int(found[2])
-
-
-def _size_of(answer: Any, begin: int, end: int) -> int:
-    """The size of the file of which an answer has a range; the answer is one of aiohttp."""
-    found = _RANGE.match(answer.headers.get("Content-Range", ""))
-    if answer.status == 416 and found is not None:
-        return int(found[2])  # Nothing of the range is there.
-    if answer.status >= 400:
-        raise StatusError(answer.status, answer.reason)
-    length: int | None = answer.content_length
-    # All of a small file is an answer, too.
-    if answer.status == 200 and begin == 0 and length is not None and length <= end:
-        return length
-    if answer.status != 206:
-        raise NoRangesError(f"expected a range, got status {answer.status} and the whole file")
-    return _total(answer.headers.get("Content-Range"), begin)
-
-
-async def _body(
-    chunk: Callable[[], Coroutine[Any, Any, bytes]],
-    count: int,
-    memory: NDArray[np.uint8] | None,
-    stall: "_Stall",
-) -> NDArray[np.uint8]:
-    """The first `count` bytes of an answer, in `memory` if it has room for just these."""
-    data = memory if memory is not None and memory.nbytes == count else np.empty(count, np.uint8)
-    view, done = data.data, 0
-    while done < count:
-        part = await chunk()
-        if not part:
-            raise CutShortError(f"expected {count} bytes, got {done}")
-        part = part[: count - done]
-        view[done : done + len(part)] = part
-        done += len(part)
-        stall.moved()
-    if count:
-        await chunk()  # The end of the answer, after which its connection can be used again.
-    return data
-
-
-@final
-class _Stall:
-    """A block that ends with `TimeoutError` if nothing has moved for so long."""
-
-    def __init__(self, patience: Patience) -> None:
-        self._seconds = patience.stall
-        self._limit = asyncio.timeout(self._seconds)
-
-    async def __aenter__(self) -> "_Stall":
-        await self._limit.__aenter__()
-        return self
-
-    async def __aexit__(self, *raised: Any) -> bool | None:
-        try:
-            return await self._limit.__aexit__(*raised)
-        except TimeoutError:
-            raise TimeoutError(f"no byte in {self._seconds:g} s") from None
-
-    def moved(self) -> None:
-        self._limit.reschedule(asyncio.get_running_loop().time() + self._seconds)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
-from typing import Any, Self, final
+from typing import Any, Final, Self, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,18 +11,27 @@ from safejax._src.dtypes import Dtype
 from safejax._src.reading.requests import FREE, Cost
 from safejax._src.reading.source import Part, Source
 
+ROOM: Final = 64 << 20
+"""Most bytes of a batch that are read only to be checked or decoded, and are in memory together."""
+
+_Reads: TypeAlias = dict[Source, list[tuple[Part, NDArray[Any]]]]
+
 
 @final
 class Batch:
     """Parts of sources that are to be read, and what is to be done with them afterwards.
+
+    A source that checks or decodes what another one has is asked what it needs of that: so leaves
+    with digests, and leaves of 4 bits, are requested with their neighbours in the file.
 
     With `is_dry`, nothing can be read, and `empty` gives arrays that have no memory: the batch is
     for its `cost`.
     """
 
     def __init__(self, *, is_dry: bool = False) -> None:
-        self._is_dry = is_dry
-        self._reads: dict[Source, list[tuple[Part, NDArray[Any]]]] = {}
+        self.is_dry = is_dry
+        self._room = ROOM
+        self._reads: _Reads = {}
         self._later: list[Callable[[], None]] = []
         self._other = FREE
         self._kept = ExitStack()
@@ -39,9 +48,16 @@ class Batch:
 
     def empty(self, shape: tuple[int, ...], dtype: Dtype) -> NDArray[Any]:
         """An array for values that are read, and used once they are there."""
-        if self._is_dry:
+        if self.is_dry:
             return np.broadcast_to(np.empty((), dtype), shape)
         return np.empty(shape, dtype)
+
+    def takes(self, nbytes: int) -> bool:
+        """Whether there is room for so many bytes that are read in addition; takes it if so."""
+        if nbytes > self._room:
+            return False
+        self._room -= nbytes
+        return True
 
     def add(self, source: Source, part: Part, out: NDArray[Any]) -> None:
         """Have a part of a source read into `out`, of the shape of its window."""
@@ -54,8 +70,8 @@ class Batch:
 
     def run(self) -> None:
         """Read everything; then do the tasks in the reverse order, operands first."""
-        assert not self._is_dry
-        for source, reads in self._reads.items():
+        assert not self.is_dry
+        for source, reads in self._begun().items():
             source.read_many(reads)
         for task in reversed(self._later):
             task()
@@ -65,13 +81,25 @@ class Batch:
         """The source of the first part, and the byte at which it begins; None if there is none."""
         for source, reads in self._reads.items():
             part, _ = reads[0]
-            return source, part.begin + part.window.offset * part.dtype.itemsize
+            return source.place_of(part.begin + part.window.offset * part.dtype.itemsize)
         return None
 
     @property
     def cost(self) -> Cost:
         """What `run` requests of files."""
+        reads_of = self._begun()
         total = self._other
-        for source, reads in self._reads.items():
+        for source, reads in reads_of.items():
             total += source.cost_of_many([part for part, _ in reads])
         return total
+
+    def _begun(self) -> _Reads:
+        """What is read of the sources that read by themselves."""
+        by_themselves: _Reads = {}
+        while self._reads:
+            asked, self._reads = self._reads, {}
+            for source, reads in asked.items():
+                if not source.begin_many(reads, self):
+                    by_themselves.setdefault(source, []).extend(reads)
+        self._reads = by_themselves
+        return by_themselves

@@ -1,7 +1,9 @@
 """Concatenations: views of one dtype, one after the other along an axis."""
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, cast, final
 
 import numpy as np
@@ -22,12 +24,17 @@ class Concatenation(View):
 
     parts: tuple[View, ...]
     axis: int
+    # Where each part ends along the axis: of 20,000 parts, each may be asked for by its number.
+    _ends: tuple[int, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        ends = accumulate(part.shape[self.axis] for part in self.parts)
+        object.__setattr__(self, "_ends", tuple(ends))
 
     @property
     def shape(self) -> tuple[int, ...]:
         first = self.parts[0].shape
-        along = sum(part.shape[self.axis] for part in self.parts)
-        return (*first[: self.axis], along, *first[self.axis + 1 :])
+        return (*first[: self.axis], self._ends[-1], *first[self.axis + 1 :])
 
     @property
     def dtype(self) -> Dtype:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -55,14 +62,12 @@ class Concatenation(View):
         others = [entry if isinstance(entry, int) else _slice(*entry) for entry in entries]
         along = entries[self.axis]
         chosen: list[View] = []
-        begin = 0
-        for part in self.parts:
-            end = begin + part.shape[self.axis]
-            inner = _within(along, begin, end)
+        for number in self._near(along):
+            begin = self._ends[number - 1] if number else 0
+            inner = _within(along, begin, self._ends[number])
             if inner is not None:
                 others[self.axis] = inner
-                chosen.append(part.index(tuple(others)))
-            begin = end
+                chosen.append(self.parts[number].index(tuple(others)))
         if not chosen:
             others[self.axis] = slice(0, 0)
             chosen.append(self.parts[0].index(tuple(others)))
@@ -70,6 +75,14 @@ class Concatenation(View):
             chosen.reverse()
         dropped = sum(isinstance(entry, int) for entry in entries[: self.axis])
         return concatenation(tuple(chosen), self.axis - dropped)
+
+    def _near(self, along: int | tuple[int, int, int]) -> range:
+        """The numbers of the parts from the first to the last that an index along the axis has."""
+        start, step, count = (along, 1, 1) if isinstance(along, int) else along
+        if count == 0:
+            return range(0)
+        low, high = sorted((start, start + step * (count - 1)))
+        return range(bisect_right(self._ends, low), bisect_right(self._ends, high) + 1)
 
     def transpose(self, axes: tuple[int, ...]) -> View:
         parts = tuple(part.transpose(axes) for part in self.parts)
@@ -120,8 +133,7 @@ class Concatenation(View):
         """The parts, each with its place in an array of all of them."""
         lead = (slice(None),) * self.axis
         begin = 0
-        for part in self.parts:
-            end = begin + part.shape[self.axis]
+        for part, end in zip(self.parts, self._ends, strict=True):
             yield part, out[(*lead, slice(begin, end), ...)]
             begin = end
 

@@ -1,6 +1,9 @@
 """Local files as sources: mapped into memory, or read by calls of the system."""
 
 import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, final
 
 import numpy as np
@@ -53,7 +56,7 @@ class MappedSource(BufferSource):
             super().read_into(begin, dtype, window, out)
             return
         self._log(out.nbytes)
-        _read_run(descriptor, begin + window.offset * dtype.itemsize, out, self._file)
+        _read_runs(descriptor, begin + window.offset * dtype.itemsize, [out], self._file)
         self._check()
 
     def log_read(self, nbytes: int) -> None:
@@ -84,25 +87,32 @@ class FileSource(RequestedFile):
 
     def prefix(self, begin: int, end: int) -> bytes:
         data = np.empty(end - begin, np.uint8)
-        _read_run(self._descriptor(), begin, data, self._file)
+        _read_runs(self._descriptor(), begin, [data], self._file)
         self._file.check()
         return data.tobytes()
 
     def _fetch(self, requests: Requests, landing: Landing) -> None:
         descriptor = self._descriptor()
         target = landing.targets[0]
-        begins = requests.begins.tolist()
-        if len(landing.targets) == 1 and _are_spans(requests, target.spans):
-            # There may be many, and each has its row.
-            for begin, row in zip(begins, target.rows, strict=True):
-                _read_run(descriptor, begin, row, self._file)
-        else:
-            for begin, end in zip(begins, requests.ends.tolist(), strict=True):
-                memory = landing.memory(begin, end)
-                data = np.empty(end - begin, np.uint8) if memory is None else memory
-                _read_run(descriptor, begin, data, self._file)
-                if memory is None:
-                    landing.land(begin, data)
+        begins, ends = requests.begins.tolist(), requests.ends.tolist()
+        # There may be many, and each has its row.
+        rows = len(landing.targets) == 1 and _are_spans(requests, target.spans)
+
+        def read(first: int, last: int) -> None:
+            for number in range(first, last):
+                begin, end = begins[number], ends[number]
+                if rows:
+                    _read_runs(descriptor, begin, [target.rows[number]], self._file)
+                    continue
+                places = landing.places(begin, end, _MOST_PLACES)
+                if places is not None:
+                    _read_runs(descriptor, begin, places, self._file)
+                    continue
+                data = np.empty(end - begin, np.uint8)
+                _read_runs(descriptor, begin, [data], self._file)
+                landing.land(begin, data)
+
+        _in_threads(read, len(begins), requests.nbytes)
         self._file.check()
 
     def _descriptor(self) -> Descriptor:
@@ -124,13 +134,40 @@ _MOST_AT_A_TIME: Final = 1 << 30
 """Most bytes per system call; the system accepts no more than 2 GiB."""
 
 
-def _read_run(descriptor: Descriptor, begin: int, out: NDArray[Any], file: LocalFile) -> None:
-    """Fill `out` with the bytes of the file that start at `begin`."""
-    flat = out.reshape(-1).view(np.uint8)
-    done = 0
-    while done < flat.nbytes:
-        part = flat[done : done + _MOST_AT_A_TIME]
-        count = os.preadv(descriptor.number, [part.data], begin + done)
+_MOST_PLACES: Final = 64
+"""Places that one system call fills; copying is faster where there are more, and they small."""
+
+_THREADS: Final = 4
+_WORTH_A_THREAD: Final = 2 << 20
+"""Bytes: less is read before another thread has begun."""
+
+
+def _read_runs(
+    descriptor: Descriptor, begin: int, outs: Sequence[NDArray[Any]], file: LocalFile
+) -> None:
+    """Fill the arrays, one after the other, with the bytes of the file that start at `begin`."""
+    left = deque(out.reshape(-1).view(np.uint8) for out in outs)
+    while left:
+        parts: list[Any] = list(left)
+        if left[0].nbytes > _MOST_AT_A_TIME:
+            parts = [left[0][:_MOST_AT_A_TIME]]
+        count = os.preadv(descriptor.number, parts, begin)
         if not count:
             raise file.changed(os.fstat(descriptor.number).st_size)
-        done += count
+        begin += count
+        while left and count >= left[0].nbytes:
+            count -= left.popleft().nbytes
+        if count:
+            left[0] = left[0][count:]
+
+
+def _in_threads(read: Callable[[int, int], None], count: int, nbytes: int) -> None:
+    """Call `read` for all of `range(count)`, in threads where so many bytes are worth it."""
+    threads = min(_THREADS, count, nbytes // _WORTH_A_THREAD)
+    if threads < 2:
+        read(0, count)
+        return
+    step = -(-count // (threads * 4))
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(read, at, min(at + step, count)) for at in range(0, count, step)]:
+            done.result()

@@ -12,7 +12,7 @@ from typing import Any, Final, final
 
 from numpy.typing import NDArray
 
-from safejax._src.reading.patience import Patience, may_pass
+from safejax._src.reading.patience import Patience, may_pass, wait_of
 
 MOST_REQUESTS: Final = 16
 """Requests that are under way at the same time in a process."""
@@ -163,7 +163,7 @@ class Flight:
         piece.tries += 1
         if piece.tries == 1:
             piece.first_failed = now
-        at = now + self._patience.before(piece.tries)
+        at = now + max(self._patience.before(piece.tries), wait_of(error))
         is_over = piece.tries >= self._patience.attempts
         if is_over or at - piece.first_failed > self._patience.period or not may_pass(error):
             raise PieceError(piece) from error

@@ -5,6 +5,8 @@ once, into the memory of the array that it is for, or arrives there.
 """
 
 from collections.abc import Sequence
+from functools import cached_property
+from operator import itemgetter
 from typing import Any, Final, final
 
 import numpy as np
@@ -27,13 +29,18 @@ class Target:
         self._dtype = part.dtype
         self._compact = part.window.compact()
         self._copied_to = None if out is None or is_one_run(self._compact, out) else out
-        if out is None or self._copied_to is not None:
-            memory = np.empty(self.spans.count, np.uint8)
-        else:
-            memory = out.reshape(-1).view(np.uint8)
-        self._memory = memory
-        # One span in each row.
-        self.rows: Final[Bytes] = memory.reshape(-1, self.spans.length)
+        self._out = out
+
+    @cached_property
+    def _memory(self) -> Bytes:
+        if self._out is None or self._copied_to is not None:
+            return np.empty(self.spans.count, np.uint8)
+        return self._out.reshape(-1).view(np.uint8)
+
+    @cached_property
+    def rows(self) -> Bytes:
+        """The memory, with a span in each row."""
+        return self._memory.reshape(-1, self.spans.length)
 
     @property
     def array(self) -> NDArray[Any]:
@@ -45,14 +52,35 @@ class Target:
         if self._copied_to is not None:
             np.copyto(self._copied_to, self.array)
 
-    def memory(self, begin: int, end: int) -> Bytes | None:
-        """The memory for the bytes `[begin, end)` of the file; None unless a span has them all."""
+    def span_of(self, begin: int, end: int) -> int | None:
+        """The number of the span that has all bytes `[begin, end)` of the file, if there is one."""
         starts, length = self.spans.starts, self.spans.length
         number = int(np.searchsorted(starts, begin, "right")) - 1
-        if number < 0 or end > int(starts[number]) + length:
+        return None if number < 0 or end > int(starts[number]) + length else number
+
+    def memory(self, begin: int, end: int) -> Bytes | None:
+        """The memory for the bytes `[begin, end)` of the file; None unless a span has them all."""
+        number = self.span_of(begin, end)
+        if number is None:
             return None
-        at = begin - int(starts[number])
+        at = begin - int(self.spans.starts[number])
         return self.rows[number, at : at + end - begin]
+
+    def places(self, begin: int, end: int, most: int) -> list[tuple[int, Bytes]] | None:
+        """Where bytes of `[begin, end)` begin that are needed, each with its memory, in order.
+
+        None if there are more than `most`.
+        """
+        starts, length = self.spans.starts, self.spans.length
+        first = int(np.searchsorted(starts, begin - length, "right"))
+        last = int(np.searchsorted(starts, end, "left"))
+        if last - first > most:
+            return None
+        found: list[tuple[int, Bytes]] = []
+        for number, start in enumerate(starts[first:last].tolist(), first):
+            low, high = max(start, begin), min(start + length, end)
+            found.append((low, self.rows[number, low - start : high - start]))
+        return found
 
     def land(self, begin: int, data: Bytes) -> None:
         """Take what is needed of `data`, the bytes of the file that start at `begin`."""
@@ -100,6 +128,38 @@ class Landing:
         """Where the bytes `[begin, end)` of the file can arrive; None if they have to be copied."""
         near = self._near(begin, end)
         return self.targets[near[0]].memory(begin, end) if len(near) == 1 else None
+
+    def places(self, begin: int, end: int, most: int) -> list[Bytes] | None:
+        """Memory for all bytes `[begin, end)` of the file, in order, also for what is not needed.
+
+        None if there are more than `most` places for what is needed, or two for the same bytes.
+        """
+        found: list[tuple[int, Bytes]] = []
+        near = self._near(begin, end)
+        if len(near) > most:
+            return None
+        for number in near:
+            more = self.targets[number].places(begin, end, most - len(found))
+            if more is None:
+                return None
+            found += more
+        memory: list[Bytes] = []
+        at = begin
+        for start, place in sorted(found, key=itemgetter(0)):
+            if start < at:
+                return None
+            if start > at:
+                memory.append(np.empty(start - at, np.uint8))
+            memory.append(place)
+            at = start + place.nbytes
+        if at < end:
+            memory.append(np.empty(end - at, np.uint8))
+        return memory
+
+    def holds(self, begin: int, end: int) -> bool:
+        """Whether there is memory where the bytes `[begin, end)` of the file can arrive."""
+        near = self._near(begin, end)
+        return len(near) == 1 and self.targets[near[0]].span_of(begin, end) is not None
 
     def land(self, begin: int, data: Bytes) -> None:
         """Put the bytes of the file that start at `begin` into all targets that need them."""

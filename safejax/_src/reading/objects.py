@@ -5,7 +5,8 @@ from typing import Any, Final, final
 import numpy as np
 from numpy.typing import NDArray
 
-from safejax._src.reading.asking import Asker, NoRangesError, Reply, in_thread
+from safejax._src.reading.arriving import NoRangesError
+from safejax._src.reading.asking import Asker, Reply, in_thread
 from safejax._src.reading.patience import CutShortError, Patience
 
 _CHUNK: Final = 1 << 20
@@ -24,7 +25,10 @@ class ObjectAsker(Asker):
 
     def _get(self, begin: int, end: int, memory: NDArray[np.uint8] | None) -> Reply:
         try:
-            answer = self.fs.get(self.path, options={"range": (begin, end)})
+            options: dict[str, Any] = {"range": (begin, end)}
+            if self.strong_etag is not None:
+                options["if_match"] = self.strong_etag
+            answer = self.fs.get(self.path, options=options)
         except FileNotFoundError:
             raise
         except Exception:

@@ -7,9 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safejax._src.dtypes import Dtype, unpack
+from safejax._src.reading.batch import Batch
 from safejax._src.reading.blocks import Blocks, whole_blocks
 from safejax._src.reading.requests import Cost
-from safejax._src.reading.source import Part, Source, strided_array
+from safejax._src.reading.source import Gathering, Part, Source, strided_array
 from safejax._src.reading.windows import Window
 
 _PER_BYTE: Final = 2
@@ -38,20 +39,35 @@ class PackedSource(Source):
         return _unpacked(dtype, window, packed)
 
     def read_into(self, begin: int, dtype: Dtype, window: Window, out: NDArray[Any]) -> None:
-        self.read_many([(Part(begin, dtype, window), out)])
+        if self.plans_reads:
+            self.read_many([(Part(begin, dtype, window), out)])
+        else:
+            super().read_into(begin, dtype, window, out)
 
     def read_many(self, reads: Sequence[tuple[Part, NDArray[Any]]]) -> None:
-        needed: list[tuple[Part, NDArray[Any]]] = []
+        with Batch() as batch:
+            self.begin_many(reads, batch)
+            batch.run()
+
+    def begin_many(self, reads: Sequence[tuple[Part, NDArray[Any]]], batch: Gathering) -> bool:
         held: list[tuple[Part, NDArray[Any], list[NDArray[Any]]]] = []
         for part, out in reads:
             if part.window.size:
                 rows = self._parts(part.window)
-                packed = [np.empty(row.window.shape, np.uint8) for row in rows]
-                needed += zip(rows, packed, strict=True)
+                packed = [batch.empty(row.window.shape, row.dtype) for row in rows]
                 held.append((part, out, packed))
-        self._packed.read_many(needed)
-        for part, out, packed in held:
-            np.copyto(out, _unpacked(part.dtype, part.window, packed))
+                for row, memory in zip(rows, packed, strict=True):
+                    batch.add(self._packed, row, memory)
+
+        def unpack_all() -> None:
+            for part, out, packed in held:
+                np.copyto(out, _unpacked(part.dtype, part.window, packed))
+
+        batch.then(unpack_all)
+        return True
+
+    def place_of(self, byte: int) -> tuple[Source, int]:
+        return self._packed.place_of(self._begin + byte // _PER_BYTE)
 
     def cost(self, dtype: Dtype, window: Window) -> Cost:
         return self.cost_of_many([Part(0, dtype, window)])

@@ -7,12 +7,13 @@ from typing import Any, Final, final
 import numpy as np
 
 from safejax._src.reading import patience as patience_of
-from safejax._src.reading.asking import Asker, FileSystem, NoRangesError, Reply, asker_of, in_thread
+from safejax._src.reading.arriving import NoRangesError
+from safejax._src.reading.asking import Asker, FileSystem, Reply, asker_of, in_thread
 from safejax._src.reading.flight import Flight, Piece, PieceError
 from safejax._src.reading.identity import difference, identity_of
 from safejax._src.reading.landing import Landing
 from safejax._src.reading.masking import masked
-from safejax._src.reading.patience import patiently, status_of
+from safejax._src.reading.patience import is_unreachable, patiently, status_of, wait_of
 from safejax._src.reading.requested import RequestedFile
 from safejax._src.reading.requests import FAR, Requests
 from safejax.errors import ReadError
@@ -75,6 +76,9 @@ class RemoteSource(RequestedFile):
             self._head = self._head[:_RECOGNIZED]
         return data
 
+    def inside(self, begin: int, end: int) -> bytes:
+        return self._bytes(begin, end) if begin < end else b""
+
     def _fetch(self, requests: Requests, landing: Landing) -> None:
         def land(piece: Piece, data: Any) -> None:
             if piece.memory is None:
@@ -121,6 +125,7 @@ class RemoteSource(RequestedFile):
 
     def _run(self, pieces: list[Piece], landed: Any) -> None:
         patience = patience_of.PATIENCE
+        pinned = self._asker.pinned
         flight = Flight(
             lambda piece: self._asker.ask(piece.begin, piece.end, piece.memory, patience),
             landed,
@@ -129,19 +134,23 @@ class RemoteSource(RequestedFile):
         )
         try:
             flight.run(pieces)
+            return
         except PieceError as failed:
             cause = failed.__cause__
             piece = failed.piece
             assert cause is not None
-            what = f"reading bytes [{piece.begin}, {piece.end})"
-            raise self._error(what, cause, piece.tries) from shown_cause(cause)
+            if pinned is None or status_of(cause) != 412:
+                what = f"reading bytes [{piece.begin}, {piece.end})"
+                raise self._error(what, cause, piece.tries) from shown_cause(cause)
+        self._ask_what_is_there()
+        self._run(pieces, landed)
 
     def _arrives(self, piece: Piece) -> bool:
         """Whether the answer needs no memory of its own."""
         return self._asker.tells and piece.memory is not None
 
     def _error(self, what: str, cause: BaseException, tries: int) -> Exception:
-        said = masked(f"{type(cause).__name__}: {cause}")[:1000]
+        said = said_by(cause)
         if isinstance(cause, FileNotFoundError) or status_of(cause) in (404, 410):
             return FileNotFoundError(f"{self.name}: {what}: there is no such file; got {said}")
         again = f" after {tries} attempts" if tries > 1 else ""
@@ -155,7 +164,7 @@ class RemoteSource(RequestedFile):
         self._run([Piece(0, HEAD, None)], lambda _, reply: replies.append(reply))
         (reply,) = replies
         assert reply.told is not None
-        self._identity = reply.told
+        self._identity = self._asker.pinned = reply.told
         self.nbytes = reply.told["size"]
         self._head = reply.data.tobytes()
 
@@ -187,6 +196,14 @@ class RemoteSource(RequestedFile):
         if self._changed is None:
             self._changed = difference(self._identity, told)
         self._raise_if_changed(self._changed)
+
+    def _ask_what_is_there(self) -> None:
+        """Raise `ReadError` if a server that refuses to send the file that was opened has another.
+
+        There are servers that refuse although they have it, so it is asked no more for only that.
+        """
+        self._asker.pinned = None
+        self._bytes(0, 1)
 
     def _raise_if_changed(self, changed: str | None) -> None:
         if changed is not None:
@@ -241,6 +258,13 @@ def shown_cause(error: BaseException) -> BaseException | None:
     return error
 
 
+def said_by(error: BaseException) -> str:
+    """What an error of a file system says, with its status, and without credentials."""
+    said = masked(f"{type(error).__name__}: {error}")[:1000]
+    status = status_of(error)
+    return said if status is None or str(status) in said else f"status {status}: {said}"
+
+
 def remedy(error: BaseException) -> str:
     """What to do about an error of a file system; empty if that is not known."""
     status = status_of(error)
@@ -249,8 +273,13 @@ def remedy(error: BaseException) -> str:
             "; pass a file system that may read it, with fs=, or a URL whose signature is not "
             "expired"
         )
-    if isinstance(error, NoRangesError):
+    if isinstance(error, NoRangesError) or status == 416:
         return "; its server cannot read ranges: download the file, and load that"
+    wait = wait_of(error)
+    if wait:
+        return f"; load it again in {wait:.0f} s, as its server asks"
     if status == 429 or (status is not None and status >= 500):
         return "; load it again later"
+    if is_unreachable(error):
+        return "; see whether its server can be reached, and load it again"
     return ""

@@ -49,7 +49,8 @@ FREE: Final = Cost(0, 0, 0)
 class Reach(NamedTuple):
     """How far apart runs may be and still be one request; all in bytes, but for `factor`.
 
-    Runs with at most `gap` between them are one request. Runs with at most `dense_gap` between
+    Runs with at most `gap` between them are one request: what is read for nothing then costs no
+    more than the requests that it saves, at `gap` bytes each. Runs with at most `dense_gap` between
     them are one where they are dense: all that is read is then at most `factor` times what is
     needed of it. No request is larger than `piece`.
     """

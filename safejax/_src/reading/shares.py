@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, final
 
 from safejax._src.reading.concatenation import Concatenation, concatenation
+from safejax._src.reading.derived import Derived
 from safejax._src.reading.pointwise import Pointwise
 from safejax._src.reading.view import Strided, View
 from safejax._src.reading.windows import Window
@@ -176,6 +177,12 @@ def _of_strided(view: Strided, at: Window) -> Iterator[Piece]:
                 "jitted function before the save"
             )
         yield Piece(Region(view, at), _common_holders(operand))
+    elif isinstance(source, Derived) and source.elsewhere:
+        raise LeafError(
+            "expected a part of a leaf that one process can make alone, got one that merge or "
+            "permute makes of values of several processes: do that in a jitted function before "
+            "the save"
+        )
     elif source.has_values:
         yield Piece(Region(view, at), source.holders)
 

@@ -43,6 +43,20 @@ class Part(NamedTuple):
     window: Window
 
 
+class Gathering(Protocol):
+    """What gathers parts of sources so as to read them together: a `Batch`."""
+
+    is_dry: bool
+
+    def empty(self, shape: tuple[int, ...], dtype: Dtype) -> NDArray[Any]: ...
+
+    def takes(self, nbytes: int) -> bool: ...
+
+    def add(self, source: "Source", part: Part, out: NDArray[Any]) -> None: ...
+
+    def then(self, task: Callable[[], None], cost: Cost = FREE) -> None: ...
+
+
 class Source(ABC):
     """A flat run of bytes that leaves show windows of.
 
@@ -129,6 +143,18 @@ class Source(ABC):
         for part, out in reads:
             self.read_into(*part, out)
 
+    def begin_many(self, reads: Sequence[tuple[Part, NDArray[Any]]], batch: Gathering) -> bool:
+        """Have `batch` read what the parts need of another source, and do the rest after that.
+
+        False if the source reads by itself: then nothing is done here.
+        """
+        del reads, batch
+        return False
+
+    def place_of(self, byte: int) -> "tuple[Source, int]":
+        """The source that a byte is requested of, and where it is there."""
+        return self, byte
+
     def cost(self, dtype: Dtype, window: Window) -> Cost:
         """What a read of `window` requests of files."""
         return runs_cost(dtype, window)
@@ -169,6 +195,10 @@ class File(Source):
     @abstractmethod
     def prefix(self, begin: int, end: int) -> bytes:
         """The bytes `[begin, end)`, for the header's reader; they are not logged."""
+
+    def inside(self, begin: int, end: int) -> bytes:
+        """Like `prefix`, where headers are anywhere in the file."""
+        return self.prefix(begin, end)
 
 
 class BufferSource(File):
@@ -213,13 +243,21 @@ class BufferSource(File):
         return array
 
     def is_in_place(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> bool:
-        return self._usable(begin, dtype, window, alignment) is not None
+        if not self._is_aligned(begin, dtype, window, alignment):
+            return False
+        # For most tensors, nothing has to be made to see that.
+        return window is Window.whole(window.shape) or (
+            self._usable(begin, dtype, window, alignment) is not None
+        )
+
+    def _is_aligned(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> bool:
+        first = self._address + begin + window.offset * dtype.itemsize
+        return first % alignment == 0 and window.size > 0 and self.immutable
 
     def _usable(
         self, begin: int, dtype: Dtype, window: Window, alignment: int
     ) -> NDArray[Any] | None:
-        first = self._address + begin + window.offset * dtype.itemsize
-        if first % alignment or window.size == 0 or not self.immutable:
+        if not self._is_aligned(begin, dtype, window, alignment):
             return None
         array = strided_array(self._buffer, begin, dtype, window)
         return array if array.flags.c_contiguous else None

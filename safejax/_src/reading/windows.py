@@ -90,7 +90,8 @@ class Window:
 
     def transpose(self, axes: tuple[int, ...]) -> "Window":
         """The window on `array.transpose(axes)`."""
-        return self._of(self._phantom().transpose(axes))
+        shape = tuple(self.shape[axis] for axis in axes)
+        return Window(self.offset, shape, tuple(self.strides[axis] for axis in axes))
 
     def expand(self, axis: int, size: int = 1) -> "Window":
         """The window with a new axis of `size` at `axis`, along which all elements repeat."""
@@ -156,13 +157,19 @@ class Window:
         return offset, axes
 
     def _phantom(self) -> NDArray[np.int8]:
-        return as_strided(_NOWHERE, self.shape, self.strides, writeable=False)
+        return _phantom(self.shape, self.strides)
 
     def _of(self, phantom: NDArray[np.int8]) -> "Window":
         moved = _address(phantom) - _address(_NOWHERE) if phantom.size else 0
         # NumPy wraps an address below zero around to the top of 64 bits; this restores the sign.
         moved = (moved + _HALF) % (2 * _HALF) - _HALF
         return Window(self.offset + moved, phantom.shape, phantom.strides)
+
+
+# Most windows have the shape of another one.
+@lru_cache(maxsize=1024)
+def _phantom(shape: tuple[int, ...], strides: tuple[int, ...]) -> NDArray[np.int8]:
+    return as_strided(_NOWHERE, shape, strides, writeable=False)
 
 
 def _address(array: NDArray[Any]) -> int:

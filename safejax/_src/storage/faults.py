@@ -11,7 +11,7 @@ from typing import TypeVar
 from safejax._src.reading import patience as patience_of
 from safejax._src.reading.masking import masked
 from safejax._src.reading.patience import patiently, status_of
-from safejax._src.reading.remote import remedy, shown_cause
+from safejax._src.reading.remote import remedy, said_by, shown_cause
 from safejax.errors import ReadError
 
 _T = TypeVar("_T")
@@ -25,7 +25,7 @@ def told(kind: str, path: str, question: Callable[[], _T]) -> _T:
     try:
         return patiently(question, patience_of.PATIENCE)
     except Exception as error:  # noqa: BLE001 - a file system may raise anything
-        said = _said(error)
+        said = said_by(error)
         shown = masked(path)
         if isinstance(error, FileNotFoundError) or status_of(error) in (404, 410):
             missing = FileNotFoundError(f"{shown}: there is no such file; got {said}")
@@ -55,9 +55,5 @@ def saving(kind: str, path: str) -> Generator[None]:
             help_ = "; the bucket, or the folder, has to be there"
         elif isinstance(error, NotImplementedError):
             help_ = "; save to a local path, and copy that there"
-        reason = f"saving to {kind} failed: {_said(error)}{help_}"
+        reason = f"saving to {kind} failed: {said_by(error)}{help_}"
         raise OSError(number or errno.EIO, reason, masked(path)) from shown_cause(error)
-
-
-def _said(error: Exception) -> str:
-    return masked(f"{type(error).__name__}: {error}")[:1000]

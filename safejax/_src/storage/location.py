@@ -6,7 +6,7 @@ import re
 from typing import Any, Final
 
 from safejax._src.reading.masking import masked
-from safejax._src.reading.remote import FileSystem
+from safejax._src.reading.remote import FileSystem, shown_cause
 from safejax._src.storage.hub import hub_store
 from safejax._src.storage.local import LocalStore
 from safejax._src.storage.objects import object_store
@@ -65,6 +65,12 @@ def _found(fsspec: Any, path: str) -> tuple[FileSystem, str]:
         return fsspec.url_to_fs(path)
     except ImportError as error:
         raise _missing(path, "a package", error) from error
+    except ValueError as error:
+        raise ValueError(
+            f"{masked(path)}: expected the URL of a place that fsspec knows, for example s3://, "
+            f"gs://, hf:// or https://, got an error of it: {masked(str(error))}: correct the URL, "
+            "or give a file system as fs"
+        ) from shown_cause(error)
 
 
 def _missing(path: str, what: str, error: ImportError) -> ImportError:

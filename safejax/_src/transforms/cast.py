@@ -11,9 +11,9 @@ from safejax._src.dtypes import Dtype, is_floating, stored_as
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import Transform
 from safejax._src.public import set_module
-from safejax._src.pytrees.patterns import Where
+from safejax._src.pytrees.choices import Where, show_where
 from safejax._src.reading.pointwise import cast_view
-from safejax._src.transforms.selection import checked_where, map_contents, show_where
+from safejax._src.transforms.selection import checked_where, fault, map_contents
 from safejax.errors import NotInvertibleError, TransformError
 
 
@@ -33,14 +33,31 @@ class Cast(Transform):
     def _cast(self, name: str, content: Content) -> Content:
         dtype = content.view.dtype
         meant = is_floating(dtype) if self.source is None else dtype == self.source
-        if content.key is not None or not meant:
+        if content.key is not None:
+            return content
+        # NumPy's dtype of None is float64.
+        if dtype == self.target and self.source is not None and dtype != self.source:
+            raise fault(
+                self,
+                f"leaf {name!r}: expected leaves of {self.source}, and none that are "
+                f"{dtype.name} already, since the inverse would make {self.source} of these, too: "
+                f"choose by where={self._one_way()}",
+            )
+        if not meant:
             return content
         if not _is_convertible(dtype, self.target):
-            raise TransformError(
-                f"{self!r}: leaf {name!r}: expected a dtype that NumPy converts to "
-                f"{self.target.name}, got {dtype.name}: cast it to float32 first"
+            raise fault(
+                self,
+                f"leaf {name!r}: expected a dtype that NumPy converts to "
+                f"{self.target.name}, got {dtype.name}: cast it to float32 first",
             )
         return Content(cast_view(content.view, self.target))
+
+    def _one_way(self) -> str:
+        """The remedy for a cast that need not be undone, where there is one."""
+        if self.source is None or not (is_floating(self.source) and is_floating(self.target)):
+            return ""
+        return f", or pass cast({self.target.name!r}) if it need not be undone"
 
     @property
     def inverse(self) -> "Cast":
@@ -70,9 +87,10 @@ def cast(
 
     Integers, bools, complex numbers, typed keys and Python scalars are kept. With `source`,
     exactly the leaves of that dtype are converted, of whatever kind it is, and the inverse
-    converts `dtype` back to `source`. Both may be names, short ones included: `"bf16"`, `"fp16"`,
-    `"fp32"`, `"fp64"`, `"f8_e4m3"`, `"f8_e5m2"`. `where` (a pattern, or a function of the name)
-    selects among them; a pattern that matches no leaf is an error, unless `must_match` is false.
+    converts `dtype` back to `source`; none may have `dtype` already. Both may be names, short ones
+    included: `"bf16"`, `"fp16"`, `"fp32"`, `"fp64"`, `"f8_e4m3"`, `"f8_e5m2"`. `where` (a pattern,
+    or a function of the name) selects among them; a pattern that matches no leaf is an error,
+    unless `must_match` is false.
 
     Values are converted as by NumPy's `astype`: to the nearest value, ties to even, and beyond
     the range to infinity or NaN, whichever the dtype has. A NaN stays a NaN, but its payload may
@@ -85,7 +103,8 @@ def cast(
     'bfloat16'
 
     Raises `TransformError` for a dtype that JAX does not have and, without `source`, for one that
-    is not a floating-point dtype.
+    is not a floating-point dtype; and when it is applied, with `source`, to a leaf that has `dtype`
+    already, of which the inverse would make another one.
     """
     target = _dtype("dtype", dtype)
     checked = None if source is None else _dtype("source", source)

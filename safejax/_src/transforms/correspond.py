@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeAlias, cast, final
 
 from jax.sharding import Mesh, PartitionSpec
@@ -12,7 +13,7 @@ from safejax._src.leaves.rules import ShardingRules, sharding_rules
 from safejax._src.leaves.steps import Transform
 from safejax._src.public import set_module
 from safejax._src.transforms.correspondence.applying import made_of
-from safejax._src.transforms.correspondence.axes import Axis, names_of
+from safejax._src.transforms.correspondence.axes import Axis, part_names
 from safejax._src.transforms.correspondence.examining import Examination
 from safejax._src.transforms.correspondence.rows import Row, parse_row
 from safejax.errors import ShardingError, TransformError
@@ -40,6 +41,11 @@ class Correspondence(Transform):
     @property
     def inverse(self) -> "Correspondence":
         return Correspondence(self.rows, self.sizes, not self.is_inverse)
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The names of all axes, and of numbers that are stacked, in the order of the rows."""
+        return tuple(dict.fromkeys(name for row in self.rows for name in _axes_of(row)))
 
     def sharding_rules(self, mesh: Mesh, axes: Mapping[str, MeshAxes]) -> ShardingRules:
         """The sharding rules for what the table makes, by the names of its axes.
@@ -174,11 +180,14 @@ def _checked_sizes(
     return tuple(checked.items())
 
 
-def _axes_of(row: Row) -> set[str]:
-    """The names of all axes of a row, stacked numbers included."""
-    sides = [side for side in (row.theirs, row.ours) if side is not None]
-    found = {name for side in sides for name in (*side.lead, *names_of(side.tensors or ()))}
-    return found if row.restored is None else found | set(row.theirs.placeholders)
+def _axes_of(row: Row) -> list[str]:
+    """The names of all axes of a row, stacked numbers included, beginning with ours."""
+    found: list[str] = []
+    for side in (row.ours, row.theirs):
+        if side is not None:
+            found += side.lead
+            found += [name for tensor in side.tensors or () for name in chain(*part_names(tensor))]
+    return found if row.restored is None else [*found, *row.theirs.placeholders]
 
 
 def _partition(axis: Axis, axes: Mapping[str, MeshAxes]) -> MeshAxes:

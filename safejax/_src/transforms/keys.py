@@ -9,8 +9,8 @@ from safejax._src.arrays.content import KEY_IMPLEMENTATIONS, Content, key_data_s
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import Transform
 from safejax._src.public import set_module
-from safejax._src.pytrees.patterns import Where
-from safejax._src.transforms.selection import map_contents, required_where, show_where
+from safejax._src.pytrees.choices import Where, show_where
+from safejax._src.transforms.selection import fault, map_contents, required_where
 from safejax.errors import TransformError
 
 
@@ -33,18 +33,20 @@ class Keys(Transform):
         shape, dtype = content.view.shape, content.view.dtype
         if content.key is not None or dtype != np.uint32 or shape[-len(own) :] != own:
             found = f"typed keys of {content.key}" if content.key else f"{dtype}{list(shape)}"
-            raise TransformError(
-                f"{self!r}: leaf {name!r}: expected key data, uint32 of a shape that ends in "
-                f"{list(own)}, got {found}: narrow the pattern, or correct impl"
+            raise fault(
+                self,
+                f"leaf {name!r}: expected key data, uint32 of a shape that ends in "
+                f"{list(own)}, got {found}: narrow the pattern, or correct impl",
             )
         return Content(content.view, self.impl)
 
     def _data(self, name: str, content: Content) -> Content:
         if content.key != self.impl:
             found = "an array without keys" if content.key is None else f"keys of {content.key}"
-            raise TransformError(
-                f"{self!r}: leaf {name!r}: expected typed keys of {self.impl}, got {found}: narrow "
-                "the pattern, or correct impl"
+            raise fault(
+                self,
+                f"leaf {name!r}: expected typed keys of {self.impl}, got {found}: narrow "
+                "the pattern, or correct impl",
             )
         return Content(content.view)
 
@@ -80,7 +82,7 @@ def keys(where: Where, *, impl: str = "threefry2x32", must_match: bool = True) -
     Raises `TransformError` for an implementation that JAX does not ship, and when it is applied
     to a leaf that is not such data or, for the inverse, not such keys.
     """
-    required_where("keys", where)
+    where = required_where("keys", where)
     if impl not in KEY_IMPLEMENTATIONS:
         raise TransformError(
             f"keys: expected impl to be one of {', '.join(map(repr, KEY_IMPLEMENTATIONS))}, got "

@@ -11,14 +11,14 @@ from safejax._src.dtypes import Dtype
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import Transform
 from safejax._src.public import set_module
-from safejax._src.pytrees.patterns import Where
+from safejax._src.pytrees.choices import Where, show_where
 from safejax._src.reading.concatenation import concatenation
 from safejax._src.reading.constant import constant
 from safejax._src.transforms.selection import (
     checked_axis,
+    fault,
     map_contents,
     required_where,
-    show_where,
 )
 from safejax.errors import NotInvertibleError, TransformError
 
@@ -44,15 +44,17 @@ class Resize(Transform):
         axis = checked_axis(self, self.axis, len(shape), name)
         size = shape[axis]
         if self.source is not None and size != self.source:
-            raise TransformError(
-                f"{self!r}: leaf {name!r}: expected the size {self.source} of axis {axis}, got "
-                f"{list(shape)}: narrow the pattern, or correct source"
+            raise fault(
+                self,
+                f"leaf {name!r}: expected the size {self.source} of axis {axis}, got "
+                f"{list(shape)}: narrow the pattern, or correct source",
             )
         if (size > self.to) if self.grows else (size < self.to):
             bound, other = ("at most", "crop") if self.grows else ("at least", "pad")
-            raise TransformError(
-                f"{self!r}: leaf {name!r}: expected a size of {bound} {self.to} of axis {axis}, "
-                f"got {list(shape)}: narrow the pattern, correct to, or use {other}"
+            raise fault(
+                self,
+                f"leaf {name!r}: expected a size of {bound} {self.to} of axis {axis}, "
+                f"got {list(shape)}: narrow the pattern, correct to, or use {other}",
             )
         if size == self.to:
             return content
@@ -60,8 +62,8 @@ class Resize(Transform):
             index = (*(slice(None),) * axis, slice(0, self.to))
             return content.of(content.view.index(index))
         if content.key is not None:
-            raise TransformError(
-                f"{self!r}: leaf {name!r}: expected numbers, got typed keys: narrow the pattern"
+            raise fault(
+                self, f"leaf {name!r}: expected numbers, got typed keys: narrow the pattern"
             )
         added = (*shape[:axis], self.to - size, *shape[axis + 1 :])
         padding = constant(self._fill(name, content.view.dtype), added)
@@ -78,9 +80,10 @@ class Resize(Transform):
                 dtype.kind in "fcV" or fill.astype(np.asarray(self.value).dtype) == self.value
             )
         if not kept or fill is None:
-            raise TransformError(
-                f"{self!r}: leaf {name!r}: expected a value that {dtype} holds, got "
-                f"{self.value!r}: give another value"
+            raise fault(
+                self,
+                f"leaf {name!r}: expected a value that {dtype} holds, got "
+                f"{self.value!r}: give another value",
             )
         return fill
 
@@ -134,7 +137,7 @@ def pad(
     Raises `TransformError` when it is built with a size that is none, and when it is applied to a
     leaf that is larger, to one whose dtype cannot hold `value`, and to typed keys.
     """
-    required_where("pad", where)
+    where = required_where("pad", where)
     sizes = _sizes("pad", to, source)
     if not isinstance(value, int | float | bool):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TransformError(f"pad: expected value to be a number, got {value!r}")
@@ -164,7 +167,7 @@ def crop(
     Raises `TransformError` when it is built with a size that is none, and when it is applied to a
     leaf that is smaller.
     """
-    required_where("crop", where)
+    where = required_where("crop", where)
     sizes = _sizes("crop", to, source)
     return Resize(where, checked_axis("crop", axis), sizes[0], 0, sizes[1], False, must_match)
 

@@ -8,6 +8,7 @@ from safejax._src.leaves.steps import Transform
 from safejax._src.public import set_module
 from safejax._src.pytrees.names import SEPARATOR, check_name
 from safejax._src.transforms.renaming import Renamed
+from safejax._src.transforms.selection import fault, quoted
 from safejax.errors import TransformError
 
 
@@ -20,6 +21,14 @@ class Prefix(Transform):
     adds: bool = True
 
     def __call__(self, leaves: Leaves, /) -> Leaves:
+        if not self.adds:
+            others = [name for name in leaves if self._below(self._above(name)) != name]
+            if others:
+                raise fault(
+                    self,
+                    f"expected names that begin with {self.text + SEPARATOR!r}, got "
+                    f"{quoted(others)}: select those that do first",
+                )
         renamed = Renamed(self)
         for name, leaf in leaves.items():
             renamed.add(self._below(name) if self.adds else self._above(name), leaf, name)
@@ -29,13 +38,7 @@ class Prefix(Transform):
         return f"{self.text}{SEPARATOR}{name}" if name else self.text
 
     def _above(self, name: str) -> str:
-        above = name.removeprefix(self.text).removeprefix(SEPARATOR)
-        if self._below(above) != name:
-            raise TransformError(
-                f"{self!r}: expected names that begin with {self.text + SEPARATOR!r}, got "
-                f"{name!r}: select those that do first"
-            )
-        return above
+        return name.removeprefix(self.text).removeprefix(SEPARATOR)
 
     @property
     def inverse(self) -> "Prefix":

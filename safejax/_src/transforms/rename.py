@@ -7,9 +7,9 @@ from typing import final
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import Transform
 from safejax._src.public import set_module
-from safejax._src.pytrees.patterns import Template
-from safejax._src.transforms.renaming import Renamed
-from safejax._src.transforms.selection import nothing_matched
+from safejax._src.pytrees.patterns import Template, agreeing
+from safejax._src.transforms.renaming import FirstMatch, Renamed
+from safejax._src.transforms.selection import capped, fault, nothing_matched, quoted
 from safejax.errors import TransformError
 
 
@@ -27,25 +27,49 @@ class Rename(Transform):
         renamed = Renamed(self)
         used: set[int | None] = set()
         forward, backward = _Renamer(self.rules), _Renamer(back.rules)
+        unmatched: list[str] = []
+        elsewhere: list[str] = []
         for name, leaf in leaves.items():
             rule, target = forward.rename(name)
             if rule is None and self.strict:
-                raise TransformError(
-                    f"{self!r}: expected a template for every leaf, {name!r} matches none: "
-                    "add one, or pass strict=False"
-                )
+                unmatched.append(repr(name))
             used.add(rule)
             renamed.add(target, leaf, name)
             _, returned = backward.rename(target)
             if returned != name:
-                raise TransformError(
-                    f"{self!r}: expected a name that the inverse maps back, got {target!r} for "
-                    f"{name!r}, which it maps to {returned!r}: make the templates more specific"
-                )
+                elsewhere.append(f"{target!r} for {name!r}, which it maps to {returned!r}")
+        if unmatched:
+            verb = "matches none" if len(unmatched) == 1 else "match none"
+            raise fault(
+                self,
+                f"expected a template for every leaf, {capped(unmatched)} {verb}: add one, or "
+                "pass strict=False",
+            )
+        if elsewhere:
+            raise fault(
+                self,
+                f"expected a name that the inverse maps back, got {capped(elsewhere)}: make the "
+                "templates more specific",
+            )
         for number, (source, target) in enumerate(self.rules):
             if self.must_match and number not in used:
+                self._check_shadows(number, leaves)
                 raise nothing_matched(self, source.text, leaves, target.text)
         return renamed.leaves_like(leaves)
+
+    def _check_shadows(self, number: int, leaves: Leaves) -> None:
+        """Raise `TransformError` if earlier templates take all names that a template matches."""
+        match = self.rules[number][0].matcher()
+        taken = [name for name in leaves if match(name) is not None]
+        if taken:
+            rule, _ = _Renamer(self.rules[:number]).rename(taken[0])
+            assert rule is not None
+            text, earlier = self.rules[number][0].text, self.rules[rule][0].text
+            raise fault(
+                self,
+                f"expected {text!r} to match a leaf of its own, but {earlier!r}, which comes "
+                f"before it, takes {quoted(taken)}: put {text!r} first",
+            )
 
     @property
     def inverse(self) -> "Rename":
@@ -63,15 +87,13 @@ class _Renamer:
     """The rules, compiled."""
 
     def __init__(self, rules: tuple[tuple[Template, Template], ...]) -> None:
-        self._rules = [(source.matcher(), target) for source, target in rules]
+        self._first = FirstMatch(source for source, _ in rules)
+        self._targets = [target for _, target in rules]
 
     def rename(self, name: str) -> tuple[int | None, str]:
         """The number of the first rule that matches `name`, and the new name."""
-        for number, (match, target) in enumerate(self._rules):
-            values = match(name)
-            if values is not None:
-                return number, target.fill(values)
-        return None, name
+        number, values = self._first.of(name)
+        return (None, name) if values is None else (number, self._targets[number].fill(values))
 
 
 @set_module("safejax")
@@ -81,11 +103,11 @@ def rename(
     """A transform that renames leaves; its inverse restores their names.
 
     Each key is a template that is matched on whole names; its value is the template of the new
-    name, with the same placeholders. `{i}` is one segment, and `*` is any run of characters; the
-    first `*` of the key corresponds to the first of the value. The first template that matches a
-    name is applied. A name that matches none is kept or, with `strict`, is an error; a template
-    that matches no name is an error, unless `must_match` is false. Values, shapes and dtypes are
-    kept, and nothing is read.
+    name, with the same placeholders. `{i}` is one segment, `{i:int}` a number, `{p:q|k|v}` one of
+    these texts, and `*` any run of characters; the first `*` of the key corresponds to the first
+    of the value. The first template that matches a name is applied. A name that matches none is
+    kept or, with `strict`, is an error; a template that matches no name is an error, unless
+    `must_match` is false. Values, shapes and dtypes are kept, and nothing is read.
 
     >>> from safejax import Leaves, rename
     >>> t = rename({"encoder.layer.{i}.weight": "layers.{i}.kernel"})
@@ -101,23 +123,24 @@ def rename(
     if not isinstance(templates, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TransformError(f"rename: expected a mapping of templates, got {templates!r}")
     rules: list[tuple[Template, Template]] = []
+    seen: set[str] = set()
     for old, new in templates.items():
         for text in (old, new):
             if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise TransformError(f"rename: expected templates to be strings, got {text!r}")
-        source, target = Template.parse(old), Template.parse(new)
+        source, target = agreeing(Template.parse(old), Template.parse(new))
         if set(source.placeholders) != set(target.placeholders):
             raise TransformError(
                 f"rename: expected the same placeholders in {old!r} and {new!r}, got "
                 f"{sorted(source.placeholders)} and {sorted(target.placeholders)}: the inverse "
                 "could not fill in the others"
             )
-        for _, earlier in rules:
-            if earlier.text == target.text:
-                raise TransformError(
-                    f"rename: expected a new name for each template, got {new!r} twice: the "
-                    "inverse could not choose between them"
-                )
+        if target.text in seen:
+            raise TransformError(
+                f"rename: expected a new name for each template, got {new!r} twice: the "
+                "inverse could not choose between them"
+            )
+        seen.add(target.text)
         rules.append((source, target))
     if not rules:
         raise TransformError("rename: expected at least one template, got none")

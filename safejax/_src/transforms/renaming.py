@@ -6,13 +6,13 @@ from typing import Any, final
 import jax
 
 from safejax._src.arrays.content import Content
-from safejax._src.leaves.leaf import like_leaf
+from safejax._src.leaves.leaf import like_leaf, named
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import Transform
 from safejax._src.pytrees.moving import moved
 from safejax._src.pytrees.names import check_name
 from safejax._src.pytrees.patterns import Template
-from safejax._src.transforms.selection import nothing_matched
+from safejax._src.transforms.selection import fault, nothing_matched
 from safejax.errors import TransformError
 
 
@@ -35,22 +35,25 @@ class Renamed:
     def leave(self, name: str, leaf: Any) -> None:
         """Keep `leaf` under its name."""
         if self._claimed(name):
-            raise TransformError(
-                f"{self._transform!r}: leaf {name!r}: expected leaves that are left alone to have "
+            raise fault(
+                self._transform,
+                f"leaf {name!r}: expected leaves that are left alone to have "
                 "names unlike the new ones, the inverse would apply to this one as well: give the "
-                "new leaves other names"
+                "new leaves other names",
             )
         self.add(name, leaf, name)
 
     def add(self, name: str, leaf: Any, origin: str) -> None:
         """Add `leaf`, whose name was `origin`, as `name`; `TransformError` if that is taken."""
         if name in self.entries:
-            raise TransformError(
-                f"{self._transform!r}: expected a name for each leaf, got {name!r} for both "
-                f"{self._origins[name]!r} and {origin!r}"
+            raise fault(
+                self._transform,
+                f"expected a name for each leaf, got {name!r} for both "
+                f"{self._origins[name]!r} and {origin!r}",
             )
         if name != origin:
             check_name(name)
+            leaf = named(leaf, name)
         self.entries[name] = leaf
         self._origins[name] = origin
 
@@ -70,9 +73,10 @@ def filled(
     """The new name of the leaf `name`; `back`, the inverse, must match it with the same values."""
     target = template.fill(values)
     if back(target) != values:
-        raise TransformError(
-            f"{transform!r}: expected a name that the inverse maps back, got {target!r} for "
-            f"{name!r}, which it matches with {back(target)}: make the templates more specific"
+        raise fault(
+            transform,
+            f"expected a name that the inverse maps back, got {target!r} for "
+            f"{name!r}, which it matches with {back(target)}: make the templates more specific",
         )
     return target
 
@@ -126,15 +130,40 @@ def gathered(
             continue
         place, names = groups[target]
         if name == place:
-            made = like_leaf(_representative(leaves, names), whole(names, target), target)
+            made = like_leaf(representative(leaves, names), whole(names, target), target)
             renamed.add(target, made, name)
     return leaves.replace(renamed.entries)
 
 
-def _representative(leaves: Leaves, names: list[str]) -> Any:
+def representative(leaves: Leaves, names: list[str]) -> Any:
     """The leaf that one made of all these will be like: an abstract one, if there is one."""
     abstract = [leaves[name] for name in names if isinstance(leaves[name], jax.ShapeDtypeStruct)]
     return (abstract or [leaves[names[0]]])[0]
+
+
+@final
+class FirstMatch:
+    """Which of many templates is the first that matches a name: at once where it is the name."""
+
+    def __init__(self, templates: Iterable[Template]) -> None:
+        self._exact: dict[str, int] = {}
+        self._others: list[tuple[int, Callable[[str], dict[str, str] | None]]] = []
+        for number, template in enumerate(templates):
+            if template.placeholders:
+                self._others.append((number, template.matcher()))
+            else:
+                self._exact.setdefault(template.parts[0], number)
+
+    def of(self, name: str) -> tuple[int, dict[str, str] | None]:
+        """The number of the template, and the values of its placeholders; -1 and None if none."""
+        exact = self._exact.get(name)
+        for number, match in self._others:
+            if exact is not None and exact < number:
+                break
+            values = match(name)
+            if values is not None:
+                return number, values
+        return (-1, None) if exact is None else (exact, {})
 
 
 def parsed_template(step: str, text: object) -> Template:

@@ -3,37 +3,85 @@
 import difflib
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
+import jax
+
 from safejax._src.arrays.content import Content
-from safejax._src.leaves.leaf import content_at, is_array, like_leaf
+from safejax._src.leaves.leaf import aval_of, content_at, is_array, like_leaf
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import Transform
-from safejax._src.pytrees.patterns import Template, Where, predicate
-from safejax.errors import TransformError
+from safejax._src.pytrees.choices import (
+    Where,
+    asks_for_aval,
+    checked,
+    choices_of,
+    pattern_of_others,
+    predicate,
+    show_where,
+)
+from safejax._src.pytrees.patterns import Template
+from safejax.errors import NotInvertibleError, TransformError
 
 
 def checked_where(where: Where | None) -> Where | None:
-    """`where`, if it is a pattern, a function or None; `TransformError` otherwise."""
-    if isinstance(where, str):
-        Template.parse(where)
-    elif where is not None and not callable(where):  # pyright: ignore[reportUnnecessaryComparison]
-        raise TransformError(f"where: expected a pattern or a function of the name, got {where!r}")
-    return where
+    """`where`, if it chooses leaves or is None; `TransformError` otherwise."""
+    return None if where is None else checked(where, "where")
 
 
 def required_where(step: str, where: Where) -> Where:
-    """`where`, if it is a pattern or a function; `TransformError` otherwise, also for None."""
-    if where is None:  # pyright: ignore[reportUnnecessaryComparison]
-        raise TransformError(f"{step}: expected a pattern or a function of the name, got None")
-    checked_where(where)
-    return where
+    """`where`, if it chooses leaves; `TransformError` otherwise, also for None."""
+    return checked(where, step)
 
 
-def show_where(where: Where) -> str:
-    """`where` as it was written in the call that made the transform."""
-    return repr(where) if isinstance(where, str) else getattr(where, "__qualname__", repr(where))
+def chosen(transform: Transform, where: Where, leaves: Leaves, must_match: bool) -> set[str]:
+    """The names of the leaves that `where` chooses.
+
+    Raises `TransformError` if a part of it chooses none, unless `must_match` is false.
+    """
+
+    def aval(name: str) -> jax.ShapeDtypeStruct | None:
+        leaf = leaves[name]
+        return aval_of(leaf) if is_array(leaf) else None
+
+    several = isinstance(where, tuple)
+    names: set[str] = set()
+    left_out: set[str] = set()
+    is_only_others = several
+    for choice in choices_of(where):
+        others = pattern_of_others(choice) if several else None
+        found = set(filter(predicate(choice if others is None else others, aval), leaves))
+        if must_match and not found:
+            raise nothing_matched(transform, choice if others is None else others, leaves)
+        if others is None:
+            names |= found
+            is_only_others = False
+        else:
+            left_out |= found
+    return (set(leaves) if is_only_others else names) - left_out
+
+
+_MOST_SHOWN: Final = 160
+
+
+def fault(step: Transform | str, sentence: str) -> TransformError:
+    """The error for a fault that a step finds in leaves: the fault first, and then the step."""
+    shown = step if isinstance(step, str) else repr(step)
+    if len(shown) > _MOST_SHOWN:
+        shown = f"{shown[: _MOST_SHOWN - 1]}…"
+    return TransformError(f"{sentence}; in {shown}")
+
+
+def capped(parts: Sequence[str], most: int = 8) -> str:
+    """The parts of a message, of which there may be many."""
+    more = f" and {len(parts) - most} more" if len(parts) > most else ""
+    return ", ".join(parts[:most]) + more
+
+
+def quoted(names: Iterable[str]) -> str:
+    """Names in a message, of which there may be many."""
+    return capped(list(map(repr, names)))
 
 
 def map_contents(
@@ -47,18 +95,48 @@ def map_contents(
 
     Raises `TransformError` if `where` matches no leaf, unless `must_match` is false.
     """
-    names = set(leaves) if where is None else set(filter(predicate(where), leaves))
-    if where is not None and must_match and not names:
-        raise nothing_matched(transform, where, leaves)
+    names = leaves if where is None else chosen(transform, where, leaves, must_match)
     entries = dict(leaves)
-    for name in names:
-        leaf = entries[name]
-        if is_array(leaf):
+    faults: dict[str, TransformError] = {}
+    for name, leaf in leaves.items():
+        if name in names and is_array(leaf):
             content = content_at(name, leaf)
-            changed = function(name, content)
+            try:
+                changed = function(name, content)
+            except TransformError as error:
+                faults[name] = error
+                continue
             if changed != content:
                 entries[name] = like_leaf(leaf, changed, name)
-    return leaves.replace(entries)
+    if faults:
+        _, *others = faults
+        first = next(iter(faults.values()))
+        if not others:
+            raise first
+        also = f"; {quoted(others)} {'is' if len(others) == 1 else 'are'} at fault, too"
+        raise TransformError(f"{first}{also}") from first
+    changed_leaves = leaves.replace(entries)
+    if where is not None and any(map(asks_for_aval, choices_of(where))):
+        _check_comes_back(transform, where, set(names), changed_leaves, must_match)
+    return changed_leaves
+
+
+def _check_comes_back(
+    transform: Transform, where: Where, names: set[str], changed: Leaves, must_match: bool
+) -> None:
+    """Raise `TransformError` if the inverse would choose other leaves, without an error."""
+    try:
+        inverse = transform.inverse
+    except NotInvertibleError:
+        return
+    back = chosen(inverse, where, changed, must_match=False)
+    if back != names and (back or not must_match):
+        raise fault(
+            transform,
+            f"expected {show_where(where)} to choose the same leaves before and after the step, "
+            f"since the inverse chooses by it, but of {quoted(sorted(back ^ names))} it does not: "
+            "choose by the name alone",
+        )
 
 
 def nothing_matched(
@@ -70,15 +148,18 @@ def nothing_matched(
     """
     some = ", ".join(repr(name) for name in list(leaves)[:5]) or "none at all"
     helps = _pattern_that_helps(where, leaves, new) if isinstance(where, str) else None
-    return TransformError(
-        f"{transform!r}: expected {show_where(where)} to match a leaf, it matches none of the "
+    return fault(
+        transform,
+        f"expected {show_where(where)} to match a leaf, it matches none of the "
         f"{len(leaves)} leaves ({some}{', …' if len(leaves) > 5 else ''}): "
-        f"{helps or 'correct it'}, or pass must_match=False"
+        f"{helps or 'correct it'}, or pass must_match=False",
     )
 
 
 def _pattern_that_helps(pattern: str, leaves: Leaves, new: str | None) -> str | None:
     """What to write in place of a pattern that matches nothing, as far as one can tell."""
+    if pattern.startswith("!"):
+        return f"write ({pattern!r},), a tuple, for all others than {pattern[1:]!r} matches"
     literal = _without_regex(pattern)
     candidates = [
         literal, f"{literal}.*", f"*.{literal}", f"*.{literal}.*", f"*{literal}*",
@@ -124,8 +205,9 @@ def checked_axis(
     if count is None:
         return number
     if not -count <= number < count:
-        raise TransformError(
-            f"{step!r}: leaf {name!r}: expected an axis of {-count} to {count - 1}, got {number}: "
-            "narrow the pattern, or correct axis"
+        raise fault(
+            step,
+            f"leaf {name!r}: expected an axis of {-count} to {count - 1}, got {number}: "
+            "narrow the pattern, or correct axis",
         )
     return number % count

@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, final
 
 from safejax._src.arrays.content import Content
@@ -11,10 +11,10 @@ from safejax._src.leaves.leaf import content_at, describe, is_array
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import Transform
 from safejax._src.public import set_module
-from safejax._src.pytrees.patterns import Template
+from safejax._src.pytrees.patterns import Template, agreeing
 from safejax._src.reading.concatenation import concatenation
 from safejax._src.transforms.renaming import filled, gathered, parsed_template, parted
-from safejax._src.transforms.selection import checked_axis, nothing_matched
+from safejax._src.transforms.selection import checked_axis, fault, nothing_matched
 from safejax.errors import TransformError
 
 
@@ -28,6 +28,7 @@ class Split(Transform):
     axis: int = 0
     sizes: tuple[int, ...] | None = None
     must_match: bool = True
+    stacks: bool = False
 
     def __call__(self, leaves: Leaves, /) -> Leaves:
         backs = [template.matcher() for template in self.into]
@@ -43,27 +44,38 @@ class Split(Transform):
 
     def _parts(self, name: str, leaf: Any) -> list[Content]:
         if not is_array(leaf) or not leaf.shape:
-            raise TransformError(
-                f"{self!r}: leaf {name!r}: expected an array with an axis to split, got "
-                f"{describe(leaf)}: narrow the template"
+            raise fault(
+                self,
+                f"leaf {name!r}: expected an array with an axis to split, got "
+                f"{describe(leaf)}: narrow the template",
             )
         axis = checked_axis(self, self.axis, len(leaf.shape), name)
         total = leaf.shape[axis]
         count = len(self.into)
         if self.sizes is None and total % count:
-            raise TransformError(
-                f"{self!r}: leaf {name!r}: expected {count} equal parts along axis {axis}, got "
-                f"the size {total}: give sizes"
+            raise fault(
+                self,
+                f"leaf {name!r}: expected {count} equal parts along axis {axis}, got "
+                f"the size {total}: give sizes",
+            )
+        if self.stacks and total != count:
+            raise fault(
+                self,
+                f"leaf {name!r}: expected the size {count} of axis {axis}, one for each "
+                f"name, got the shape {list(leaf.shape)}: narrow the template",
             )
         sizes = self.sizes or (total // count,) * count
         if sum(sizes) != total:
-            raise TransformError(
-                f"{self!r}: leaf {name!r}: expected sizes that add up to {total}, the size of axis "
-                f"{axis}, got {list(sizes)}, which add up to {sum(sizes)}"
+            raise fault(
+                self,
+                f"leaf {name!r}: expected sizes that add up to {total}, the size of axis "
+                f"{axis}, got {list(sizes)}, which add up to {sum(sizes)}",
             )
         content = content_at(name, leaf)
         lead = (slice(None),) * axis
-        ends = [sum(sizes[:number]) for number in range(count + 1)]
+        if self.stacks:
+            return [content.of(content.view.index((*lead, number))) for number in range(count)]
+        ends = list(accumulate(sizes, initial=0))
         return [
             content.of(content.view.index((*lead, slice(begin, end))))
             for begin, end in pairwise(ends)
@@ -71,11 +83,12 @@ class Split(Transform):
 
     @property
     def inverse(self) -> "Concat":
-        return Concat(self.into, self.template, self.axis, self.sizes, self.must_match)
+        return Concat(self.into, self.template, self.axis, self.sizes, self.must_match, self.stacks)
 
     def __repr__(self) -> str:
         into = [template.text for template in self.into]
-        return f"split({self.template.text!r}, {into}{_options(self)})"
+        step = "unstack" if self.stacks else "split"
+        return f"{step}({self.template.text!r}, {into}{_options(self)})"
 
 
 @final
@@ -88,6 +101,7 @@ class Concat(Transform):
     axis: int = 0
     sizes: tuple[int, ...] | None = None
     must_match: bool = True
+    stacks: bool = False
 
     def __call__(self, leaves: Leaves, /) -> Leaves:
         groups = self._groups(leaves)
@@ -115,9 +129,10 @@ class Concat(Transform):
         for target, names in found.items():
             for number, template in enumerate(self.templates):
                 if number not in names:
-                    raise TransformError(
-                        f"{self!r}: {target!r}: expected {len(self.templates)} leaves, got "
-                        f"{', '.join(map(repr, names.values()))}, and none for {template.text!r}"
+                    raise fault(
+                        self,
+                        f"{target!r}: expected {len(self.templates)} leaves, got "
+                        f"{', '.join(map(repr, names.values()))}, and none for {template.text!r}",
                     )
         return {
             target: (
@@ -131,39 +146,45 @@ class Concat(Transform):
         first = leaves[names[0]]
         for name in names:
             leaf = leaves[name]
-            if not is_array(leaf) or not leaf.shape or not is_array(first):
-                raise TransformError(
-                    f"{self!r}: leaf {name!r}: expected an array with an axis to join, got "
-                    f"{describe(leaf)}: narrow the templates"
+            if not is_array(leaf) or not is_array(first) or not (leaf.shape or self.stacks):
+                raise fault(
+                    self,
+                    f"leaf {name!r}: expected an array with an axis to join, got "
+                    f"{describe(leaf)}: narrow the templates",
                 )
-        axis = checked_axis(self, self.axis, len(first.shape), names[0])
+        axis = checked_axis(self, self.axis, len(first.shape) + self.stacks, names[0])
         contents = [content_at(name, leaves[name]) for name in names]
+        if self.stacks:
+            contents = [content.of(content.view.expand(axis)) for content in contents]
         kinds = {
             (c.view.dtype, c.key, c.shape[:axis], c.shape[axis + 1 :]) for c in contents
         }  # fmt: skip
         if len(kinds) > 1:
             parts = ", ".join(f"{describe(leaves[name])} for {name!r}" for name in names)
-            raise TransformError(
-                f"{self!r}: {target!r}: expected arrays of one dtype, and of one shape except for "
-                f"axis {axis}, got {parts}"
+            raise fault(
+                self,
+                f"{target!r}: expected arrays of one dtype, and of one shape except for "
+                f"axis {axis}, got {parts}",
             )
         found = tuple(content.shape[axis] for content in contents)
         wanted = self.sizes or (found[0],) * len(found)
         if found != wanted:
-            raise TransformError(
-                f"{self!r}: {target!r}: expected the sizes {list(wanted)} along axis {axis}, got "
-                f"{list(found)}: the inverse needs them; give sizes={found}"
+            raise fault(
+                self,
+                f"{target!r}: expected the sizes {list(wanted)} along axis {axis}, got "
+                f"{list(found)}: the inverse needs them; give sizes={found}",
             )
         view = concatenation(tuple(content.view for content in contents), axis)
         return Content(view, contents[0].key, all(content.weak_type for content in contents))
 
     @property
     def inverse(self) -> Split:
-        return Split(self.into, self.templates, self.axis, self.sizes, self.must_match)
+        return Split(self.into, self.templates, self.axis, self.sizes, self.must_match, self.stacks)
 
     def __repr__(self) -> str:
         templates = [template.text for template in self.templates]
-        return f"concat({templates}, {self.into.text!r}{_options(self)})"
+        step = "stack" if self.stacks else "concat"
+        return f"{step}({templates}, {self.into.text!r}{_options(self)})"
 
 
 @set_module("safejax")
@@ -192,10 +213,11 @@ def split(
     another number of sizes, and when it is applied to a leaf whose size `sizes` do not add up to.
     """
     source = parsed_template("split", template)
-    parts = _parsed("split", "into", into)
-    _check_placeholders("split", source, parts)
+    parts = parsed_parts("split", "into", into)
+    check_placeholders("split", source, parts)
+    source, *into_parts = agreeing(source, *parts)
     checked = _sizes("split", sizes, len(parts))
-    return Split(source, parts, checked_axis("split", axis), checked, must_match)
+    return Split(source, tuple(into_parts), checked_axis("split", axis), checked, must_match)
 
 
 @set_module("safejax")
@@ -224,13 +246,15 @@ def concat(
     is applied to leaves of which one is missing, or has another dtype, shape or size.
     """
     target = parsed_template("concat", into)
-    parts = _parsed("concat", "templates", templates)
-    _check_placeholders("concat", target, parts)
+    parts = parsed_parts("concat", "templates", templates)
+    check_placeholders("concat", target, parts)
+    target, *of_parts = agreeing(target, *parts)
     checked = _sizes("concat", sizes, len(parts))
-    return Concat(parts, target, checked_axis("concat", axis), checked, must_match)
+    return Concat(tuple(of_parts), target, checked_axis("concat", axis), checked, must_match)
 
 
-def _parsed(step: str, argument: str, texts: Sequence[str]) -> tuple[Template, ...]:
+def parsed_parts(step: str, argument: str, texts: Sequence[str]) -> tuple[Template, ...]:
+    """The templates of several names; `TransformError` for anything else, or one twice."""
     if isinstance(texts, str) or not isinstance(texts, Sequence) or not texts:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TransformError(
             f"{step}: expected {argument} to be a sequence of templates, got {texts!r}"
@@ -243,7 +267,8 @@ def _parsed(step: str, argument: str, texts: Sequence[str]) -> tuple[Template, .
     return parts
 
 
-def _check_placeholders(step: str, whole: Template, parts: tuple[Template, ...]) -> None:
+def check_placeholders(step: str, whole: Template, parts: tuple[Template, ...]) -> None:
+    """Raise `TransformError` unless all of the templates have the same placeholders."""
     for part in parts:
         if set(part.placeholders) != set(whole.placeholders):
             raise TransformError(

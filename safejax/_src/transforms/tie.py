@@ -12,9 +12,9 @@ from safejax._src.leaves.leaf import aval_of, content_at, describe, is_array
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import Transform
 from safejax._src.public import set_module
-from safejax._src.pytrees.patterns import Template
+from safejax._src.pytrees.patterns import Template, agreeing
 from safejax._src.transforms.renaming import parsed_template
-from safejax._src.transforms.selection import nothing_matched
+from safejax._src.transforms.selection import fault, nothing_matched
 from safejax.errors import TransformError
 
 _BLOCK_BYTES = 16 << 20
@@ -34,9 +34,10 @@ class Tie(Transform):
         for name, original in self._pairs(leaves):
             if self.adds:
                 if name in entries:
-                    raise TransformError(
-                        f"{self!r}: expected {name!r} to be a new name, there is a leaf of that "
-                        "name: drop it first, or correct the template"
+                    raise fault(
+                        self,
+                        f"expected {name!r} to be a new name, there is a leaf of that "
+                        "name: drop it first, or correct the template",
                     )
                 entries[name] = _second(name, leaves[original])
             elif name in leaves:
@@ -79,9 +80,10 @@ def _second(name: str, leaf: Any) -> Any:
 
 def _check_same(step: Tie, name: str, leaf: Any, original: str, first: Any) -> None:
     if not same_values(name, leaf, original, first):
-        raise TransformError(
-            f"{step!r}: leaf {name!r}: expected the values of {original!r}, {describe(first)}, got "
-            f"others, {describe(leaf)}: they would be lost; keep both, or drop({name!r})"
+        raise fault(
+            step,
+            f"leaf {name!r}: expected the values of {original!r}, {describe(first)}, got "
+            f"others, {describe(leaf)}: they would be lost; keep both, or drop({name!r})",
         )
 
 
@@ -133,7 +135,7 @@ def tie(names: Mapping[str, str], *, must_match: bool = True) -> Tie:
         raise TransformError(f"tie: expected a mapping of second names to names, got {names!r}")
     rules: list[tuple[Template, Template]] = []
     for second, first in names.items():
-        name, original = parsed_template("tie", second), parsed_template("tie", first)
+        name, original = agreeing(parsed_template("tie", second), parsed_template("tie", first))
         if set(name.placeholders) != set(original.placeholders):
             raise TransformError(
                 f"tie: expected the same placeholders in {second!r} and {first!r}, got "

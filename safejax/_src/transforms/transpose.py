@@ -9,8 +9,8 @@ from safejax._src.arrays.content import Content
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import Transform
 from safejax._src.public import set_module
-from safejax._src.pytrees.patterns import Where
-from safejax._src.transforms.selection import map_contents, required_where, show_where
+from safejax._src.pytrees.choices import Where, show_where
+from safejax._src.transforms.selection import fault, map_contents, required_where
 from safejax.errors import TransformError
 
 
@@ -28,14 +28,15 @@ class Transpose(Transform):
 
     def _transpose(self, name: str, content: Content) -> Content:
         count = len(content.shape)
-        axes = self.axes
-        if axes is None and count >= 2:
-            axes = (*range(count - 2), count - 1, count - 2)
-        if axes is None or len(axes) != count:
-            expected = "two axes or more" if self.axes is None else f"{len(self.axes)} axes"
-            raise TransformError(
-                f"{self!r}: leaf {name!r}: expected {expected}, got the shape "
-                f"{list(content.shape)}: narrow the pattern, or give axes"
+        axes = (1, 0) if self.axes is None else self.axes
+        if len(axes) != count:
+            known = f"{len(axes)} axes"
+            swapped = (*range(count - 2), count - 1, count - 2)
+            given = f"axes, for example {swapped}" if count > 2 else "axes"
+            raise fault(
+                self,
+                f"leaf {name!r}: expected {known}, got the shape "
+                f"{list(content.shape)}: narrow the pattern, or give {given}",
             )
         own = range(count, count + content.key_axes)
         return content.of(content.view.transpose((*axes, *own)))
@@ -59,10 +60,11 @@ def transpose(
 ) -> Transpose:
     """A transform that permutes the axes of the leaves that `where` matches.
 
-    Without `axes`, the last two axes are swapped; otherwise `axes` is a permutation of all axes,
-    as in `numpy.transpose`. A lazy leaf stays lazy, and a part of it reads only the bytes of that
-    part. The inverse permutes the axes back. Python scalars are kept. A pattern that matches no
-    leaf is an error, unless `must_match` is false.
+    `axes` is a permutation of all axes, as in `numpy.transpose`. Without it, the leaves are
+    matrices: which axes of a convolution's kernel, or of a stack, go where has to be said. A lazy
+    leaf stays lazy, and a part of it reads only the bytes of that part. The inverse permutes the
+    axes back. Python scalars are kept. A pattern that matches no leaf is an error, unless
+    `must_match` is false.
 
     >>> import jax.numpy as jnp
     >>> from safejax import flatten, transpose
@@ -72,7 +74,7 @@ def transpose(
     Raises `TransformError` when it is built with axes that are not a permutation, and when it is
     applied to a leaf with another number of axes.
     """
-    required_where("transpose", where)
+    where = required_where("transpose", where)
     try:
         permutation = None if axes is None else tuple(map(operator.index, axes))
     except TypeError:

@@ -1,5 +1,9 @@
 """Arrays over several devices are read shard by shard."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +11,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import safejax
+from safejax import SaveHandle
 from safejax._src.arrays.parts import boxes_of, view_of_array, view_of_share
 from safejax._src.reading.shares import pieces
 
@@ -43,6 +48,35 @@ def test_the_shards_are_the_array_and_no_copy_of_it_is_kept(spec: str) -> None:
     assert not copy_is_kept(whole)
     np.asarray(whole)
     assert copy_is_kept(whole) or spec == "replicated"
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "a file": {},
+    "with digests": {"checksum": True},
+    "a folder": {"max_shard_bytes": 1},
+    "cast": {"transform": safejax.cast("bfloat16")},
+    "stacked": {"transform": safejax.stack("w.{i}")},
+    "reshaped": {"transform": safejax.reshape("w.*", (16, 16))},
+    "computed": {"transform": safejax.elementwise(lambda block: block + 1, "w.*")},
+    "padded": {"transform": safejax.pad("w.*", axis=0, to=11)},
+}
+
+
+@pytest.mark.parametrize("save", [safejax.save, safejax.save_async])
+@pytest.mark.parametrize("way", WAYS)
+def test_no_way_to_save_leaves_a_copy_with_the_array(
+    way: str, save: Callable[..., SaveHandle | None], tmp_path: Path
+) -> None:
+    """(issue 18, 5)"""
+    tree = {"w": [array("both"), array("rows")]}
+    handle = save(tree, tmp_path / "m", **WAYS[way])
+    if handle is not None:
+        handle.result()
+    assert not any(map(copy_is_kept, tree["w"]))
+    host = {"w": [VALUES, VALUES]}
+    safejax.save(host, tmp_path / "host", **WAYS[way])
+    found, expected = (safejax.load(tmp_path / name) for name in ("m", "host"))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 @pytest.mark.parametrize("dtype", ["int4", "bool", "bfloat16", "complex64"])

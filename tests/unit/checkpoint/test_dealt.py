@@ -401,7 +401,7 @@ def bad_save(process: int, case: str, folder: Path) -> tuple[str, str]:
             options["fs"].end_transaction()
 
 
-DISK = r"\[Errno 5\] process {}: Input/output error: '.*'"
+DISK = r"\[Errno 5\] process {}: (saving to SharedFiles failed: .*)?Input/output error: '.*'"
 REFUSED: dict[str, tuple[str, str]] = {
     "one file with one writer": ("ValueError", r"\S+m: one_writer_per_file: expected max_shard_.*"),
     "one argument": ("ProcessError", r"save to \S+m: the argument one_writer_per_file is not the "

@@ -7,6 +7,7 @@ from safejax import Leaves
 from safejax._src.checkpoint.division import (
     divided,
     held_alone,
+    may_be_divided,
     merged,
     single_holders,
     spans_processes,
@@ -29,6 +30,13 @@ def test_only_an_array_can_be_held_alone() -> None:
     assert held_alone(LEAVES, [[1, 0], [1, 1], [2, 0]], 0) == {"a"}
     assert held_alone(LEAVES, [[1, 0], [3, 1]], 1) == {"b"}
     assert not held_alone(LEAVES, [[4, -1]], 0)
+
+
+def test_large_local_arrays_are_not_read_before_it_is_known_who_has_them() -> None:
+    assert may_be_divided(LEAVES)
+    large = np.ones(1 << 20, np.float32)
+    assert may_be_divided(LEAVES.replace({"c": large})), "one of NumPy is in every process"
+    assert not may_be_divided(LEAVES.replace({"c": jnp.asarray(large)}))
 
 
 def test_a_leaf_that_is_held_alone_knows_its_holder() -> None:

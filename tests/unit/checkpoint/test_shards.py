@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from safejax import Leaves, decode, encode, flatten, observe_reads
-from safejax._src.checkpoint.shards import Folder, folder_of, is_ours
+from safejax._src.checkpoint.shards import Folder, folder_of
 
 SIZES = {"a": 4, "b": 4, "c": 9, "d": 0, "e": 1}
 ASSIGNED: list[tuple[int, list[str]]] = [
@@ -34,7 +34,7 @@ def test_tensors_are_assigned_in_the_order_of_their_names(most: int, expected: l
         for name, layout in folder.files.items()
     }
     assert list(found.values()) == expected
-    assert all(map(is_ours, found))
+    assert all(map(folder.is_ours, found))
     assert folder.nbytes == sum(layout.nbytes for layout in folder.files.values())
     if len(expected) == 1:
         assert folder.index is None
@@ -88,7 +88,11 @@ OURS = {
 
 @pytest.mark.parametrize("name", OURS)
 def test_files_of_other_names_are_not_ours(name: str) -> None:
-    assert is_ours(name) == OURS[name]
+    assert divided(8).is_ours(name) == OURS[name]
+    leaves = Leaves({"a": np.zeros(3, np.int8)})
+    other = folder_of(leaves, "f", 8, checksum=False, stem="xmodel")
+    assert other.is_ours(name) == (name == "xmodel.safetensors")
+    assert other.is_ours(f"x{name}") == OURS[name]
 
 
 # ---- files that have one writer each

@@ -200,3 +200,13 @@ def test_values_that_change_while_they_are_saved_with_digests_are_an_error(
 
     with pytest.raises(LeafError, match="leaf 'w': expected values that stay"):
         take_and_change()
+
+
+# ---- bools
+
+
+@pytest.mark.parametrize("count", [3, 100_000])
+def test_bools_are_stored_as_0_and_1_whatever_their_bytes_are(count: int) -> None:
+    odd = np.resize(np.array([0, 2, 255], np.uint8), count)
+    expected = to_bytes(layout(Leaves({"w": odd != 0}), "f"))
+    assert to_bytes(layout(Leaves({"w": odd.view(bool)}), "f")) == expected

@@ -9,13 +9,14 @@ import safetensors
 from hypothesis import given
 from hypothesis import strategies as st
 
+from safejax._src.dtypes import Stored
 from safejax._src.format.header import (
     MAX_HEADER_BYTES,
     Header,
     Tensor,
     read_header,
 )
-from safejax._src.format.written_header import Entry, data_order, write_header
+from safejax._src.format.written_header import data_order, write_header
 from safejax.errors import InvalidFileError, LeafError
 from tests.support.files import data_begin, file_of
 from tests.support.hostile_headers import HOSTILE, info
@@ -121,8 +122,8 @@ def test_a_file_that_is_cut_at_any_byte_is_refused():
 # ---- what is written
 
 
-def entry(name, code, *shape, nbytes):
-    return Entry(name, code, shape, nbytes)
+def stored(code, *shape, nbytes):
+    return Stored(code, shape, None, nbytes)
 
 
 @pytest.mark.parametrize(
@@ -130,38 +131,40 @@ def entry(name, code, *shape, nbytes):
 )
 @pytest.mark.parametrize("name", ["n" * length for length in range(1, 140, 23)], ids=len)
 def test_data_begins_aligned(name, nbytes, alignment):
-    head = write_header([entry(name, "U8", nbytes, nbytes=nbytes)], {}, "m")
+    head = write_header({name: stored("U8", nbytes, nbytes=nbytes)}, {}, "m")
     assert len(head) == data_begin(head)
     assert len(head) % alignment == 0
     assert len(head.rstrip(b" ")) > len(head) - alignment, "no more padding than it takes"
 
 
 def test_the_order_of_the_data():
-    entries = [
-        entry("z", "F32", 16, nbytes=64),
-        entry("odd.u8", "U8", 3, nbytes=3),
-        entry("odd.f64", "F64", 1, nbytes=8),
-        entry("odd.f4", "F4", 2, nbytes=1),
-        entry("odd.bf16", "BF16", 3, nbytes=6),
-        entry("odd.c64", "C64", 1, nbytes=8),
-        entry("a", "U8", 128, nbytes=128),
-        entry("empty.b", "F64", 0, nbytes=0),
-        entry("empty.a", "U8", 0, nbytes=0),
-        entry("odd.f32", "F32", 1, nbytes=4),
-    ]
+    tensors = {
+        "z": stored("F32", 16, nbytes=64),
+        "odd.u8": stored("U8", 3, nbytes=3),
+        "odd.f64": stored("F64", 1, nbytes=8),
+        "odd.f4": stored("F4", 2, nbytes=1),
+        "odd.bf16": stored("BF16", 3, nbytes=6),
+        "odd.c64": stored("C64", 1, nbytes=8),
+        "a": stored("U8", 128, nbytes=128),
+        "empty.b": stored("F64", 0, nbytes=0),
+        "empty.a": stored("U8", 0, nbytes=0),
+        "odd.f32": stored("F32", 1, nbytes=4),
+    }
     ordered = [
         "empty.a", "empty.b", "a", "z",
         "odd.c64", "odd.f64", "odd.f32", "odd.bf16", "odd.u8", "odd.f4",
     ]  # fmt: skip
-    assert [one.name for one in data_order(entries)] == ordered
     for seed in range(20):
-        random.Random(seed).shuffle(entries)
-        assert [one.name for one in data_order(entries)] == ordered
+        shuffled = list(tensors.items())
+        random.Random(seed).shuffle(shuffled)
+        found = data_order(dict(shuffled))
+        assert list(found) == ordered
+        assert found == tensors
 
 
 def test_the_header_lists_tensors_in_the_order_of_their_data():
-    entries = data_order([entry("b", "U8", 64, nbytes=64), entry("a", "U8", 1, nbytes=1)])
-    head = write_header(entries, {"z": "1", "a": "2"}, "m")
+    tensors = {"a": stored("U8", 1, nbytes=1), "b": stored("U8", 64, nbytes=64)}
+    head = write_header(data_order(tensors), {"z": "1", "a": "2"}, "m")
     assert head[8:].rstrip(b" ") == (
         b'{"__metadata__":{"a":"2","z":"1"},'
         b'"b":{"dtype":"U8","shape":[64],"data_offsets":[0,64]},'
@@ -180,16 +183,16 @@ _TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
     metadata=st.dictionaries(_TEXTS, _TEXTS),
 )
 def test_the_header_is_the_text_that_json_writes_of_the_table(tensors, metadata):
-    entries = [Entry(name, code, tuple(shape), 64) for name, (code, shape) in tensors.items()]
+    written = {name: stored(code, *shape, nbytes=64) for name, (code, shape) in tensors.items()}
     table = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     for number, (name, (code, shape)) in enumerate(tensors.items()):
         table[name] = info(code, shape, (64 * number, 64 * number + 64))
     expected = json.dumps(table, ensure_ascii=False, separators=(",", ":"))
-    assert write_header(entries, metadata, "m")[8:].decode().rstrip(" ") == expected.rstrip(" ")
+    assert write_header(written, metadata, "m")[8:].decode().rstrip(" ") == expected.rstrip(" ")
 
 
 def test_without_metadata_the_header_has_no_entry_for_it():
-    assert b"__metadata__" not in write_header([], {}, "m")
+    assert b"__metadata__" not in write_header({}, {}, "m")
 
 
 @pytest.mark.parametrize(
@@ -203,15 +206,16 @@ def test_without_metadata_the_header_has_no_entry_for_it():
 )
 def test_a_name_that_no_header_can_hold_is_an_error(name, metadata, sentence):
     with pytest.raises(LeafError, match=sentence):
-        write_header([entry(name, "U8", 1, nbytes=1)], metadata, "m")
+        write_header({name: stored("U8", 1, nbytes=1)}, metadata, "m")
 
 
 def test_a_header_that_readers_would_refuse_is_not_written():
     assert MAX_HEADER_BYTES == 10**8
-    others = len(write_header([entry("", "U8", 1, nbytes=1)], {}, "m").rstrip(b" ")) - 8
+    one = stored("U8", 1, nbytes=1)
+    others = len(write_header({"": one}, {}, "m").rstrip(b" ")) - 8
     # Padding rounds the file's first 8 bytes and the header up to a multiple of 64.
     longest = 10**8 - 8 - others
-    assert len(write_header([entry("n" * longest, "U8", 1, nbytes=1)], {}, "m")) == 10**8
+    assert len(write_header({"n" * longest: one}, {}, "m")) == 10**8
     message = "m: expected a header of at most 100000000 bytes, got 100000056"
     with pytest.raises(InvalidFileError, match=message):
-        write_header([entry("n" * (longest + 1), "U8", 1, nbytes=1)], {}, "m")
+        write_header({"n" * (longest + 1): one}, {}, "m")

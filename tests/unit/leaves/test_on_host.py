@@ -161,7 +161,8 @@ def test_a_number_of_python_becomes_one_of_numpy_if_it_is_exact() -> None:
 def test_what_a_transform_gives_comes_back_as_numpy() -> None:
     layers = {str(number): {"w": np.full((2, 3), number, np.float32)} for number in range(4)}
     transform = safejax.chain(
-        safejax.stack("{i}.w", "w"), safejax.transpose("w"), safejax.reshape("w", (3, 8)),
+        safejax.stack("{i}.w", "w"), safejax.transpose("w", axes=(0, 2, 1)),
+        safejax.reshape("w", (3, 8)),
         safejax.cast("float64", source="float32"),
     )  # fmt: skip
     expected = np.stack([layers[str(i)]["w"] for i in range(4)]).transpose(0, 2, 1).reshape(3, 8)

@@ -64,7 +64,7 @@ SHARDINGS = {
 }
 TRANSFORMS: dict[str, Any] = {
     "none": None,
-    "cast": safejax.cast("bfloat16", source="float32"),
+    "cast": safejax.cast("bfloat16", source="float32", where=["*", "!bf"]),
     "transpose": safejax.transpose("w"),
     "a reshape that copies": safejax.chain(
         safejax.transpose("w"), safejax.reshape("w", (-1, 64 * 48))
@@ -122,14 +122,16 @@ def test_a_load_does_what_its_plan_says(
     }
 
 
+@pytest.mark.parametrize("verify", [False, True])
 @pytest.mark.parametrize("sharding", SHARDINGS)
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_a_tree_that_is_materialized_is_requested_as_planned(
-    path: Path, sharding: str, transform: str
+    path: Path, sharding: str, transform: str, verify: bool
 ) -> None:
     """Leaves that are neighbours in a file are read together, and planned so."""
     options: dict[str, Any] = {
         "sharding": SHARDINGS[sharding], "transform": TRANSFORMS[transform], "access": "read",
+        "verify": verify,
     }  # fmt: skip
     planned = plan(path, **options).processes[0].reads
     tree = safejax.load(path, **options)

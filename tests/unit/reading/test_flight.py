@@ -2,14 +2,20 @@
 
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Any
 
 import pytest
 
 from safejax._src.reading.flight import BUDGET, Budget, Flight, Piece, PieceError
-from safejax._src.reading.patience import Patience, may_pass, patiently, status_of
+from safejax._src.reading.patience import Patience, may_pass, patiently, status_of, wait_of
 
 PATIENCE = Patience(pause=0.001)
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
 
 
 def test_a_budget_is_not_exceeded_and_a_large_request_gets_all_of_it() -> None:
@@ -82,9 +88,9 @@ def test_what_fails_for_good_is_raised_with_its_cause(error: Exception, tries: i
 
 
 class OfBotocore(Exception):
-    def __init__(self) -> None:
+    def __init__(self, headers: dict[str, str] | None = None) -> None:
         super().__init__()
-        self.response = {"ResponseMetadata": {"HTTPStatusCode": 503}}
+        self.response = {"ResponseMetadata": {"HTTPStatusCode": 503, "HTTPHeaders": headers or {}}}
 
 
 class OfAiohttp(Exception):
@@ -109,6 +115,30 @@ ClientPayloadError = type("ClientPayloadError", (Exception,), {})
 )
 def test_which_failures_pass(error: Exception, status: int | None, again: bool) -> None:
     assert (status_of(error), may_pass(error)) == (status, again)
+
+
+class OfAServer(Exception):
+    def __init__(self, said: str, **more: Any) -> None:
+        super().__init__(said)
+        self.status, self.headers = 503, {"Retry-After": said, **more}
+
+
+def test_a_server_says_how_long_to_wait() -> None:
+    assert wait_of(OfAServer("7")) == 7
+    assert wait_of(OfAServer("in a while")) == 0
+    assert wait_of(OfAServer("Fri, 31 Dec 1999 23:59:59 GMT")) == 0
+    assert 3000 < wait_of(OfAServer(format_datetime(now() + timedelta(hours=1)))) <= 3600
+    assert wait_of(TimeoutError()) == 0
+    # s3fs makes an error of its own of that of botocore.
+    of_botocore = OfBotocore({"retry-after": "3"})
+    of_s3fs = OSError(16, "reduce your request rate")
+    of_s3fs.__cause__ = of_botocore
+    assert (wait_of(of_s3fs), status_of(of_s3fs), may_pass(of_s3fs)) == (3, 503, True)
+    # It is not asked for again, since the period is over by then.
+    left = [OfAServer("10"), OfAServer("10")]
+    with pytest.raises(OfAServer):
+        patiently(lambda: (_ for _ in ()).throw(left.pop()), Patience(pause=0, period=1))
+    assert len(left) == 1
 
 
 def test_a_question_is_asked_again() -> None:

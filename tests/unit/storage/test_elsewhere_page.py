@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import safejax
+from safejax._src.arrays.together import GROUP_BYTES
 from safejax._src.reading.flight import MOST_BYTES, MOST_REQUESTS
 from safejax._src.reading.patience import PATIENCE
 from safejax._src.reading.remote import HEAD
@@ -48,6 +49,8 @@ def test_the_programs_save_and_load(monkeypatch: pytest.MonkeyPatch) -> None:
         f"at most {FAR.gap >> 10} KiB between them",
         f"up to {FAR.dense_gap >> 10} KiB between them",
         f"at most {FAR.factor} times what is needed",
+        f"at most {FAR.gap >> 10} KiB for each request that it saves",
+        f"leaves of {GROUP_BYTES >> 20} MiB, or of one larger leaf",
         f"at most {FAR.piece >> 20} MiB. A process has at most {MOST_REQUESTS} under way",
         f"at most {MOST_BYTES >> 20} MiB of answers",
         f"up to {PATIENCE.attempts} times",

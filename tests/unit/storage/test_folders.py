@@ -81,11 +81,47 @@ def test_a_tree_is_saved_to_several_files_and_loaded(
     ]
     index = index_of(folder)
     assert index["metadata"]["total_size"] == sum(sizes)
+    elements = sum(
+        array.size for path in files for array in safetensors.numpy.load_file(path).values()
+    )
+    assert index["metadata"]["total_parameters"] == elements
     assert index["weight_map"].keys() == stored
     for name, file in index["weight_map"].items():
         with safetensors.safe_open(folder / file, "np") as opened:
             assert name in opened.keys()  # noqa: SIM118
             assert opened.metadata()["by"] == "us"
+
+
+@pytest.mark.parametrize("options", [{}, {"one_writer_per_file": True}])
+@pytest.mark.parametrize("name", ["diffusion_pytorch_model", "adapter_model", "a.b-00001"])
+def test_the_files_of_a_folder_may_have_another_name(
+    tmp_path: Path, name: str, options: dict[str, Any]
+) -> None:
+    other = tmp_path / "config.json"
+    other.write_text("{}")
+    for nbytes in (20, 40, 10**9, 20):  # Each save replaces what the one before has written.
+        safejax.save(TREE, tmp_path, max_shard_bytes=nbytes, name=name, **options)
+        assert_trees_identical(safejax.load(tmp_path), TREE)
+        found = {file for file in names_in(tmp_path) if file != other.name}
+        assert all(file.startswith((f"{name}-", f"{name}.safetensors")) for file in found)
+        if nbytes < 10**9:
+            index = json.loads((tmp_path / f"{name}.safetensors.index.json").read_text())
+            assert found == {*index["weight_map"].values(), f"{name}.safetensors.index.json"}
+    # A set of another name stays, and is found by its own.
+    safejax.save({"w": np.ones(3)}, tmp_path, max_shard_bytes=10**9, name="other")
+    assert_trees_identical(safejax.load(tmp_path / "other.safetensors"), {"w": np.ones(3)})
+    index_path = tmp_path / f"{name}.safetensors.index.json"
+    assert_trees_identical(safejax.load(index_path), TREE)
+
+
+@pytest.mark.parametrize("name", ["", ".a", "a/b", "m.safetensors", "x.json", None, 3])
+def test_a_name_is_what_files_can_begin_with(tmp_path: Path, name: Any) -> None:
+    for save in (safejax.save, safejax.save_async):
+        with pytest.raises(ValueError, match="name: expected what the names of the files begin"):
+            save(TREE, tmp_path, max_shard_bytes=30, name=name)
+    with pytest.raises(ValueError, match="name: expected max_shard_bytes with it"):
+        safejax.save(TREE, tmp_path / "m", name="other")
+    assert names_in(tmp_path) == []
 
 
 def last(path: Path) -> dict[str, Any]:
@@ -491,7 +527,10 @@ OTHER_FOLDERS: dict[str, tuple[list[str], str]] = {
         ["refs/main", "snapshots/abc/m.safetensors", "blobs/x"],
         r"name one of \S*/snapshots/abc$",
     ),
-    "Orbax": (["_CHECKPOINT_METADATA", "default/d"], "an Orbax checkpoint: restore it with Orbax"),
+    "Orbax": (
+        ["_CHECKPOINT_METADATA", "default/d"],
+        "an Orbax checkpoint: load it with",
+    ),
     "others": (["config.json", ".hidden"], r"none, only config\.json: name another folder"),
 }
 

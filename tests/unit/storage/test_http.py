@@ -1,21 +1,21 @@
 """Files by HTTP: few requests, as the server counts them; right values or one clear error."""
 
 import json
+import time
 import traceback
 from collections.abc import Iterator
 from typing import Any
 
 import fsspec
-import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import safejax
 from safejax._src.reading.flight import MOST_REQUESTS
 from safejax._src.reading.patience import Patience
 from safejax._src.reading.remote import HEAD
+from tests.support.leaves import by
 from tests.support.servers import HttpServer, Request, Rounds, within
 
 SIDE = 2048
@@ -38,15 +38,10 @@ def server(running: HttpServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Htt
     # A private name, since what fails for good would take seconds.
     monkeypatch.setattr("safejax._src.reading.patience.PATIENCE", PATIENCE)
     files = dict(running.files)
-    running.fault, running.rounds = (lambda _: None), None
+    running.fault, running.rounds, running.said = (lambda _: None), None, {}
     running.clear()
     yield running
     running.files = files
-
-
-def by(spec: P) -> NamedSharding:
-    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
-    return NamedSharding(mesh, spec)
 
 
 def counted(server: HttpServer, log: safejax.ReadLog) -> tuple[int, float]:
@@ -221,9 +216,7 @@ def test_a_redirect_is_followed(server: HttpServer) -> None:
 
 
 @pytest.mark.parametrize("when", ["before", "between"])
-def test_a_file_that_is_replaced_is_an_error_without_another_request(
-    server: HttpServer, when: str
-) -> None:
+def test_a_file_that_is_replaced_is_refused_by_its_server(server: HttpServer, when: str) -> None:
     tree = safejax.load(f"{server.url}/big.safetensors")
     server.clear()
     other = safejax.serialize({"w": BIG + 1})
@@ -235,10 +228,51 @@ def test_a_file_that_is_replaced_is_an_error_without_another_request(
     server.fault = replace
     with pytest.raises(safejax.ReadError, match=r"big\.safetensors: .*replaced since: etag was"):
         safejax.materialize(tree)
-    assert len(server.requests) == 2
+    # Nothing of the other file is sent but the byte that comes with what it is.
+    asked = [request for request in server.requests if request.span != (0, 1)]
+    assert len(asked) == 2
+    assert [request.sent for request in asked].count(0) >= (2 if when == "before" else 1)
+    assert len(server.requests) == 3
     server.fault = lambda _: None
     again = safejax.load(f"{server.url}/big.safetensors")
     assert np.asarray(again["w"]).tobytes() == (BIG + 1).tobytes()
+
+
+def test_a_server_that_refuses_what_it_has_is_asked_without_conditions(
+    server: HttpServer,
+) -> None:
+    server.fault = lambda _: "refuses conditions"
+    tree = safejax.load(f"{server.url}/big.safetensors")
+    assert np.asarray(tree["w"]).tobytes() == BIG.tobytes()
+    server.clear()
+    assert np.asarray(tree["w"][3]).tobytes() == BIG[3].tobytes()
+    assert len(server.requests) == 1
+    server.files["/big.safetensors"] = safejax.serialize({"w": BIG + 1})
+    with pytest.raises(safejax.ReadError, match="replaced since: etag was"):
+        np.asarray(tree["w"])
+
+
+def test_a_server_says_when_to_come_back(server: HttpServer) -> None:
+    tree = safejax.load(f"{server.url}/small.safetensors")
+    server.clear()
+    server.said = {"Retry-After": "1"}
+    times: list[float] = []
+
+    def busy(request: Request) -> str | None:
+        times.append(time.monotonic())
+        return "429" if request.number == 1 else None
+
+    server.fault = busy
+    assert np.asarray(tree["w"]).tobytes() == BIG[:4].tobytes()
+    assert len(times) == 2
+    assert times[1] - times[0] >= 1
+    # Longer than a request is tried.
+    server.said = {"Retry-After": "3600"}
+    server.fault = lambda _: "503"
+    server.clear()
+    with pytest.raises(safejax.ReadError, match=r"status 503.*; load it again in 3600 s, as its"):
+        np.asarray(tree["v"])
+    assert len(server.requests) == 1
 
 
 def test_a_file_of_another_size_is_an_error_without_an_etag(server: HttpServer) -> None:

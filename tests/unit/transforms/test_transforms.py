@@ -68,7 +68,14 @@ def test_cast_applies_to_floating_leaves_only(target: str) -> None:
 def test_cast_with_a_source_applies_to_that_dtype_only(source: np.dtype[Any]) -> None:
     target = "int8" if source != np.int8 else "int16"
     entries = {dtype.name: np.ones(2, dtype) for dtype in ALL_DTYPES}
-    leaves = cast(target, source=source)(Leaves({**entries, "key": KEY}))
+    step = cast(target, source=source)
+    # The inverse would make the source's dtype of a leaf that has the target's already.
+    with pytest.raises(
+        TransformError, match=rf"leaf '{target}': expected leaves of {source.name}, "
+    ):
+        step(Leaves(entries))
+    del entries[target]
+    leaves = step(Leaves({**entries, "key": KEY}))
     changed = {name for name in entries if leaves[name] is not entries[name]}
     assert changed == {source.name}
     assert leaves["key"] is KEY
@@ -102,7 +109,8 @@ def test_a_pattern_that_matches_nothing_is_an_error(make: Any) -> None:
     with pytest.raises(TransformError) as caught:
         make()(leaves)
     message = str(caught.value)
-    assert message.startswith(repr(make()))
+    assert message.startswith("expected ")
+    assert message.endswith(f"; in {make()!r}")
     assert "matches none of the 9 leaves ('layers.0.w', " in message
     assert "must_match=False" in message
     assert dict(make(must_match=False)(leaves)) == dict(leaves)
@@ -304,8 +312,10 @@ def test_strict_requires_a_template_for_every_name() -> None:
 def test_every_template_must_match() -> None:
     with pytest.raises(TransformError, match=r"expected 'z\.\{i\}' to match a leaf"):
         rename({"a": "b", "z.{i}": "y.{i}"})(Leaves({"a": 1}))
-    # A template whose names an earlier one always takes matches nothing.
-    with pytest.raises(TransformError, match="expected 'a' to match a leaf"):
+    # A template whose names an earlier one always takes is told as that.
+    with pytest.raises(
+        TransformError, match=r"'a' to match a leaf of its own, but '\*', which comes"
+    ):
         rename({"*": "x*", "a": "b"})(Leaves({"a": 1}))
 
 
@@ -319,22 +329,24 @@ def test_values_and_containers_stay() -> None:
 # ---- transpose
 
 
-@pytest.mark.parametrize("axes", [None, *itertools.permutations(range(3))])
+@pytest.mark.parametrize("axes", list(itertools.permutations(range(3))))
 @pytest.mark.parametrize("place", [False, True])
 def test_axes_are_permuted_as_numpy_permutes_them(axes: Any, place: bool) -> None:
     step = transpose("w", axes=axes)
     leaf = step(stored({"w": CUBE}))["w"]
-    expected = CUBE.transpose((0, 2, 1) if axes is None else axes)
+    expected = CUBE.transpose(axes)
     assert leaf.shape == expected.shape
     assert_same_bits(leaf.placed() if place else np.asarray(leaf), expected)
     back = step.inverse(Leaves({"w": leaf}))["w"]
     assert_same_bits(np.asarray(back), CUBE)
 
 
-def test_without_axes_the_last_two_are_swapped_and_the_inverse_swaps_them_back() -> None:
+def test_without_axes_only_matrices_are_transposed_and_the_inverse_does_it_again() -> None:
     step = transpose("*")
     assert step.inverse == step
-    assert step(Leaves({"w": np.zeros((2, 3, 4, 5))}))["w"].shape == (2, 3, 5, 4)
+    assert step(Leaves({"w": np.zeros((2, 3))}))["w"].shape == (3, 2)
+    with pytest.raises(TransformError, match=r"got the shape \[2, 3, 4, 5\].* \(0, 1, 3, 2\)"):
+        step(Leaves({"w": np.zeros((2, 3, 4, 5))}))
 
 
 def test_the_axes_of_key_data_are_not_transposed() -> None:
@@ -347,8 +359,8 @@ def test_the_axes_of_key_data_are_not_transposed() -> None:
 
 
 WRONG_AXES: list[tuple[Any, Any, str]] = [
-    (None, (3,), "expected two axes or more, got the shape [3]"),
-    (None, (), "expected two axes or more, got the shape []"),
+    (None, (3,), "expected 2 axes, got the shape [3]"),
+    (None, (), "expected 2 axes, got the shape []"),
     ((1, 0), (2, 3, 4), "expected 2 axes, got the shape [2, 3, 4]"),
     ((0,), (), "expected 1 axes"),
 ]

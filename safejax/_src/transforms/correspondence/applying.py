@@ -14,6 +14,7 @@ from safejax._src.leaves.leaf import (
     describe,
     is_array,
     like_leaf,
+    named,
 )
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.pytrees.moving import moved
@@ -86,7 +87,7 @@ def _leaves_of(found: Examination, group: Group, used: set[str]) -> dict[str, An
         if old in used and isinstance(leaf, jax.Array):
             # One of its own, so that each of the tied leaves can be donated.
             leaf = LazyArray(content_at(old, leaf), new)
-        return {new: leaf}
+        return {new: named(leaf, new)}
     sources, targets = found.tensors[id(group)]
     size = found.size(group)
     orders = [(*group.source.lead, *names) for tensor in targets for names in part_names(tensor)]

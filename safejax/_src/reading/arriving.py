@@ -1,0 +1,90 @@
+"""Arriving: the bytes of an answer are put where they belong while they come.
+
+For file systems that run in a loop. What stalls is an error.
+"""
+
+import asyncio
+import re
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safejax._src.reading.patience import CutShortError, Patience, StatusError
+
+_RANGE: Final = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+)")
+
+
+class NoRangesError(OSError):
+    """A server does not answer with the range that is requested."""
+
+
+def total_of(content_range: str | None, begin: int) -> int:
+    """The size of the file, of an answer that has the range that begins at `begin`."""
+    found = _RANGE.match(content_range or "")
+    if found is None or (found[1] is not None and int(found[1]) != begin):
+        raise NoRangesError(
+            f"expected the bytes from {begin} on, got the range {content_range!r:.80}"
+        )
+    return int(found[2])
+
+
+def size_of(answer: Any, begin: int, end: int) -> int:
+    """The size of the file of which an answer has a range; the answer is one of aiohttp."""
+    found = _RANGE.match(answer.headers.get("Content-Range", ""))
+    if answer.status == 416 and found is not None:
+        return int(found[2])  # Nothing of the range is there.
+    if answer.status >= 400:
+        raise StatusError(answer.status, answer.reason, answer.headers)
+    length: int | None = answer.content_length
+    # All of a small file is an answer, too.
+    if answer.status == 200 and begin == 0 and length is not None and length <= end:
+        return length
+    if answer.status != 206:
+        raise NoRangesError(f"expected a range, got status {answer.status} and the whole file")
+    return total_of(answer.headers.get("Content-Range"), begin)
+
+
+async def body(
+    chunk: Callable[[], Coroutine[Any, Any, bytes]],
+    count: int,
+    memory: NDArray[np.uint8] | None,
+    stall: "Stall",
+) -> NDArray[np.uint8]:
+    """The first `count` bytes of an answer, in `memory` if it has room for just these."""
+    data = memory if memory is not None and memory.nbytes == count else np.empty(count, np.uint8)
+    view, done = data.data, 0
+    while done < count:
+        part = await chunk()
+        if not part:
+            raise CutShortError(f"expected {count} bytes, got {done}")
+        part = part[: count - done]
+        view[done : done + len(part)] = part
+        done += len(part)
+        stall.moved()
+    if count:
+        await chunk()  # The end of the answer, after which its connection can be used again.
+    return data
+
+
+@final
+class Stall:
+    """A block that ends with `TimeoutError` if nothing has moved for so long."""
+
+    def __init__(self, patience: Patience) -> None:
+        self._seconds = patience.stall
+        self._limit = asyncio.timeout(self._seconds)
+
+    async def __aenter__(self) -> "Stall":
+        await self._limit.__aenter__()
+        return self
+
+    async def __aexit__(self, *raised: Any) -> bool | None:
+        try:
+            return await self._limit.__aexit__(*raised)
+        except TimeoutError:
+            raise TimeoutError(f"no byte in {self._seconds:g} s") from None
+
+    def moved(self) -> None:
+        self._limit.reschedule(asyncio.get_running_loop().time() + self._seconds)

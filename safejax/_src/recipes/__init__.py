@@ -1,0 +1,1 @@
+"""Recipes: for each family of models, its table of correspondences."""

@@ -1,0 +1,3 @@
+"""Merging leaves by a function: `axes` is the notation of what goes together, `calling` calls the
+function, first on small blocks, to see what it returns, and `views` has the views of that.
+"""
