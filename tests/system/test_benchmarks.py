@@ -13,6 +13,7 @@ from benchmarks.report import table
 from benchmarks.sides import SIDES, WRITERS
 from benchmarks.targets import targets
 from benchmarks.trees import Spec, same_bits
+from tests.support.servers import needs_s3
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -59,6 +60,7 @@ def test_the_command_for_many_processes(tmp_path: Path) -> None:
 
 
 def test_the_command_for_files_elsewhere(tmp_path: Path) -> None:
+    needs_s3("obstore")
     out = tmp_path / "report.json"
     done = subprocess.run(
         [

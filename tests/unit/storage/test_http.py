@@ -270,8 +270,9 @@ def test_a_server_says_when_to_come_back(server: HttpServer) -> None:
     server.said = {"Retry-After": "3600"}
     server.fault = lambda _: "503"
     server.clear()
+    # NumPy, from Python 3.12 on, would ask for the buffer, and then for the array.
     with pytest.raises(safejax.ReadError, match=r"status 503.*; load it again in 3600 s, as its"):
-        np.asarray(tree["v"])
+        tree["v"].placed()
     assert len(server.requests) == 1
 
 
