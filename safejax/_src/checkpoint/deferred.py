@@ -10,6 +10,7 @@ from safejax._src.checkpoint.distributed import Joint
 from safejax._src.checkpoint.saving import write_at
 from safejax._src.checkpoint.snapshot import snapshot
 from safejax._src.checkpoint.task import SaveTask
+from safejax._src.progress import reported
 from safejax._src.storage.location import locate
 
 
@@ -40,7 +41,12 @@ def hold(task: SaveTask) -> HeldSave:
     store, target = locate(task.target, task.fs)
     target = store.absolute(target)
     plan = snapshot(task.plan())
-    return HeldSave(lambda: write_at(plan, store, target, task.progress))
+
+    def write() -> None:
+        with reported(task.progress, task.function) as report:
+            write_at(plan, store, target, report)
+
+    return HeldSave(write)
 
 
 def _held_by_all(joint: Joint, task: SaveTask) -> HeldSave:
@@ -49,7 +55,7 @@ def _held_by_all(joint: Joint, task: SaveTask) -> HeldSave:
         joint.hold(joint.plan)
 
     def write() -> None:
-        with joint.round.taken():
-            joint.write(task.progress)
+        with joint.round.taken(), reported(task.progress, task.function) as report:
+            joint.write(report)
 
     return HeldSave(write)

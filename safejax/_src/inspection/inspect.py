@@ -11,7 +11,14 @@ from safejax._src.inspection.statistics import statistics_of
 from safejax._src.inspection.tensors import TensorInfo, Total, lines_of_totals, totals
 from safejax._src.progress import ProgressArgument, shown_progress
 from safejax._src.public import set_module
-from safejax._src.pytrees.patterns import Where, predicate
+from safejax._src.pytrees.choices import (
+    Where,
+    any_of,
+    checked,
+    choices_of,
+    pattern_of_others,
+    predicate,
+)
 from safejax._src.reading.remote import FileSystem
 from safejax.errors import TransformError
 
@@ -160,7 +167,7 @@ class Inspection:
 def inspect(
     path_or_tree: Any,
     *,
-    where: Where | Sequence[str] | None = None,
+    where: Where | None = None,
     stats: bool = False,
     progress: ProgressArgument = None,
     fs: FileSystem = None,
@@ -220,20 +227,19 @@ def cells_of(row: Row, columns: Sequence[str]) -> tuple[str, ...]:
     return (*cells, *moments, f"{found.nans:,}", f"{found.infs:,}", found.bars)
 
 
-def _chosen(held: Contents, where: Where | Sequence[str] | None) -> Mapping[str, Item]:
+def _chosen(held: Contents, where: Where | None) -> Mapping[str, Item]:
     if where is None:
         return held.items
-    patterns = [where] if isinstance(where, str) or callable(where) else list(where)
-    chosen: set[str] = set()
-    for pattern in patterns:
-        found = set(filter(predicate(pattern), held.items))
-        if not found and isinstance(pattern, str):
+    where = checked(where, "inspect")
+    for pattern in choices_of(where):
+        others = pattern_of_others(pattern)
+        if isinstance(pattern, str) and not any(map(predicate(others or pattern), held.items)):
             raise TransformError(
                 f"{held.source}: where: expected a pattern that matches a tensor's name, got "
                 f"{pattern!r}, which matches none of {len(held.items)}"
             )
-        chosen |= found
-    return {name: item for name, item in held.items.items() if name in chosen}
+    is_chosen = any_of(where)
+    return {name: item for name, item in held.items.items() if is_chosen(name)}
 
 
 def _info(item: Item) -> TensorInfo:
