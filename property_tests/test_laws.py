@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from jax.sharding import SingleDeviceSharding
 
@@ -49,6 +49,7 @@ from safejax.testing import (
     transforms,
 )
 from safejax.testing.strategies import shapes
+from tests.support.effort import LARGE
 
 # ---- every step, with the leaves that it is applied to
 
@@ -306,6 +307,9 @@ CASES = [
     for cases in STEPS.values()
     for step, leaves, exact in cases
 ]
+# For each of many steps: a fourth of what is tried elsewhere where much is tried.
+TRIES = settings(max_examples=100 if LARGE else 20)
+
 every_step = pytest.mark.parametrize(("step", "leaves", "exact"), CASES)
 
 
@@ -370,6 +374,7 @@ def test_a_tree_survives_the_file(tree: Any) -> None:
 
 
 @every_step
+@TRIES
 @given(data=st.data())
 def test_the_inverse_undoes_the_step(
     step: Step[Any, Any], leaves: st.SearchStrategy[Leaves], exact: bool | None, data: st.DataObject
@@ -419,6 +424,7 @@ def by_name(leaves: Leaves) -> Leaves:
 
 
 @every_step
+@TRIES
 @given(data=st.data())
 def test_abstract_leaves_get_the_avals_that_arrays_get(
     step: Step[Any, Any], leaves: st.SearchStrategy[Leaves], exact: bool | None, data: st.DataObject
@@ -444,6 +450,7 @@ def test_abstract_leaves_get_the_avals_that_arrays_get(
 
 
 @every_step
+@TRIES
 @given(data=st.data())
 def test_a_part_of_a_result_reads_only_its_own_bytes(
     step: Step[Any, Any], leaves: st.SearchStrategy[Leaves], exact: bool | None, data: st.DataObject
@@ -493,6 +500,7 @@ def _stored(view: View) -> tuple[int, Source]:
 
 
 @every_step
+@TRIES
 @given(data=st.data())
 def test_steps_read_nothing_and_change_no_argument(
     step: Step[Any, Any], leaves: st.SearchStrategy[Leaves], exact: bool | None, data: st.DataObject

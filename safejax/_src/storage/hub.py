@@ -6,8 +6,7 @@ huggingface_hub is an extra and is not imported here: whoever has its file syste
 import os
 import re
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final, final
@@ -17,10 +16,11 @@ from safejax._src.reading.asking import FileSystem
 from safejax._src.reading.masking import masked
 from safejax._src.reading.patience import may_pass
 from safejax._src.reading.source import File
+from safejax._src.storage.far import FarStore
 from safejax._src.storage.faults import told
 from safejax._src.storage.local import LocalStore
 from safejax._src.storage.remote import RemoteStore
-from safejax._src.storage.store import Access, Store
+from safejax._src.storage.store import Access
 
 _PATH: Final = re.compile(
     r"(?:hf://)?(?:(?P<kind>datasets|spaces|models)/)?(?P<name>[^/@]+/[^/@]+)"
@@ -157,28 +157,15 @@ class _Repository:
 
 @final
 @dataclass(frozen=True, slots=True)
-class HubStore(Store):
+class HubStore(FarStore):
     """The files of a repository; a path begins with the URL of the repository and its commit."""
 
     remote: RemoteStore
     repository: _Repository
-    is_far = True
 
     @property
     def kind(self) -> str:
         return self.remote.kind
-
-    @property
-    def replaces_folders(self) -> bool:
-        return False
-
-    @property
-    def rewrites(self) -> bool:
-        return False
-
-    @property
-    def shares_files(self) -> bool:
-        return False
 
     def join(self, folder: str, name: str) -> str:
         return f"{folder}/{name}"
@@ -230,11 +217,6 @@ class HubStore(Store):
 
     def make_folder(self, path: str) -> None:
         """Nothing: a folder is there if it has a file."""
-
-    @contextmanager
-    def watched(self, folder: str) -> Generator[Callable[[], bool]]:
-        del folder
-        yield lambda: True  # A commit stays as it is.
 
     def _within(self, path: str) -> str:
         return path.removeprefix(self.repository.root).strip("/")

@@ -5,9 +5,9 @@ obstore is an extra and is not imported here: whoever has a store has imported i
 
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from queue import Empty, Full, Queue
@@ -18,6 +18,7 @@ from safejax._src.reading.asking import in_thread
 from safejax._src.reading.masking import masked
 from safejax._src.reading.objects import ObjectAsker
 from safejax._src.reading.remote import RemoteSource
+from safejax._src.storage.far import FarStore
 from safejax._src.storage.faults import saving, told
 from safejax._src.storage.local import LocalStore
 from safejax._src.storage.parts import least_part
@@ -60,27 +61,14 @@ def object_store(fs: Any, path: str) -> tuple[Store, str] | None:
 
 @final
 @dataclass(frozen=True, slots=True)
-class ObjectStore(Store):
+class ObjectStore(FarStore):
     """The files of an object store; there are no folders but those that have files."""
 
     objects: Objects
-    is_far = True
 
     @property
     def kind(self) -> str:
         return type(self.objects).__name__
-
-    @property
-    def replaces_folders(self) -> bool:
-        return False
-
-    @property
-    def rewrites(self) -> bool:
-        return False  # Bytes cannot be changed once they are sent.
-
-    @property
-    def shares_files(self) -> bool:
-        return False
 
     def join(self, folder: str, name: str) -> str:
         return f"{folder}/{name}".lstrip("/")
@@ -126,11 +114,7 @@ class ObjectStore(Store):
         return source.prefix(0, source.nbytes)
 
     def source(self, path: str, access: Access = "auto") -> RemoteSource:
-        if access != "auto":
-            raise ValueError(
-                f"{masked(path)}: access: expected 'auto' for a file that is requested from "
-                f"{self.kind}, got {access!r}"
-            )
+        self.check_access(path, access)
         return RemoteSource(self.objects, path, ObjectAsker(self.objects, path))
 
     def write(
@@ -196,11 +180,6 @@ class ObjectStore(Store):
 
     def make_folder(self, path: str) -> None:
         """Nothing: a folder is there if it has a file."""
-
-    @contextmanager
-    def watched(self, folder: str) -> Generator[Callable[[], bool]]:
-        del folder
-        yield lambda: True
 
     def _names(self, folder: str) -> list[str]:
         prefix = folder.strip("/")

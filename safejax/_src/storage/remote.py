@@ -8,8 +8,7 @@ import contextlib
 import errno
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 from weakref import WeakKeyDictionary
@@ -17,36 +16,24 @@ from weakref import WeakKeyDictionary
 from safejax._src.reading import patience as patience_of
 from safejax._src.reading.asking import FileSystem, in_thread
 from safejax._src.reading.masking import masked
-from safejax._src.reading.remote import RemoteSource
+from safejax._src.reading.remote import RemoteSource, said_by
+from safejax._src.storage.far import FarStore
 from safejax._src.storage.faults import saving, told
 from safejax._src.storage.parts import least_part
-from safejax._src.storage.store import Access, Inside, Store
+from safejax._src.storage.store import Access, Inside
 from safejax.errors import ReadError
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class RemoteStore(Store):
+class RemoteStore(FarStore):
     """The files of an fsspec file system; names in a path are separated by slashes."""
 
     fs: FileSystem
-    is_far = True
 
     @property
     def kind(self) -> str:
         return type(self.fs).__name__
-
-    @property
-    def replaces_folders(self) -> bool:
-        return False
-
-    @property
-    def rewrites(self) -> bool:
-        return False  # Bytes cannot be changed once they are sent.
-
-    @property
-    def shares_files(self) -> bool:
-        return False
 
     @property
     def writes_at_once(self) -> bool:
@@ -118,11 +105,7 @@ class RemoteStore(Store):
         return (path[:at], path[at:]) if self._has_queries else (path, "")
 
     def source(self, path: str, access: Access = "auto") -> RemoteSource:
-        if access != "auto":
-            raise ValueError(
-                f"{masked(path)}: access: expected 'auto' for a file that is requested from "
-                f"{self.kind}, got {access!r}"
-            )
+        self.check_access(path, access)
         return RemoteSource(self.fs, path)
 
     def write(
@@ -160,9 +143,8 @@ class RemoteStore(Store):
             try:
                 self._end(transaction, error)
             except Exception as other:  # noqa: BLE001 - a file system may raise anything
-                said = masked(f"{type(other).__name__}: {other}")[:1000]
                 error.add_note(
-                    f"{masked(path)}: an upload that is not complete may be left: {said}"
+                    f"{masked(path)}: an upload that is not complete may be left: {said_by(other)}"
                 )
             raise
         try:
@@ -226,11 +208,6 @@ class RemoteStore(Store):
 
     def look_again(self, folder: str) -> None:
         self.fs.invalidate_cache(folder)
-
-    @contextmanager
-    def watched(self, folder: str) -> Generator[Callable[[], bool]]:
-        del folder
-        yield lambda: True
 
 
 _locks: Final[WeakKeyDictionary[FileSystem, Any]] = WeakKeyDictionary()

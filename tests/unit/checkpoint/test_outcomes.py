@@ -144,9 +144,15 @@ def fail(process: int, who: int, moment: str, how: str, folder: Path, pid: int) 
     def error() -> None:
         raise OSError(5, "Input/output error", "disk")
 
+    def hang() -> None:
+        wait_for_a_decision()
+        # Whoever gives up process 0 removes the file that it would rename, a moment later.
+        while (who, moment) == (0, MOMENTS[-2]) and any(map(is_temporary, os.listdir(folder))):
+            time.sleep(0.001)
+
     acts = {
         "raises": error,
-        "hangs": wait_for_a_decision,
+        "hangs": hang,
         "is killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
     }
     if process == who:
