@@ -52,7 +52,7 @@ def hold(task: SaveTask) -> HeldSave:
 def _held_by_all(joint: Joint, task: SaveTask) -> HeldSave:
     joint.round.leave()
     if joint.agree_to_hold(True):
-        joint.hold(joint.plan)
+        joint.hold()()
 
     def write() -> None:
         with joint.round.taken(), reported(task.progress, task.function) as report:

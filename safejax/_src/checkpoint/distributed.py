@@ -20,6 +20,8 @@ step. Whoever gives up removes the temporary file, so that nobody can rename it 
 
 import contextlib
 import os
+from collections.abc import Callable
+from functools import cached_property, partial
 from typing import Any, Final, final
 
 from safejax._src.checkpoint.dealt import Dealt
@@ -28,9 +30,10 @@ from safejax._src.checkpoint.layout import Layout
 from safejax._src.checkpoint.ours import Ours, write_share
 from safejax._src.checkpoint.saving import Wrote, reporting, room_is_told
 from safejax._src.checkpoint.shards import Folder
-from safejax._src.checkpoint.snapshot import copied_bytes, held
+from safejax._src.checkpoint.snapshot import Holding
 from safejax._src.processes.agreement import Round
 from safejax._src.progress import Progress
+from safejax._src.reading.source import HostArray
 from safejax._src.storage.files import errors_name, fill_atomically
 from safejax._src.storage.folders import write_folder_atomically
 from safejax._src.storage.store import Store
@@ -64,21 +67,34 @@ class Joint:
         """Show the others that this process is at work; raises what failed elsewhere."""
         self.round.alive()
 
-    def copied_bytes(self, plan: Layout | Folder) -> int:
-        """How many bytes of host memory `hold` takes; reads nothing."""
-        return copied_bytes(plan) if self._dealt is None else self._dealt.copied_bytes()
+    def copied_bytes(self) -> int:
+        """How many bytes of host memory `hold` takes for copies; reads nothing."""
+        holding = self._holding if self._dealt is None else self._dealt
+        return holding.copied_bytes()
 
     def agree_to_hold(self, fits: bool) -> bool:
         """Whether this process is to `hold` the values, which may depend on the others."""
         return fits if self._dealt is None else self._dealt.agree_to_hold(fits)
 
-    def hold(self, plan: Layout | Folder) -> Layout | Folder:
-        """Keep the values of `plan`, which is this save's, as they are now; the plan with them."""
-        if self._dealt is None:
-            self._ours = self._ours.with_arrays(held(plan))
-        else:
+    def hold(self) -> Callable[[], Layout | Folder]:
+        """Keep the values as they are now.
+
+        What is returned lets go of the arrays that they come from, in any thread, and returns the
+        plan with what is kept. It has to be called before `write`.
+        """
+        if self._dealt is not None:
             self._ours = Ours(self._dealt.hold(), {})
+            return lambda: self.plan
+        return partial(self._take, self._holding.held())
+
+    def _take(self, instead: Callable[[HostArray], HostArray]) -> Layout | Folder:
+        del self._holding  # It refers to the arrays.
+        self._ours = self._ours.with_arrays(instead)
         return self.plan
+
+    @cached_property
+    def _holding(self) -> Holding:
+        return Holding(self.plan)
 
     def write(self, progress: Progress | None) -> None:
         """Write what is ours, with all other processes, and put the whole into its place."""

@@ -9,25 +9,58 @@ Bytes of files that cannot change are left where they are.
 Nothing of JAX is left to run when the layout is written.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any, cast
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any, cast, final
 
 import jax
 import numpy as np
 from numpy.typing import NDArray
 
 from safejax._src import dtypes
-from safejax._src.checkpoint.layout import Extent, Layout
+from safejax._src.checkpoint.layout import Layout
 from safejax._src.checkpoint.shards import Folder
 from safejax._src.reading.array import on_the_host
 from safejax._src.reading.source import HostArray
 from safejax.errors import LeafError
 
 
+@final
+class Holding:
+    """The arrays that a plan takes its values from, each once, however many leaves show it."""
+
+    def __init__(self, plan: Layout | Folder) -> None:
+        self._plan = plan
+        self._arrays: dict[int, tuple[HostArray, str]] = {}
+        for layout in [plan] if isinstance(plan, Layout) else plan.files.values():
+            for extent in layout.extents:
+                for array in extent.arrays:
+                    self._arrays.setdefault(id(array), (array, extent.name))
+
+    def copied_bytes(self) -> int:
+        """How many bytes of host memory `hold` takes for copies; reads nothing."""
+        return sum(_copied_bytes(array) for array, _ in self._arrays.values())
+
+    def hold(self) -> Callable[[], Layout | Folder]:
+        """Hold, or copy, each array; what is returned makes the plan with that, in any thread.
+
+        Waits until the arrays are computed. Raises `LeafError`, which names the leaf, for an array
+        that is deleted.
+        """
+        return partial(self._plan.with_arrays, self.held())
+
+    def held(self) -> Callable[[HostArray], NDArray[Any]]:
+        """As `hold`, but returns what stands in the place of each array."""
+        for array, _ in self._arrays.values():
+            if isinstance(array, jax.Array) and not (_is_on_cpu(array) or array.is_deleted()):
+                array.copy_to_host_async()
+        held = {key: _held(array, name) for key, (array, name) in self._arrays.items()}
+        return lambda array: held[id(array)]
+
+
 def copied_bytes(plan: Layout | Folder) -> int:
     """How many bytes of host memory `snapshot` takes for copies; reads nothing."""
-    arrays = {id(array): array for extent in _extents(plan) for array in extent.arrays}
-    return sum(map(_copied_bytes, arrays.values()))
+    return Holding(plan).copied_bytes()
 
 
 def snapshot(plan: Layout | Folder) -> Layout | Folder:
@@ -36,27 +69,7 @@ def snapshot(plan: Layout | Folder) -> Layout | Folder:
     Waits until the arrays are computed. Each array is held, or copied, once, however many leaves
     show parts of it. Raises `LeafError`, which names the leaf, for an array that is deleted.
     """
-    return plan.with_arrays(held(plan))
-
-
-def held(plan: Layout | Folder) -> Callable[[HostArray], NDArray[Any]]:
-    """What a snapshot has in the place of each array of a plan."""
-    extents = list(_extents(plan))
-    for extent in extents:
-        for array in extent.arrays:
-            if isinstance(array, jax.Array) and not (_is_on_cpu(array) or array.is_deleted()):
-                array.copy_to_host_async()
-    found: dict[int, NDArray[Any]] = {}
-    for extent in extents:
-        for array in extent.arrays:
-            if id(array) not in found:
-                found[id(array)] = _held(array, extent.name)
-    return lambda array: found[id(array)]
-
-
-def _extents(plan: Layout | Folder) -> Iterator[Extent]:
-    for layout in [plan] if isinstance(plan, Layout) else plan.files.values():
-        yield from layout.extents
+    return Holding(plan).hold()()
 
 
 def _held(array: HostArray, name: str) -> NDArray[Any]:
@@ -77,4 +90,9 @@ def _copied_bytes(array: HostArray) -> int:
 
 
 def _is_on_cpu(array: jax.Array) -> bool:
-    return all(device.platform == "cpu" for device in array.sharding.device_set)
+    return _is_of_cpu(array.sharding)
+
+
+@lru_cache(maxsize=1024)
+def _is_of_cpu(sharding: jax.sharding.Sharding) -> bool:
+    return all(device.platform == "cpu" for device in sharding.device_set)

@@ -1,0 +1,107 @@
+"""Turns: saves to one place go in the order of their calls, others side by side.
+
+A save to a folder and one to what is in it meet in one place, too.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, final
+
+from safejax._src.checkpoint.handle import Save
+from safejax._src.storage.store import Store
+
+_SIGN: Final = 0.25
+"""Seconds after which a save that waits for others shows other processes that it is alive."""
+
+
+def _wait_for(earlier: list[threading.Event], alive: Callable[[], None]) -> None:
+    while earlier:
+        while not earlier[-1].wait(_SIGN):
+            alive()
+        earlier.pop()
+
+
+@final
+@dataclass(frozen=True, eq=False, slots=True)
+class Turn:
+    """The turn of a save: when it comes, which place it has, what it holds meanwhile."""
+
+    save: Save
+    store: Store
+    target: str
+    copies: int
+    alive: Callable[[], None]
+    earlier: list[threading.Event] = field(default_factory=list[threading.Event])
+    over: threading.Event = field(default_factory=threading.Event)
+
+    def wait(self) -> None:
+        """Wait until all earlier saves to the same place are over."""
+        _wait_for(self.earlier, self.alive)
+
+    def meets(self, store: Store, target: str) -> bool:
+        """Whether a save to a place changes what this one does."""
+        ours, theirs = (store.join(path, "") for path in (self.target, target))
+        return self.store == store and (ours.startswith(theirs) or theirs.startswith(ours))
+
+
+@final
+class _Turns:
+    """The saves of this process that are not over, in the order of their calls."""
+
+    def __init__(self) -> None:
+        self._all: list[Turn] = []
+        # Ctrl-C may be heard before `Condition.__exit__`, but not before that of a lock.
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+
+    def take(self, turn: Turn, most: int | None) -> None:
+        """Put a turn behind all others, as soon as they hold `most` bytes with it at the most.
+
+        The caller ends it, also if an interrupt leaves this.
+        """
+        with self._lock:
+            # A turn is taken, and a place in the order, when there is room: who waits for room
+            # has nothing that others wait for.
+            while turn.copies and most is not None and self._copies() + turn.copies > most:
+                self._changed.wait(_SIGN)
+                turn.alive()
+            turn.earlier.extend(
+                each.over for each in self._all if each.meets(turn.store, turn.target)
+            )
+            self._all.append(turn)
+
+    def wait_for_earlier(self, store: Store, target: str, alive: Callable[[], None]) -> None:
+        """Wait until the saves to a place are over whose calls were before this one.
+
+        Not for one that goes on in this thread, and has called a function that saves.
+        """
+        here = threading.current_thread()
+        with self._lock:
+            met = [each for each in self._all if each.meets(store, target)]
+            earlier = [each.over for each in met if each.save.thread is not here]
+        _wait_for(earlier, alive)
+
+    def end(self, turn: Turn) -> None:
+        """Let those go on that wait for this turn, or for the memory that it held."""
+        with self._lock:
+            if turn in self._all:  # Not in a process that was forked meanwhile.
+                self._all.remove(turn)
+            self._changed.notify_all()
+        turn.over.set()
+
+    def leave_to_parent(self) -> None:
+        """Begin anew in a forked process, where the threads of these saves do not exist."""
+        left = self._all
+        self.__init__()
+        for turn in left:
+            turn.save.leave_to_parent()
+
+    def _copies(self) -> int:
+        return sum(turn.copies for turn in self._all)
+
+
+turns: Final = _Turns()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=turns.leave_to_parent)
