@@ -29,9 +29,10 @@ def on_files(files: Files, config: Any) -> Files:
     for source, target in TOP.items():
         path = ROOT / source
         if path.suffix == ".md":
-            files.append(
-                File.generated(config, target, content=_relinked(path.read_text(), "", ""))
-            )
+            # The start page needs no column for the pages of its section.
+            head = "---\nhide: [navigation]\n---\n\n" if target == "index.md" else ""
+            content = head + _relinked(path.read_text(), "", "")
+            files.append(File.generated(config, target, content=content))
         else:
             files.append(File.generated(config, target, abs_src_path=str(path)))
     return files

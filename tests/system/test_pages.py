@@ -1,5 +1,7 @@
 """The programs of all pages run, and say what they are said to say."""
 
+import importlib
+import inspect
 import re
 import tomllib
 from pathlib import Path
@@ -81,3 +83,32 @@ def test_every_page_is_in_the_site() -> None:
     site = (ROOT / "mkdocs.yml").read_text()
     for page in DOCS.rglob("*.md"):
         assert re.search(rf"[:-] {page.relative_to(DOCS)}$", site, re.MULTILINE), page
+
+
+# ---- the reference
+
+PUBLIC = ("", "equinox", "flax", "haiku", "nnx", "objax", "orbax", "orbax_v1", "recipes", "testing")
+NAMES = [
+    f"safejax.{module}.{name}".replace("..", ".")
+    for module in PUBLIC
+    for name in importlib.import_module(f"safejax.{module}".rstrip(".")).__all__
+]
+SHOWN = {
+    name: page
+    for page in (DOCS / "reference").glob("*.md")
+    for name in re.findall(r"^::: ([\w.]+)$", page.read_text(), re.MULTILINE)
+}
+
+
+def test_the_reference_has_every_public_name_and_no_other() -> None:
+    assert SHOWN.keys() == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_public_name_has_a_docstring_and_an_example(name: str) -> None:
+    module, _, last = name.rpartition(".")
+    text = str(inspect.getdoc(getattr(importlib.import_module(module), last)))
+    assert len(text) > 20
+    if ">>> " not in text:  # It is in the program of its page.
+        (program,) = blocks_of(SHOWN[name])
+        assert re.search(rf"\b{last}\b", program.text)
