@@ -95,7 +95,7 @@ def test_links_lead_to_files_and_headings_that_are_there(page: Path) -> None:
 
 def test_there_are_links_of_every_kind() -> None:
     links = {link for page in PAGES for link in links_of(page)}
-    assert {"docs/how-to/mesh.md", "docs/explanation/pipeline.md", "benchmarks/speed.png"} <= links
+    assert {"docs/how-to/mesh.md", "docs/explanation/file.md", "benchmarks/speed.png"} <= links
     assert "../how-to/bfloat16.md#64-bits" in links
 
 

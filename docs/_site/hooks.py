@@ -39,7 +39,11 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Change the links of a page of this folder that leave it."""
+    """Change the links of a page of this folder that leave it, and bars in tables.
+
+    GitHub needs a backslash before a bar in code in a table, which this site would show.
+    """
+    markdown = re.sub(r"`[^`\n]*`", lambda code: code[0].replace("\\|", "|"), markdown)
     if page.file.src_uri in TOP.values():
         return markdown
     return _relinked(markdown, "docs", os.path.dirname(page.file.src_uri))

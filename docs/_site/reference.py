@@ -31,6 +31,8 @@ class Reference(griffe.Extension):
                 found.docstring.value = _as_markdown(found.docstring.value)
             if isinstance(found, griffe.Function):
                 found.overloads = None
+                if any(str(each.value) == "st.composite" for each in found.decorators):
+                    del found.parameters["draw"]  # Hypothesis gives it.
                 _show_options(found, pkg)
                 _show_defaults(found, pkg)
 
