@@ -308,7 +308,7 @@ CASES = [
     for step, leaves, exact in cases
 ]
 # For each of many steps: a fourth of what is tried elsewhere where much is tried.
-TRIES = settings(max_examples=100 if LARGE else 20)
+TRIES = settings(max_examples=100 if LARGE else 10)
 
 every_step = pytest.mark.parametrize(("step", "leaves", "exact"), CASES)
 
