@@ -2,16 +2,19 @@
 
 import re
 import tomllib
+import urllib.parse
 from pathlib import Path
 
 import pytest
 
 import safejax
+from tests.support.pages import headings, shown
 
 ROOT = Path(safejax.__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-NOT_OF_USERS = ("test", "test-s3", "test-recipes", "bench", "dev")
+NOT_OF_USERS = ("test", "test-s3", "test-recipes", "bench", "dev", "docs")
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+LINK = re.compile(r"\]\(([^)\s]+)\)|^\[[\w-]+\]: (\S+)$", re.MULTILINE)
 
 
 def test_the_version_is_in_one_place() -> None:
@@ -70,10 +73,30 @@ def test_ci_runs_with_every_lower_bound() -> None:
         assert (pins[name] + ".0").startswith(version + "."), name
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
-def test_links_lead_to_existing_files(page: Path) -> None:
-    for link in re.findall(r"\]\((?!https?://)([^)#]+)[^)]*\)", page.read_text()):
-        assert (page.parent / link).exists(), link
+def links_of(page: Path) -> list[str]:
+    prose = re.sub(r"^```.*?^```$|`[^`\n]+`", "", page.read_text(), flags=re.M | re.S)
+    return [inline or reference for inline, reference in LINK.findall(prose)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=shown)
+def test_links_lead_to_files_and_headings_that_are_there(page: Path) -> None:
+    for link in links_of(page):
+        if "://" in link:
+            parts = urllib.parse.urlsplit(link)
+            assert parts.scheme == "https", link
+            assert re.fullmatch(r"[a-z0-9-]+(\.[a-z0-9-]+)+", parts.netloc), link
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        if anchor:
+            assert list(headings(target.read_text())).count(anchor) == 1, link
+
+
+def test_there_are_links_of_every_kind() -> None:
+    links = {link for page in PAGES for link in links_of(page)}
+    assert {"docs/how-to/mesh.md", "docs/explanation/file.md", "benchmarks/speed.png"} <= links
+    assert "../how-to/bfloat16.md#64-bits" in links
 
 
 def test_a_message_that_nobody_reads_fails_the_test_that_causes_it() -> None:

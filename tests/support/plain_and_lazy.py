@@ -117,7 +117,7 @@ LEFT_OVER: Final = (
     ),
     LeftOver(r"scipy\..*|jax\.vjp", UNSTEADY, "is another one for every call"),
 )  # fmt: skip
-"""What the README tells to call `materialize` for, and what is otherwise by design."""
+"""What the page on lazy leaves tells to call `materialize` for, and what is otherwise by design."""
 
 
 @dataclass

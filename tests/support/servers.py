@@ -231,6 +231,7 @@ class S3Server(_Counting):
         super().__init__()
         get_backend("s3").reset()  # All servers of a process have one store.
         app = DomainDispatcherApplication(create_backend_app)
+        one_at_a_time = threading.Lock()
         self.changes: list[Request] = []
         self.fault_of_changes: Fault = lambda _: None
 
@@ -252,7 +253,8 @@ class S3Server(_Counting):
                 if fault is not None:
                     environ["wsgi.input"].read(request.sent)
                     return _refused(fault, start_response)
-                return list(app(environ, start_response))
+                with one_at_a_time:  # moto changes what it iterates over.
+                    return list(app(environ, start_response))
             answer: list[bytes] = list(app(environ, start_response))
             request.sent = sum(map(len, answer))
             return answer

@@ -1,23 +1,24 @@
 """docs/many-processes.md: its program runs, in processes of this machine."""
 
-import re
 from pathlib import Path
 
 import jax
 import numpy as np
 
 import safejax
+from tests.support.pages import DOCS, blocks_of
 from tests.support.together import Together
 
-PAGE = (Path(__file__).parents[2] / "docs/many-processes.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+BLOCKS = blocks_of(DOCS / "many-processes.md")
 
 
 def run_the_program(process: int, folder: Path) -> int:
     """Run the page's program but for the first block, which the processes have done already."""
-    assert "jax.distributed.initialize" in BLOCKS[0]
+    assert "jax.distributed.initialize" in BLOCKS[0].text
     path = str(folder / "state.safetensors")
-    program = "".join(BLOCKS[1:]).replace('"/shared/run-7/state.safetensors"', repr(path))
+    program = "".join(block.text for block in BLOCKS[1:]).replace(
+        '"/shared/run-7/state.safetensors"', repr(path)
+    )
     assert path in program
     names: dict[str, object] = {}
     exec(compile(program, "docs/many-processes.md", "exec"), names)

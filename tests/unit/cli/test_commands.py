@@ -263,6 +263,8 @@ def test_ctrl_c_leaves_no_half_written_target(tmp_path: Path) -> None:
 
     server.files["/m.safetensors"] = safejax.serialize({"w": np.zeros(8 << 20, np.uint8)})
     server.fault = interrupted
+    # Whoever started the tests may have had it ignored, as a shell does in the background.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         children.append(
             subprocess.Popen(
@@ -274,6 +276,7 @@ def test_ctrl_c_leaves_no_half_written_target(tmp_path: Path) -> None:
         )
         _, errors = children[0].communicate(timeout=60)
     finally:
+        signal.signal(signal.SIGINT, before)
         server.released.set()
         server.close()
     assert children[0].returncode == 130

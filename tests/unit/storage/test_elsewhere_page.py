@@ -2,7 +2,6 @@
 
 import re
 import tomllib
-from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -16,11 +15,11 @@ from safejax._src.reading.patience import PATIENCE
 from safejax._src.reading.remote import HEAD
 from safejax._src.reading.requests import FAR
 from safejax._src.storage.objects import AT_A_TIME, PART
+from tests.support.pages import DOCS, ROOT, blocks_of, run
 from tests.support.servers import S3Server, needs_s3
 
-ROOT = Path(__file__).parents[3]
 MINUTES = PATIENCE.longest // 60
-PAGE = (ROOT / "docs/files-elsewhere.md").read_text()
+PAGE = (DOCS / "files-elsewhere.md").read_text()
 TEXT = " ".join(PAGE.split())
 
 
@@ -33,9 +32,10 @@ def test_the_programs_save_and_load(monkeypatch: pytest.MonkeyPatch) -> None:
     kind.clear_instance_cache()
     fsspec.filesystem("s3").mkdir("bucket")
     names: dict[str, Any] = {}
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.partition("## Hugging Face")[0], re.DOTALL)
+    blocks = [block for block in blocks_of(DOCS / "files-elsewhere.md") if not block.not_run]
     assert len(blocks) == 2
-    exec(compile("".join(blocks), "docs/files-elsewhere.md", "exec"), names)
+    for block in blocks:
+        run(block, names)
     tree = safejax.load("s3://bucket/run/set")
     assert np.array_equal(tree["layers"]["w"], np.ones((64, 64), np.float32))
     kind.clear_instance_cache()
