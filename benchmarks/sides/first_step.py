@@ -12,10 +12,10 @@ import safejax
 from benchmarks.job import Job, Work
 
 
-def _model(tree: dict[str, Any]) -> jax.Array:
-    """Something of every value of a flat tree, in a program with a few operations for each leaf."""
+def _model(tree: Any) -> jax.Array:
+    """Something of every value of a tree, in a program with a few operations for each leaf."""
     state = jnp.ones(64)
-    for leaf in tree.values():
+    for leaf in jax.tree.leaves(tree):
         rows = jnp.where(jnp.isfinite(leaf), jnp.clip(leaf, -1, 1), 0).reshape(-1, 64)
         state = jnp.tanh(state + rows.mean(0) * jnp.cos(state)) + jax.nn.softmax(state)
     return state

@@ -127,13 +127,6 @@ def test_leaves_that_will_be_narrowed_are_told_at_once(tmp_path: Path) -> None:
 # ---- order, and who is first
 
 
-@pytest.fixture
-def server() -> Iterator[HttpServer]:
-    server = HttpServer()
-    yield server
-    server.close()
-
-
 def rows(server: HttpServer, count: int = 6) -> dict[str, Any]:
     """A remote tree, each leaf of which is requested alone: it is as large as a group may be."""
     tree = {f"{number}": np.full(1 << 24, number, np.float32) for number in range(count)}

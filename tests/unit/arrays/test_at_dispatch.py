@@ -1,6 +1,6 @@
 """What compiled functions do with leaves that are not placed: all of a call are read at once."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,15 +21,8 @@ def host() -> dict[str, Any]:
     return {f"{n:02}": np.full((8, 4), n, np.float32) for n in range(COUNT)}
 
 
-@pytest.fixture
-def server() -> Iterator[HttpServer]:
-    server = HttpServer()
-    server.files["/m.safetensors"] = safejax.serialize(host())
-    yield server
-    server.close()
-
-
 def remote(server: HttpServer, **options: Any) -> Any:
+    server.files["/m.safetensors"] = safejax.serialize(host())
     tree = safejax.load(f"{server.url}/m.safetensors", **options)
     server.clear()
     return tree
