@@ -141,6 +141,14 @@ _CASES: Final = (
         ("safejax", "NumPy by hand", "safetensors.flax"), module="port", group="sets", file=PORT,
         scale=2.0, devices=8, layout="mesh", copied=1.0,
     ),
+    Case(
+        "first", "from a file of another writer to the first output, compiled", "first_output",
+        (
+            "safejax", "safejax, lazy", "safejax, materialized", "safetensors.flax",
+            "compile only", "load only",
+        ),
+        module="first_step", group="first", file=STOCK, copied=1.0,
+    ),
     *map(_opening, (1_000, 10_000, 100_000)),
     replace(
         _opening(1_000), name="open_1000_large", title="open a file of 1,000 large tensors",

@@ -128,6 +128,20 @@ def independent(case: str, of: str, target: float) -> Target:
     return outcomes
 
 
+def overlapped(case: str, parts: tuple[str, ...], target: float) -> Target:
+    """The case should take at most `target` times the longest of its parts."""
+
+    def outcomes(results: Results) -> Iterator[Outcome]:
+        ours, others = _side(results, case, "safejax"), [_side(results, case, p) for p in parts]
+        if ours and all(others):
+            longest = [max(o[which] for o in others if o) for which in ("min", "median")]
+            ratios = [ours[which] / longest[k] for k, which in enumerate(("min", "median"))]
+            told = f"safejax / the longer of {' and '.join(parts)}"
+            yield Outcome(case, told, target, False, "×", *ratios)
+
+    return outcomes
+
+
 _LOADS: Final = ("load", "stock", "load_cast", "rows", "columns", "mesh", "replicated", "set")
 _SAVES: Final = ("save", "save_cast")
 
@@ -159,6 +173,9 @@ TARGETS: Final[tuple[Target, ...]] = (
     within("convert", "limit", 1.3),
     private("convert", 256),
     private("set_convert", 256),
+    overlapped("first", ("compile only", "load only"), 1.1),
+    faster("first", "safetensors.flax", 1),
+    faster("first", "safejax, materialized", 1),
     within("dispatch", "plain arrays", 4),
     within("dispatch", "plain arrays", 1.0, "materialized"),
     seconds("import", 0.05),

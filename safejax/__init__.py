@@ -41,7 +41,7 @@ if _typing.TYPE_CHECKING:
     from safejax._src.leaves.leaves import Leaves
     from safejax._src.leaves.rules import sharding_rules
     from safejax._src.leaves.steps import Step, Transform, chain, step
-    from safejax._src.materialize import materialize
+    from safejax._src.materialize import materialize, prefetch
     from safejax._src.planning.dry_run import plan
     from safejax._src.planning.plan import Plan
     from safejax._src.pytrees.structure import EMPTY
@@ -116,6 +116,7 @@ __all__ = [
     "pad",
     "permute",
     "plan",
+    "prefetch",
     "prefix",
     "rename",
     "reshape",
@@ -173,6 +174,7 @@ _LATER = {
     "pad": "safejax._src.transforms.pad",
     "permute": "safejax._src.transforms.permute",
     "plan": "safejax._src.planning.dry_run",
+    "prefetch": "safejax._src.materialize",
     "prefix": "safejax._src.transforms.prefix",
     "rename": "safejax._src.transforms.rename",
     "reshape": "safejax._src.transforms.reshape",

@@ -65,6 +65,10 @@ SIDES: Final = {
         Side("plain arrays", "dispatch"),
         Side("materialized", "dispatch"),
         Side("NumPy by hand", "port"),
+        Side("safejax, lazy", "first_step"),
+        Side("safejax, materialized", "first_step"),
+        Side("compile only", "first_step"),
+        Side("load only", "first_step"),
     )
 }
 

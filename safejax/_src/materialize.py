@@ -1,11 +1,12 @@
-"""Materialize: all lazy leaves of a tree become plain arrays, also in many processes together."""
+"""All lazy leaves of a tree: materialized, also in many processes together, and prefetched."""
 
 from typing import Any, TypeVar
 
 import jax
 
-from safejax._src.arguments import refuse_path
+from safejax._src.arguments import checked_size, refuse_path
 from safejax._src.arrays.materialize import lazy_leaves, place_all
+from safejax._src.arrays.prefetch import prefetch_all
 from safejax._src.arrays.read_once import digest_of, place_reading_once, spreads_of
 from safejax._src.processes.agreement import TIMEOUT, Round
 from safejax._src.progress import ProgressArgument, check_progress, reported
@@ -50,6 +51,34 @@ def materialize(
         spreads = spreads_of(lazy_leaves(tree))
         across.agree(digest_of(spreads), _all_the_same)
         return place_all(tree, report, place_reading_once(spreads, _Together(across)))
+
+
+@set_module("safejax")
+def prefetch(tree: _Tree, *, max_bytes: int | None = None) -> _Tree:
+    """The same tree, whose lazy leaves are read and placed in the background from now on.
+
+    Returns at once, so that reading goes on while a function is compiled. Leaves are placed in the
+    order of the tree (of a list of subtrees, where another order is wanted), by up to four threads.
+    A leaf that is needed before its turn is placed at once; one that is being placed is waited for.
+    Errors are raised where a leaf is used, by which time it is read again. A tree that nobody has
+    any more is not read further. `materialize` waits for all.
+
+    With `max_bytes`, no more than so many bytes of arrays are placed in advance at a time: the next
+    leaf is placed when arrays have been deleted, donated or let go of. So the layers of a model
+    that does not fit into memory can be used, and deleted, one after the other.
+
+    >>> import jax.numpy as jnp, safejax
+    >>> tree = safejax.prefetch(safejax.deserialize(safejax.serialize({"w": jnp.ones(3)})))
+    >>> float(tree["w"].sum())
+    3.0
+
+    In several processes each reads what its own devices hold. Raises `ValueError` for a `max_bytes`
+    that is no positive int; `PrecisionWarning` is given here for leaves that will be narrowed.
+    """
+    checked_size(max_bytes, "max_bytes", 1)
+    refuse_path(tree, "prefetch", "pass safejax.load(path)")
+    prefetch_all(lazy_leaves(tree), max_bytes)
+    return tree
 
 
 class _Together:

@@ -6,6 +6,7 @@ from typing import Any
 import fsspec
 import pytest
 
+from tests.support.servers import HttpServer
 from tests.support.together import Together
 
 
@@ -22,3 +23,11 @@ def pair() -> Iterator[Together]:
     """Two processes of `jax.distributed`, which live for all tests of a module."""
     with Together(2) as together:
         yield together
+
+
+@pytest.fixture
+def server() -> Iterator[HttpServer]:
+    """A server of files, without any."""
+    server = HttpServer()
+    yield server
+    server.close()

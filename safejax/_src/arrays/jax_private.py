@@ -1,39 +1,17 @@
-"""How a class of ours becomes an array to JAX: the only module that touches `jax._src`.
+"""What safejax uses of JAX by private names, apart from the hooks of `arrays/jax_hooks.py`.
 
-JAX lets a type in by private tables. Each is found by feature; where one is missing,
-`import safejax` still works and `missing` says which, so that a leaf that reaches `jit` can
-tell its user to call `safejax.materialize`.
-
-1. *aval*: the abstract value that tracing sees, without reading.
-2. *canonicalizer*: what a leaf becomes when JAX needs its values: the placed array. Primitives
-   and arguments of Python-side dispatch pass through it, and from JAX 0.10 on the constants of
-   a trace too; before, those have a table of their own.
-3. *dispatch*: C++ dispatch flattens arguments by a registry of its own; as a node whose one
-   child is the placed array, a leaf takes the fast path. The tree that tracing sees does not
-   change: there it is still a leaf.
-
-4. *device_put*: JAX has no table here. Its implementation asks what calls itself an array for its
-   buffers, and gives them to C++, so it is wrapped: leaves become their placed arrays before it
-   runs.
-5. *cotangents*: the sum of two of them is looked up by the type of the first.
-
-`LOOK_AT_REAL_TYPES` are the functions that hand whatever calls itself an array to C++, which
-looks at the real type: to those a leaf must not call itself one.
-
-Two things are found by private names too, and go by public ones where those are missing: an
-array of the blocks that its devices hold, which is faster, and the layout that a device gives an
-array, which then needs the placed array.
+Two things go by public names where the private ones are missing: an array of the blocks that its
+devices hold, which is faster, and the layout that a device gives an array, which then needs the
+placed array.
 
 The client of the service by which processes find each other is private as well; without it,
 several processes cannot save together.
 """
 
 import functools
-import importlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
-from types import CodeType
-from typing import Any, Final, Protocol, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol
 
 import jax
 import numpy as np
@@ -42,8 +20,6 @@ from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 from numpy.typing import NDArray
 
 from safejax._src.arrays.content import is_key
-
-_T = TypeVar("_T")
 
 
 def concrete_array_type() -> type[jax.Array]:
@@ -195,106 +171,3 @@ def default_layout(shape: tuple[int, ...], dtype: np.dtype[Any], sharding: Shard
         return of_pjrt(described)
     except (AttributeError, TypeError, StopIteration):
         return None
-
-
-def _codes_of(functions: Iterable[tuple[str, str]]) -> frozenset[CodeType]:
-    """The code of functions of JAX, by module and name, and of what is defined inside them."""
-    codes: set[CodeType] = set()
-    for module, name in functions:
-        try:
-            function = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError):
-            continue
-        pending = [getattr(inspect.unwrap(function), "__code__", None)]
-        while pending:
-            code = pending.pop()
-            if isinstance(code, CodeType):
-                codes.add(code)
-                pending += [const for const in code.co_consts if isinstance(const, CodeType)]
-    return frozenset(codes)
-
-
-REAL_TYPE_FUNCTIONS: Final = (
-    ("jax._src.api", "block_until_ready"),
-    ("jax._src.api", "copy_to_host_async"),
-    ("jax._src.interpreters.pxla", "batched_device_put"),
-)
-"""By module and name: the functions of JAX that hand what calls itself an array to C++."""
-
-LOOK_AT_REAL_TYPES: Final = _codes_of(REAL_TYPE_FUNCTIONS)
-
-
-def register(
-    cls: type[_T], aval_of: Callable[[_T], Any], place: Callable[[_T], jax.Array]
-) -> tuple[str, ...]:
-    """Make JAX take instances of `cls` as arrays; the names of the hooks that are missing."""
-    hooks: dict[str, Callable[[], None]] = {
-        "abstract values": lambda: _register_aval(cls, aval_of),
-        "canonicalization": lambda: _register_canonicalizer(cls, place),
-        "dispatch": lambda: _register_dispatch(cls, place),
-        "device_put": lambda: _register_device_put(cls, place),
-        "cotangents": lambda: _register_adder(cls),
-    }
-    missing: list[str] = []
-    for name, hook in hooks.items():
-        try:
-            hook()
-        except (ImportError, AttributeError, TypeError):
-            missing.append(name)
-    return tuple(missing)
-
-
-def _register_aval(cls: type[_T], aval_of: Callable[[_T], Any]) -> None:
-    from jax._src import core
-
-    core.pytype_aval_mappings[cls] = aval_of
-
-
-def _register_canonicalizer(cls: type[_T], place: Callable[[_T], jax.Array]) -> None:
-    from jax._src import dtypes
-    from jax._src.interpreters import mlir
-
-    if hasattr(dtypes, "register_canonicalize_value_handler"):  # JAX 0.10
-        dtypes.register_canonicalize_value_handler(cls, place)
-        return
-
-    def constant(val: Any, aval: Any) -> Any:
-        placed = place(val)
-        return mlir.get_constant_handler(type(placed))(placed, aval)
-
-    dtypes.canonicalize_value_handlers[cls] = place
-    mlir.register_constant_handler(cls, constant)
-
-
-def _register_dispatch(cls: type[_T], place: Callable[[_T], jax.Array]) -> None:
-    from jax._src import tree_util
-
-    def flatten(leaf: _T) -> tuple[tuple[jax.Array], None]:
-        return (place(leaf),), None
-
-    def unflatten(_: None, children: Any) -> Any:
-        return children[0]
-
-    tree_util.dispatch_registry.register_node(cls, flatten, unflatten)
-
-
-_DEVICE_PUT: Final = "_batched_device_put_impl"
-
-
-def _register_device_put(cls: type[_T], place: Callable[[_T], jax.Array]) -> None:
-    from jax._src import dispatch
-
-    put: Callable[..., Any] = getattr(dispatch, _DEVICE_PUT)
-
-    @functools.wraps(put)
-    def put_placed(*arrays: Any, **params: Any) -> Any:
-        return put(*(place(x) if type(x) is cls else x for x in arrays), **params)
-
-    setattr(dispatch, _DEVICE_PUT, put_placed)
-
-
-def _register_adder(cls: type[_T]) -> None:
-    from jax._src import ad_util
-    from jax._src.array import ArrayImpl
-
-    ad_util.raw_jaxval_adders[cls] = ad_util.raw_jaxval_adders[ArrayImpl]

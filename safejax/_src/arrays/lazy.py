@@ -20,7 +20,8 @@ from jax.experimental.layout import Format
 from jax.sharding import Sharding
 from numpy.typing import NDArray
 
-from safejax._src.arrays import jax_private
+from safejax._src.arrays import jax_hooks, jax_private
+from safejax._src.arrays.at_once import place_at_once
 from safejax._src.arrays.content import Content, key_array_type, key_dtype
 from safejax._src.arrays.families import Family, Rows
 from safejax._src.arrays.forwarding import hand_on, with_placed
@@ -60,7 +61,8 @@ class LazyArray(jax.Array):
     """
 
     __slots__ = (
-        "_aval", "_content", "_lock", "_name", "_notice", "_placed", "_placement", "_rows",
+        "_aval", "_content", "_is_passed", "_lock", "_name", "_notice", "_placed", "_placement",
+        "_rows",
         # Arrays can be referred to weakly; the base class does not always leave room for it.
         *(() if jax.Array.__weakrefoffset__ else ("__weakref__",)),
     )  # fmt: skip
@@ -83,6 +85,8 @@ class LazyArray(jax.Array):
         self._rows: tuple[Rows, LazyArray, Any] | None = None
         self._notice = notice or NarrowingNotice()
         self._placed: jax.Array | None = None
+        # Whether C++ dispatch has met this leaf since it was placed.
+        self._is_passed = False
         self._lock = threading.Lock()
         if content.key is not None:
             dtype = key_dtype(content.key)
@@ -99,6 +103,7 @@ class LazyArray(jax.Array):
         leaf._rows = None
         leaf._notice = self._notice
         leaf._placed = None
+        leaf._is_passed = False
         leaf._lock = threading.Lock()
         leaf._aval = self._aval
         return leaf
@@ -112,6 +117,7 @@ class LazyArray(jax.Array):
         leaf._rows = None
         leaf._notice = self._notice
         leaf._placed = self._placed
+        leaf._is_passed = False
         leaf._lock = threading.Lock()
         leaf._aval = self._aval
         return leaf
@@ -201,12 +207,13 @@ class LazyArray(jax.Array):
         return cast("Any", self.placed()).format
 
     @property
-    def _has_keys(self) -> bool:
+    def has_keys(self) -> bool:
+        """Whether the leaf has typed keys."""
         content = self._content  # No family has keys, so that its content need not be made.
         return isinstance(content, Content) and content.key is not None
 
     def _refuse_for_keys(self, attribute: str) -> None:
-        if self._has_keys:
+        if self.has_keys:
             raise AttributeError(f"'LazyArray' object has no attribute {attribute!r}")
 
     @property
@@ -325,6 +332,31 @@ class LazyArray(jax.Array):
         assert placed is not None
         return placed
 
+    def at_dispatch(self) -> tuple[tuple[object], None]:
+        """The plain array as the child of a node, or `UNPLACED` at the first need.
+
+        The call then goes on in Python, which is slow, and where all leaves that are needed are
+        placed at once. A leaf that is not placed thereafter is one that the function ignores: it
+        is placed at the next call, so that this and all others are fast.
+        """
+        placed = self._placed
+        if placed is None or placed.is_deleted():
+            if not self._is_passed:
+                self._is_passed = True
+                return (jax_hooks.UNPLACED,), None
+            placed = self.placed()
+        return (placed,), None
+
+    @staticmethod
+    def placed_at_once(leaves: Sequence["LazyArray"]) -> list[jax.Array]:
+        """The plain arrays of some leaves; those that are not placed are read at once."""
+        left = {id(leaf): leaf for leaf in leaves if not leaf.is_placed}
+        if len(left) > 1 and not _MISSING:
+            for leaf in left.values():
+                leaf.warn_if_narrowed()
+            place_at_once(left.values(), LazyArray.place_many_in_this_thread)
+        return [leaf.placed() for leaf in leaves]
+
     def traced_aval(self) -> Any:
         """The abstract value that a trace sees: what JAX asks for first."""
         if _MISSING:
@@ -352,11 +384,16 @@ class LazyArray(jax.Array):
             self._keep(placed.array)
         return placed.in_place
 
+    def forget_threads(self) -> None:
+        """Be placed by nobody, in a forked process whose parent had a thread that placed it."""
+        self._lock = threading.Lock()
+
     def _keep(self, array: jax.Array) -> None:
         """Take an array as the placed one; stored again, its integers are what they were."""
         self._placed = array
+        self._is_passed = False
         stored = self.content.view.dtype
-        if stored.kind in "iu" and not self._has_keys and self._aval.dtype != stored:
+        if stored.kind in "iu" and not self.has_keys and self._aval.dtype != stored:
             remember_stored(array, stored)
 
     @staticmethod
@@ -373,7 +410,7 @@ class LazyArray(jax.Array):
             ]
             in_place: list[NDArray[Any]] = []
             for leaf, placed in zip(left, place_many(jobs), strict=True):
-                assert leaf._has_keys or placed.array.aval == leaf._aval
+                assert leaf.has_keys or placed.array.aval == leaf._aval
                 leaf._keep(placed.array)
                 in_place += placed.in_place
         return in_place
@@ -504,11 +541,11 @@ class LazyArray(jax.Array):
     # which looks at the real type, get the real one.
     @property
     def __class__(self) -> type[Any]:  # pyright: ignore
-        if self._has_keys:
+        if self.has_keys:
             return LazyArray
         caller = sys._getframe(1).f_code  # pyright: ignore[reportPrivateUsage]
-        return LazyArray if caller in jax_private.LOOK_AT_REAL_TYPES else _ARRAY_TYPE
+        return LazyArray if caller in jax_hooks.LOOK_AT_REAL_TYPES else _ARRAY_TYPE
 
 
 hand_on(LazyArray, _ARRAY_TYPE)
-_MISSING: Final = jax_private.register(LazyArray, LazyArray.traced_aval, LazyArray.placed)
+_MISSING: Final = jax_hooks.register(LazyArray, LazyArray.placed_at_once)

@@ -1,24 +1,14 @@
-"""Placing all: the lazy leaves of a tree are read and placed at once, by several threads.
+"""Placing all: the lazy leaves of a tree are read and placed at once."""
 
-Neighbours in a file whose bytes are requested are read together.
-"""
-
-import os
 import threading
 from collections.abc import Iterable
-from functools import partial
 from typing import Any, TypeVar
 
 import jax
-from numpy.typing import NDArray
 
+from safejax._src.arrays.at_once import place_at_once
 from safejax._src.arrays.lazy import LazyArray
-from safejax._src.arrays.precision import needs_x64
-from safejax._src.arrays.together import read_together
-from safejax._src.arrays.untraced import run_all_untraced
-from safejax._src.dtypes import Dtype
 from safejax._src.progress import Progress
-from safejax._src.reading.readahead import read_ahead
 
 _Tree = TypeVar("_Tree")
 
@@ -43,7 +33,6 @@ def place_all(
     total = sum(leaf.nbytes for leaf in lazy)
     done = 0
     one_at_a_time = threading.Lock()
-    in_place: list[NDArray[Any]] = []
 
     def report(leaf: LazyArray) -> None:
         nonlocal done
@@ -52,40 +41,11 @@ def place_all(
                 done += leaf.nbytes
                 progress(done, total)
 
-    def place(leaves: list[LazyArray]) -> None:
-        for leaf in leaves:
-            in_place.extend(leaf.place_in_this_thread())
-            report(leaf)
-
-    def place_together(leaves: list[LazyArray]) -> None:
-        in_place.extend(LazyArray.place_many_in_this_thread(leaves))
-        for leaf in leaves:
-            report(leaf)
-
     gathered: set[int] = set()
     for leaf in first:
         gathered.add(id(leaf))
         report(leaf)
 
-    left = [leaf for leaf in lazy if id(leaf) not in gathered]
-    asked = read_together(leaf for leaf in left if leaf.content.view.plans_reads)
-    tasks = [(partial(place_together, group), _stored_dtype(group)) for group in asked]
-
-    # A leaf that is worth a thread gets a task; the others share one task for each x64 mode.
-    groups: list[list[LazyArray]] = [[], []]
-    for leaf in left:
-        if leaf.content.view.plans_reads:
-            continue
-        if leaf.is_worth_a_thread:
-            groups.append([leaf])
-        else:
-            groups[needs_x64(leaf.content.view.dtype)].append(leaf)
-    tasks += [(partial(place, group), _stored_dtype(group)) for group in groups if group]
-    run_all_untraced(tasks, workers=min(8, os.cpu_count() or 1))
-    placed = jax.tree.map(lambda leaf: leaf.placed() if isinstance(leaf, LazyArray) else leaf, tree)
-    read_ahead(in_place)
-    return placed
-
-
-def _stored_dtype(group: list[LazyArray]) -> Dtype:
-    return group[0].content.view.dtype
+    left = (leaf for leaf in lazy if id(leaf) not in gathered)
+    place_at_once(left, LazyArray.place_many_in_this_thread, report)
+    return jax.tree.map(lambda leaf: leaf.placed() if isinstance(leaf, LazyArray) else leaf, tree)

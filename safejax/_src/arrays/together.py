@@ -6,12 +6,12 @@ they are placed in groups, each of which is planned as a whole, and holds a boun
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, TypeVar, cast
 
 import jax
 from jax.sharding import Sharding
 
-from safejax._src.arrays.lazy import LazyArray
+from safejax._src.arrays.content import Content
 from safejax._src.arrays.precision import needs_x64
 from safejax._src.reading.batch import Batch
 from safejax._src.reading.view import View
@@ -20,12 +20,28 @@ GROUP_BYTES: Final = 64 << 20
 """Most bytes that the leaves of a group have in a process, if there is more than one leaf."""
 
 
-def read_together(leaves: Iterable[LazyArray]) -> list[list[LazyArray]]:
+class Leaf(Protocol):
+    """What is asked here of a lazy leaf."""
+
+    @property
+    def content(self) -> Content: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def sharding(self) -> Sharding: ...
+
+
+_Leaf = TypeVar("_Leaf", bound=Leaf)
+
+
+def read_together(leaves: Iterable[_Leaf]) -> list[list[_Leaf]]:
     """The leaves in groups; those of a group need x64, or none of them does."""
     return list(groups_of(leaves, jax.process_index()))
 
 
-def groups_of(leaves: Iterable[LazyArray], process: int) -> Iterator[list[LazyArray]]:
+def groups_of(leaves: Iterable[_Leaf], process: int) -> Iterator[list[_Leaf]]:
     """The groups in which a process reads the leaves that it holds a part of, or all of them.
 
     They are in the order in which their sources come first, and in that of a file within it.
@@ -33,7 +49,7 @@ def groups_of(leaves: Iterable[LazyArray], process: int) -> Iterator[list[LazyAr
     leaves = list(leaves)
     for wide in (False, True):
         chosen = [leaf for leaf in leaves if needs_x64(leaf.content.view.dtype) == wide]
-        group: list[LazyArray] = []
+        group: list[_Leaf] = []
         held = 0
         for leaf in sorted(chosen, key=_order()):
             nbytes = _bytes_held(leaf, process)
@@ -46,7 +62,7 @@ def groups_of(leaves: Iterable[LazyArray], process: int) -> Iterator[list[LazyAr
             yield group
 
 
-def blocks_of(leaf: LazyArray, process: int) -> Iterator[View]:
+def blocks_of(leaf: Leaf, process: int) -> Iterator[View]:
     """The parts of a leaf that a process reads, each once."""
     content = leaf.content
     own = (slice(None),) * content.key_axes
@@ -54,11 +70,11 @@ def blocks_of(leaf: LazyArray, process: int) -> Iterator[View]:
         yield content.view.index((*(slice(*each) for each in bounds), *own))
 
 
-def _order() -> Callable[[LazyArray], tuple[int, int]]:
+def _order() -> Callable[[Leaf], tuple[int, int]]:
     """The key by which leaves are sorted."""
     sources: dict[Any, int] = {}
 
-    def key(leaf: LazyArray) -> tuple[int, int]:
+    def key(leaf: Leaf) -> tuple[int, int]:
         view = leaf.content.view
         batch = Batch(is_dry=True)
         view.read_in_batch(batch.empty(view.shape, view.dtype), batch)
@@ -68,7 +84,7 @@ def _order() -> Callable[[LazyArray], tuple[int, int]]:
     return key
 
 
-def _bytes_held(leaf: LazyArray, process: int) -> int:
+def _bytes_held(leaf: Leaf, process: int) -> int:
     return sum(view.nbytes for view in blocks_of(leaf, process))
 
 

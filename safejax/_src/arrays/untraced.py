@@ -26,7 +26,7 @@ def run_untraced(task: Callable[[], _T], dtype: Dtype | None = None) -> _T:
 
     def run() -> None:
         try:
-            with _neutral_settings(wide=dtype is not None and needs_x64(dtype)):
+            with neutral_settings(wide=dtype is not None and needs_x64(dtype)):
                 outcome.append(task())
         except BaseException as error:  # noqa: BLE001 - raised again by the caller
             failure.append(error)
@@ -62,7 +62,7 @@ def run_all_untraced(tasks: Sequence[tuple[Callable[[], object], Dtype]], worker
         try:
             for wide, left in pending.items():
                 if left:
-                    with _neutral_settings(wide=wide):
+                    with neutral_settings(wide=wide):
                         work(left)
         except BaseException as error:  # noqa: BLE001 - raised again by the caller
             failures.append(error)
@@ -80,7 +80,8 @@ def run_all_untraced(tasks: Sequence[tuple[Callable[[], object], Dtype]], worker
 
 
 @contextlib.contextmanager
-def _neutral_settings(*, wide: bool) -> Generator[None]:
+def neutral_settings(*, wide: bool) -> Generator[None]:
+    """The settings of JAX under which arrays are placed; `wide` is for dtypes that need x64."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.transfer_guard("allow"))
         stack.enter_context(jax.debug_nans(False))

@@ -44,13 +44,26 @@ def read_ahead(blocks: Iterable[NDArray[Any]]) -> threading.Thread | None:
     """
     held = list(blocks)
     runs = _page_runs((address(block), block.nbytes) for block in held)
-    if not runs or _WILL_NEED is None or sum(end - at for at, end in runs) > _most():
+    if not runs or _WILL_NEED is None or not fits_in_memory(sum(end - at for at, end in runs)):
         return None
     thread = threading.Thread(
         target=_bring_in, args=(runs, held), name="safejax-read-ahead", daemon=True
     )
     thread.start()
     return thread
+
+
+def bring_in(blocks: Iterable[NDArray[Any]]) -> None:
+    """Bring in the pages that the arrays `blocks` use; returns when they are there."""
+    held = list(blocks)
+    runs = _page_runs((address(block), block.nbytes) for block in held)
+    if runs and _WILL_NEED is not None:
+        _bring_in(runs, held)
+
+
+def fits_in_memory(nbytes: int) -> bool:
+    """Whether so many bytes are at most half of the memory that the process may use."""
+    return nbytes <= _most()
 
 
 def _bring_in(runs: list[tuple[int, int]], held: list[NDArray[Any]]) -> None:

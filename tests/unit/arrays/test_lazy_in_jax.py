@@ -22,7 +22,7 @@ from flax.training.train_state import TrainState
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from safejax._src.arrays import jax_private
+from safejax._src.arrays import jax_hooks
 from safejax._src.arrays.content import key_data_shape, key_dtype
 from safejax._src.arrays.jax_private import abstract_value
 from safejax._src.arrays.lazy import LazyArray
@@ -707,7 +707,7 @@ def test_a_jax_without_a_hook_imports_and_names_the_remedy(
 
     # The JAX that is installed has the hooks.
     for name in missing:
-        monkeypatch.setattr(jax_private, name, gone)
+        monkeypatch.setattr(jax_hooks, name, gone)
     # A second copy of the module, which registers itself with the remaining hooks.
     spec = importlib.util.find_spec("safejax._src.arrays.lazy")
     assert spec is not None

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +46,6 @@ def snapshot(cache: Path, commit: str, tree: Any, revision: str = "main") -> Pat
         (folder / file.name).symlink_to(os.path.relpath(blob, folder))
     (repository / "refs" / revision).write_text(commit)
     return folder
-
-
-@pytest.fixture
-def server() -> Iterator[HttpServer]:
-    server = HttpServer()
-    yield server
-    server.close()
 
 
 def publish(server: HttpServer, files: dict[str, bytes], commit: str = COMMIT) -> None:

@@ -1,0 +1,73 @@
+"""Leaves that are placed at once, by several threads.
+
+Neighbours in a file whose bytes are requested are read together.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+from numpy.typing import NDArray
+
+from safejax._src.arrays.precision import needs_x64
+from safejax._src.arrays.together import Leaf, read_together
+from safejax._src.arrays.untraced import run_all_untraced
+from safejax._src.dtypes import Dtype
+from safejax._src.reading.readahead import read_ahead
+
+
+class Placeable(Leaf, Protocol):
+    """What is asked here of a lazy leaf."""
+
+    @property
+    def is_worth_a_thread(self) -> bool: ...
+
+    def place_in_this_thread(self) -> list[NDArray[Any]]: ...
+
+
+_Leaf = TypeVar("_Leaf", bound=Placeable)
+
+
+def place_at_once(
+    leaves: Iterable[_Leaf],
+    place_many: Callable[[Sequence[_Leaf]], list[NDArray[Any]]],
+    report: Callable[[_Leaf], None] = lambda _: None,
+) -> None:
+    """Place leaves, outside of any trace, and raise the first failure.
+
+    `place_many` places some in this thread whose bytes are requested together. `report` is called
+    with each leaf that is placed, by several threads. Blocks that are used in place in a mapped
+    file are brought into memory in the background.
+    """
+    in_place: list[NDArray[Any]] = []
+
+    def place(group: list[_Leaf]) -> None:
+        for leaf in group:
+            in_place.extend(leaf.place_in_this_thread())
+            report(leaf)
+
+    def place_together(group: list[_Leaf]) -> None:
+        in_place.extend(place_many(group))
+        for leaf in group:
+            report(leaf)
+
+    left = list(leaves)
+    asked = read_together(leaf for leaf in left if leaf.content.view.plans_reads)
+    tasks = [(partial(place_together, group), _stored_dtype(group)) for group in asked]
+    # A leaf that is worth a thread gets a task; the others share one task for each x64 mode.
+    groups: list[list[_Leaf]] = [[], []]
+    for leaf in left:
+        if leaf.content.view.plans_reads:
+            continue
+        if leaf.is_worth_a_thread:
+            groups.append([leaf])
+        else:
+            groups[needs_x64(leaf.content.view.dtype)].append(leaf)
+    tasks += [(partial(place, group), _stored_dtype(group)) for group in groups if group]
+    run_all_untraced(tasks, workers=min(8, os.cpu_count() or 1))
+    read_ahead(in_place)
+
+
+def _stored_dtype(group: Sequence[Placeable]) -> Dtype:
+    return group[0].content.view.dtype
