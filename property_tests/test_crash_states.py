@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.crashes.calls import UnknownCallError, parse
-from tests.support.crashes.disk import Disk, Resize, Write, disk_of
+from tests.support.crashes.disk import Disk, Resize, Write, disk_of, tree_at
 from tests.support.crashes.history import History, history
 from tests.support.crashes.kinds import KINDS, UNSAFE_KINDS, Kind
 from tests.support.crashes.recording import can_record, recorded
 from tests.support.crashes.states import SECTOR, STALE, Contents
 from tests.support.crashes.trying import fast_folder, histories, try_states
-from tests.support.crashes.unsafe import by_copying, by_mapping
+from tests.support.crashes.unsafe import by_copying, by_mapping, by_several_parts
 from tests.support.together import Together
 
 needs_strace = pytest.mark.skipif(not can_record(), reason="needs strace, as Debian has it")
@@ -64,17 +64,30 @@ def test_states_show_what_is_lost_by_saves_that_are_not_safe(
 
 
 @needs_strace
-@pytest.mark.parametrize("way", [by_mapping, by_copying])
+@pytest.mark.parametrize("way", [by_mapping, by_several_parts])
 def test_what_the_record_does_not_show_is_an_error(
     way: Callable[[int, Path], None], together: Together
 ) -> None:
     with fast_folder() as folder:
         (folder / "file").write_bytes(b"seven bytes")
-        before = disk_of(folder)
-        with recorded([process.pid for process in together.processes]) as record:
-            together.run(way, folder / "file")
-        with pytest.raises(UnknownCallError, match=r"mmap|copy_file_range"):
-            history(record, folder, before)
+        with pytest.raises(UnknownCallError, match=r"mmap|writev"):
+            recorded_once(way, folder, together)
+
+
+@needs_strace
+def test_what_is_copied_without_its_bytes_in_the_record_is_replayed(together: Together) -> None:
+    with fast_folder() as folder:
+        (folder / "file").write_bytes(b"seven bytes")
+        seen = recorded_once(by_copying, folder, together)
+        assert seen.after.tree() == tree_at(folder)
+        assert seen.after.tree()["copy"] == b"ven bevese"
+
+
+def recorded_once(way: Callable[[int, Path], None], folder: Path, together: Together) -> History:
+    before = disk_of(folder)
+    with recorded([process.pid for process in together.processes]) as record:
+        together.run(way, folder / "file")
+    return history(record, folder, before)
 
 
 def test_calls_of_threads_are_in_the_order_of_their_ends() -> None:

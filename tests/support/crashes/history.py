@@ -204,11 +204,19 @@ class _Replay:
         self._do(call, Write(self._of(call, 0).inode, call.number(3), data))
 
     def on_sendfile(self, call: Call) -> None:
-        file, source = self._of(call, 0), self._of(call, 1)
-        begin = int(call.arguments[2].split("]")[0].removeprefix("["))
+        self._copied(call, self._of(call, 1), call.arguments[2], self._of(call, 0))
+
+    def on_copy_file_range(self, call: Call) -> None:
+        if call.arguments[3] != "NULL":
+            raise UnknownCallError(f"{call!r:.500}")
+        self._copied(call, self._of(call, 0), call.arguments[1], self._of(call, 2))
+
+    def _copied(self, call: Call, source: _Opened, at: str, file: _Opened) -> None:
+        begin = source.position if at == "NULL" else int(at.split("]")[0].removeprefix("["))
         data = bytes(self.disk.files[source.inode][begin : begin + call.result])
         self._do(call, Write(file.inode, file.position, data))
         file.position += call.result
+        source.position += call.result if at == "NULL" else 0
 
     def on_ftruncate(self, call: Call) -> None:
         self._do(call, Resize(self._of(call, 0).inode, call.number(1)))

@@ -62,11 +62,21 @@ def by_mapping(process: int, path: Path) -> None:
             memory[0] = 7
 
 
-def by_copying(process: int, path: Path) -> None:
+def by_several_parts(process: int, path: Path) -> None:
     """Writing by a call that the replay does not know."""
     if process == 0:
+        with path.open("r+b") as file:
+            os.writev(file.fileno(), [b"two ", b"parts"])
+
+
+def by_copying(process: int, path: Path) -> None:
+    """Writing by calls that have no bytes in them."""
+    if process == 0:
         with path.open("rb") as source, path.with_name("copy").open("xb") as file:
+            source.seek(2)
             os.copy_file_range(source.fileno(), file.fileno(), 5)
+            os.sendfile(file.fileno(), source.fileno(), 1, 3)
+            os.copy_file_range(source.fileno(), file.fileno(), 2, 0)
 
 
 def _write(path: Path, data: bytes) -> None:
