@@ -1,6 +1,7 @@
 """States: what may be on the disk if the power is cut at a moment of a history.
 
-The model is weaker than any file system that is in use, so that what holds here holds there:
+The model is weaker than any file system that has a journal or copies on write, so that what holds
+here holds there:
 
 - What fsync(2) of a file has not flushed may be there or not, sector by sector (512 bytes) and in
   any order: lost, torn, or later writes without earlier ones. A file may have any size that it
