@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterable
 from typing import Final
 
-from safejax._src.checkpoint.choosing import is_checkpoint
+from safejax._src.checkpoint.choosing import is_checkpoint, is_part
 from safejax._src.format.index import is_index
 from safejax._src.reading.masking import masked
 from safejax._src.storage.files import home_remedy
@@ -37,6 +37,11 @@ def in_folder(store: Store, folder: str, names: list[str]) -> str:
     found = [name for name in names if is_checkpoint(name)]
     if found:
         indices = [name for name in found if is_index(name)]
+        if len(found) == 1 and is_part(found[0]):
+            return (
+                f"{found[0]}, one of several files, whose index is not there: get the others and "
+                "the index, save it again if its save was cut off, or name the file"
+            )
         return f"{_listed(indices or found)}: name the file, or give a list of files"
     cached = [name for name in names if name.startswith("models--")]
     if cached:

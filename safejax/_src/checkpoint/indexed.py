@@ -130,6 +130,8 @@ class IndexedFiles:
         write_file(self._store, single, layout, lambda _: None, instead_of)
         if index in self._replaced:
             self._store.remove(index)
+            # Before the files that it names are removed: after a power cut, it may be back.
+            self._store.flush(self._folder)
 
     def give_up(self, *, of_all: bool = False) -> None:
         """Remove the new files that are written here, or those `of_all` processes.

@@ -40,9 +40,12 @@ def write_atomically(
     `wrote(n)` is called after every `n` bytes. With `head`, the bytes that it returns once all
     chunks are written replace the first bytes of the file.
     """
-    fill_atomically(
-        path, lambda descriptor, _: write_chunks(descriptor, chunks, wrote, head), instead_of
-    )
+
+    def fill(descriptor: int, temporary: str) -> None:
+        del temporary
+        write_chunks(descriptor, chunks, wrote, head, flush=False)
+
+    fill_atomically(path, fill, instead_of)
 
 
 def fill_atomically(
@@ -50,13 +53,13 @@ def fill_atomically(
 ) -> None:
     """Make the file at `path` hold what `fill` writes, or leave it as it was.
 
-    `fill(descriptor, temporary)` is called with a temporary file next to the target, and flushes
-    what it writes to disk. The file is then renamed over the target, and the folder is flushed. A
-    target that is a symbolic link is written through. The mode, and where allowed the group and
-    the owner, are those of the target. A new file has those of the most private of the files that
-    it is written `instead_of`; the umask is for one that replaces none. If `path` is one of those
-    and a symbolic link, the link is replaced: another folder may have the same file, as in the
-    cache of a model hub. Temporary files that killed saves left behind in the folder are removed.
+    `fill(descriptor, temporary)` is called with a temporary file next to the target. The file is
+    then flushed to disk and renamed over the target, and the folder is flushed. A target that is a
+    symbolic link is written through. The mode, and where allowed the group and the owner, are those
+    of the target. A new file has those of the most private of the files that it is written
+    `instead_of`; the umask is for one that replaces none. If `path` is one of those and a symbolic
+    link, the link is replaced: another folder may have the same file, as in the cache of a model
+    hub. Temporary files that killed saves left behind in the folder are removed.
 
     Raises `OSError`, which names `path`: a missing or unwritable folder, a full disk, a target
     that is a folder.
@@ -76,6 +79,7 @@ def fill_atomically(
         fill(descriptor, temporary)
         if replaced is not None:
             take_over(temporary, replaced)
+        os.fsync(descriptor)
         os.replace(temporary, target)
     flush_name(path, folder)
 
@@ -109,8 +113,10 @@ def write_chunks(
     chunks: Iterator[memoryview],
     wrote: Callable[[int], None],
     head: Callable[[], bytes] | None = None,
+    *,
+    flush: bool = True,
 ) -> None:
-    """Write `chunks`, then `head` over the first bytes, and flush all of it to disk."""
+    """Write `chunks`, then `head` over the first bytes, and `flush` all of it to disk."""
     writeback = Writeback(descriptor)
     with open(descriptor, "wb", closefd=False) as file:
         for chunk in chunks:
@@ -121,7 +127,8 @@ def write_chunks(
             file.seek(0)
             file.write(head())
         file.flush()
-    os.fsync(descriptor)
+    if flush:
+        os.fsync(descriptor)
 
 
 def missing_folder(path: str) -> FileNotFoundError:
@@ -181,6 +188,19 @@ def flush_name(path: str, folder: str) -> None:
             "what was there before may be back: save it again"
         )
         raise OSError(error.errno, reason, path) from error
+
+
+@contextlib.contextmanager
+def flushing(path: str) -> Generator[int]:
+    """A block in which a file is open, after which its bytes and its permissions are flushed."""
+    # Windows flushes only what is open for writing.
+    flags = os.O_RDWR if os.name == "nt" else os.O_RDONLY
+    descriptor = os.open(path, flags | getattr(os, "O_BINARY", 0))
+    try:
+        yield descriptor
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def flush_folder(folder: str) -> None:

@@ -9,7 +9,13 @@ import stat
 from collections.abc import Callable, Generator
 from typing import Final
 
-from safejax._src.storage.files import errors_name, flush_folder, flush_name, missing_folder
+from safejax._src.storage.files import (
+    errors_name,
+    flush_folder,
+    flush_name,
+    flushing,
+    missing_folder,
+)
 from safejax._src.storage.litter import locked_folder, remove_litter, temporary_name
 from safejax._src.storage.permissions import least_shared, status_of, take_over
 
@@ -45,9 +51,11 @@ def write_folder_atomically(
         if replaced is None:
             flush_folder(temporary)
             os.rename(temporary, target)
-        else:
-            _replace(target, temporary, replaces, replaced)
-    flush_name(path, parent)
+            flush_name(path, parent)
+            return
+        with _replaced_by(temporary, target, replaces, replaced):
+            # Before the old files are removed: after a power cut, the old folder may be back.
+            flush_name(path, parent)
 
 
 def make_folder(path: str) -> None:
@@ -70,10 +78,14 @@ def _checked_target(path: str, target: str) -> os.stat_result | None:
     return replaced
 
 
-def _replace(
-    target: str, temporary: str, replaces: Callable[[str], bool], replaced: os.stat_result
-) -> None:
-    """Put the folder `temporary` in the place of `target`, and the other way round."""
+@contextlib.contextmanager
+def _replaced_by(
+    temporary: str, target: str, replaces: Callable[[str], bool], replaced: os.stat_result
+) -> Generator[None]:
+    """Put the folder `temporary` in the place of `target`, and the other way round.
+
+    In the block, no other save removes the old folder.
+    """
     _check_no_folder_is_replaced(target, temporary)
     _take_over_files(target, temporary, replaces)
     _link_others(target, temporary, replaces)
@@ -86,7 +98,9 @@ def _replace(
             lock.enter_context(locked_folder(target, wait=False))
         _exchange(temporary, target)
         # Also keep what was added to the old folder while the new one was written.
-        _link_others(temporary, target, replaces)
+        if _link_others(temporary, target, replaces):
+            flush_folder(target)
+        yield
 
 
 def _check_no_folder_is_replaced(old: str, new: str) -> None:
@@ -105,25 +119,38 @@ def _take_over_files(old: str, new: str, replaces: Callable[[str], bool]) -> Non
     others = least_shared(list(status.values()))
     for entry in os.scandir(new):
         replaced = status.get(entry.name, others)
-        if replaced is not None:
-            take_over(entry.path, replaced)
+        if replaced is not None and _permissions(replaced) != _permissions(entry.stat()):
+            with flushing(entry.path):
+                take_over(entry.path, replaced)
+
+
+def _permissions(status: os.stat_result) -> tuple[int, int, int]:
+    return stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid
 
 
 def _is_replaced(entry: os.DirEntry[str], replaces: Callable[[str], bool]) -> bool:
     return replaces(entry.name) and entry.is_file()
 
 
-def _link_others(source: str, target: str, replaces: Callable[[str], bool]) -> None:
-    """Add to `target` the entries that only `source` has, without those that are replaced."""
+def _link_others(source: str, target: str, replaces: Callable[[str], bool]) -> int:
+    """Add to `target` the entries that only `source` has, without those that are replaced.
+
+    All that is in them is flushed, but not their own names. Returns how many there are.
+    """
+    count = 0
     for entry in os.scandir(source):
         destination = os.path.join(target, entry.name)
         is_folder = entry.is_dir(follow_symlinks=False)
         if os.path.lexists(destination) or (replaces(entry.name) and not is_folder):
             continue
+        count += 1
         if is_folder:
             shutil.copytree(entry.path, destination, symlinks=True, copy_function=_link)
+            for folder, _, _ in os.walk(destination):
+                flush_folder(folder)
         else:
             _link(entry.path, destination)
+    return count
 
 
 def _link(source: str, destination: str) -> None:
@@ -132,6 +159,9 @@ def _link(source: str, destination: str) -> None:
     except OSError:
         # Some file systems have no hard links, and another user's file must not be linked.
         shutil.copy2(source, destination, follow_symlinks=False)
+        if not os.path.islink(destination):
+            with flushing(destination):
+                pass
 
 
 def _exchange(one: str, other: str) -> None:
@@ -169,7 +199,7 @@ def _temporary_folder(target: str, replaced: os.stat_result | None) -> Generator
 def _new_folder(target: str, replaced: os.stat_result | None, lock: contextlib.ExitStack) -> str:
     while True:
         temporary = temporary_name(target)
-        os.mkdir(temporary)
+        os.mkdir(temporary, 0o777 if replaced is None else 0o700)
         # Another save may remove it as litter before it is locked.
         with contextlib.suppress(FileNotFoundError):
             if replaced is not None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import final, get_args
 
 from safejax._src.reading.file import FileSource, MappedSource
-from safejax._src.storage.files import write_atomically
+from safejax._src.storage.files import flush_name, write_atomically
 from safejax._src.storage.folders import make_folder
 from safejax._src.storage.network import is_on_network
 from safejax._src.storage.store import Access, Store
@@ -99,6 +99,9 @@ class LocalStore(Store):
 
     def remove(self, path: str) -> None:
         os.unlink(path)
+
+    def flush(self, folder: str) -> None:
+        flush_name(folder, folder)
 
     def make_folder(self, path: str) -> None:
         make_folder(path)

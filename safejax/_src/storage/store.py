@@ -130,6 +130,13 @@ class Store(ABC):
     def remove(self, path: str) -> None:
         """Remove the file at `path`; `FileNotFoundError` if there is none."""
 
+    def flush(self, folder: str) -> None:
+        """Flush which names there are in a folder, so that a power cut does not change that.
+
+        Where a place does so by itself, or has no way to, this does nothing.
+        """
+        del folder
+
     @abstractmethod
     def make_folder(self, path: str) -> None:
         """Make a folder at `path`, unless there is one; the folder that holds it must be there.

@@ -136,6 +136,20 @@ def test_a_whole_folder_replaces_them_too(tmp_path: Path) -> None:
     assert sum(FILE.fullmatch(name) is not None for name in os.listdir(tmp_path / "m")) == 2
 
 
+def test_the_files_of_an_index_are_removed_when_it_is_sure_to_be_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tree without tensors has no index, and that of the tree before is removed."""
+    options: dict[str, Any] = {"max_shard_bytes": 100, "one_writer_per_file": True}
+    safejax.save(tree(1), tmp_path / "m", **options)
+    before, at_flushes = set(os.listdir(tmp_path / "m")), list[set[str]]()
+    monkeypatch.setattr(os, "fsync", lambda _: at_flushes.append(set(os.listdir(tmp_path / "m"))))
+    safejax.save({"step": 2}, tmp_path / "m", **options)
+    assert at_flushes[-1] == before - {INDEX} | {"model.safetensors"}
+    assert os.listdir(tmp_path / "m") == ["model.safetensors"]
+    assert safejax.load(tmp_path / "m") == {"step": 2}
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_a_save_that_fails_leaves_what_was_there(
     place: Elsewhere, error: type[BaseException]

@@ -173,15 +173,17 @@ def test_a_path_is_a_string_or_pathlike(path: Any) -> None:
         checked_path(path)
 
 
-def test_data_is_flushed_before_the_rename_and_the_folder_after_it(
+def test_data_and_mode_are_flushed_before_the_rename_and_the_folder_after_it(
     target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    target.chmod(0o640)
     calls: list[str] = []
 
     def fsync(descriptor: int) -> None:
         mode = os.fstat(descriptor).st_mode
         whole = stat.S_ISREG(mode) and os.fstat(descriptor).st_size == len(NEW)
-        calls.append("folder" if stat.S_ISDIR(mode) else f"file, {'whole' if whole else 'torn'}")
+        file = f"{'whole' if whole else 'torn'}, {stat.S_IMODE(mode):o}"
+        calls.append("folder" if stat.S_ISDIR(mode) else file)
 
     def replace(source: str, destination: str) -> None:
         calls.append("rename")
@@ -190,7 +192,7 @@ def test_data_is_flushed_before_the_rename_and_the_folder_after_it(
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "replace", replace)
     write(target)
-    assert calls == ["file, whole", "rename", "folder"]
+    assert calls == ["whole, 640", "rename", "folder"]
 
 
 def test_an_error_after_the_rename_says_that_the_new_file_is_there(

@@ -500,6 +500,28 @@ def test_a_folder_needs_an_index_or_a_single_file(folder: Path) -> None:
         safejax.load(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "is_part"),
+    [
+        ("model-00001-of-00002", True), ("model-00007-of-00012", True),
+        ("model-0123456789abcdef-00001-of-00001", True), ("model-00001-of-00002.fp16", True),
+        ("model.fp16-00002-of-00002", True), ("model-00001-of-00001", False),
+        ("model-1-of-2", False), ("model-00001-of-00002x", False),
+    ],
+)  # fmt: skip
+def test_a_part_of_several_files_is_not_loaded_as_the_whole(
+    name: str, is_part: bool, tmp_path: Path
+) -> None:
+    """A first save whose index comes last may be cut off after one file."""
+    safejax.save({"a": ONE}, tmp_path / f"{name}.safetensors")
+    if not is_part:
+        assert_trees_identical(safejax.load(tmp_path), {"a": ONE})
+        return
+    with pytest.raises(InvalidFileError, match=r"one of several files, whose index is not there"):
+        safejax.load(tmp_path)
+    assert_trees_identical(safejax.load(tmp_path / f"{name}.safetensors"), {"a": ONE})
+
+
 def test_the_error_for_a_stale_index_names_the_other_set(folder: Path) -> None:
     """The files beside an index whose own are gone load as the error says."""
     for name in ("a-1", "a-2"):
@@ -726,9 +748,37 @@ def test_everything_is_flushed_before_the_folder_gets_its_name(
     safejax.save(version(2), folder, max_shard_bytes=1)
     files = [path.stat() for path in folder.glob("model*")]
     assert len(files) == 5
-    assert sorted(flushed[:-2]) == sorted((each.st_ino, each.st_size, False) for each in files)
+    inside = [(each.st_ino, each.st_size, False) for each in files]
+    # What is kept of the old folder is only linked, but its folders are new ones.
+    inside += [((folder / "sub").stat().st_ino, None, False)] if there else []
+    assert sorted(flushed[:-2]) == sorted(inside)
     folders = [(folder.stat().st_ino, None, False), (folder.parent.stat().st_ino, None, True)]
     assert flushed[-2:] == folders
+
+
+def test_old_files_are_removed_when_the_new_ones_are_sure_to_stay(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the folders of others in it are flushed, and what is added at the last moment."""
+    (saved / "sub" / "deep").mkdir(parents=True)
+    (saved / "sub" / "deep" / "notes").write_text("x")
+    parent, names = saved.parent.stat().st_ino, set(names_in(saved))
+    flushed: list[int] = []
+
+    def fsync(descriptor: int) -> None:
+        inode = os.fstat(descriptor).st_ino
+        if inode == parent:
+            (old,) = (path for path in saved.parent.iterdir() if path != saved)
+            assert set(names_in(old)) == {*names, "late.txt"}
+        elif saved.stat().st_ino != inode:
+            (saved / "late.txt").write_text("late")
+        flushed.append(inode)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    safejax.save(version(2), saved, max_shard_bytes=1)
+    inodes = [path.stat().st_ino for path in (saved / "sub" / "deep", saved / "sub", saved)]
+    assert set(inodes) <= set(flushed[:-1])
+    assert flushed[-2:] == [inodes[-1], parent]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EINVAL, errno.EACCES])
@@ -787,6 +837,23 @@ def test_a_file_that_is_added_at_the_last_moment_stays(
     safejax.save(version(2), saved, max_shard_bytes=1)
     assert (saved / "late.txt").read_text() == "late"
     assert_trees_identical(safejax.load(saved), version(2))
+
+
+def test_files_are_flushed_with_the_modes_that_are_handed_on(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut does not make a private set one for all."""
+    for file in saved.glob("model*"):
+        file.chmod(0o600)
+    flushed: dict[int, int] = {}
+
+    def fsync(descriptor: int) -> None:
+        found = os.fstat(descriptor)
+        flushed[found.st_ino] = stat.S_IMODE(found.st_mode)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    safejax.save(version(2), saved, max_shard_bytes=1)
+    assert {flushed[file.stat().st_ino] for file in saved.glob("model*")} == {0o600}
 
 
 def modes_in(folder: Path) -> dict[str, int]:
