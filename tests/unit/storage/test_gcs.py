@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 
 import jax
@@ -31,9 +32,7 @@ PATH = "bucket/model.safetensors"
 
 def system(server: GoogleServer, **options: Any) -> Any:
     # The class of gcsfs itself: its other one asks first by gRPC of which kind a bucket is.
-    from gcsfs.core import GCSFileSystem
-
-    return GCSFileSystem(
+    return import_module("gcsfs.core").GCSFileSystem(
         endpoint_url=server.url, token="anon", project="mine", skip_instance_cache=True, **options
     )
 
