@@ -38,6 +38,7 @@ class Rename(Transform):
             _, returned = backward.rename(target)
             if returned != name:
                 elsewhere.append(f"{target!r} for {name!r}, which it maps to {returned!r}")
+        renamed.faults.check()
         if unmatched:
             verb = "matches none" if len(unmatched) == 1 else "match none"
             raise fault(

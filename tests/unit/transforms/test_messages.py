@@ -64,7 +64,7 @@ FAULTS: dict[str, tuple[Any, dict[str, Any], str, tuple[str, ...]]] = {
         sj.rename({"{i}.x": "{i}"}),
         {"a.x": ROW, "a": ROW, "b": ROW, "b.x": ROW},
         "expected a name",
-        ("a.x", "b", "a", "b.x"),
+        ("a.x", "a", "b.x"),
     ),
     "rename, long": (
         sj.rename(LONG, strict=True),
