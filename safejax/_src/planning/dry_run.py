@@ -27,6 +27,7 @@ from safejax._src.planning.requested import passed_on, read_for, requested
 from safejax._src.planning.table import listed
 from safejax._src.public import set_module
 from safejax._src.pytrees.building import build
+from safejax._src.reading.order import order_of_reading
 from safejax._src.reading.remote import FileSystem
 from safejax._src.reading.requests import Cost
 from safejax._src.reading.view import Strided, View
@@ -224,7 +225,14 @@ class _Planner:
             block = view if slices is None else view.index((*slices, *own))
             reads, size, whole = self._cost(block)
             in_place = block.dtype == stored and (size == 0 or _is_in_place(block, devices))
-            yield BlockPlan(devices, reads, size * stored.itemsize, in_place, whole)
+            turned = (
+                not block.plans_reads
+                and block.dtype == stored
+                and devices[0].platform == "cpu"
+                and order_of_reading(block) is not None
+            )
+            nbytes = size * stored.itemsize
+            yield BlockPlan(devices, reads, nbytes, in_place, whole, is_turned=turned)
 
     def _alike_with(self, view: Strided, leaf: LazyArray) -> "_Alike | None":
         """The plans of leaves that have one block, like this one; None if it has several."""
