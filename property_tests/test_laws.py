@@ -161,6 +161,7 @@ STEPS: dict[str, list[Case]] = {
     "stack": [
         (safejax.stack("enc.{i}.*", "stacked.*"), alike(), True),
         (safejax.stack("enc.{i}.k", "k", axis=-1), alike(), True),
+        (safejax.stack("enc.{i}.*", "first.*", count=1), alike(), True),
         (safejax.stack(["enc.{i}.k", "enc.{i}.v"], "{i}.kv", axis=1), alike(), True),
     ],
     "unstack": [

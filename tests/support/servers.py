@@ -55,7 +55,7 @@ Fault = Callable[[Request], str | None]
 """What goes wrong with a request, by the names in the servers; None if nothing does."""
 
 
-class _Counting:
+class Counting:
     """What is asked of a server for content, in the order in which it arrives."""
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ class _Counting:
         return self.fault(request)
 
 
-class HttpServer(_Counting):
+class HttpServer(Counting):
     """Files by HTTP with ranges. Faults: "cut", "stall", "no ranges", "wrong range", "redirect",
     "no etag", "refuses conditions", and any status, which comes with the headers in `said`.
     """
@@ -95,7 +95,7 @@ class HttpServer(_Counting):
         self.released = threading.Event()
         self.at_a_time = self.most_at_a_time = 0
         handler = type("Handler", (_Handler,), {"owner": self})
-        self._server = _Listening(("127.0.0.1", 0), handler)
+        self._server = Listening(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
@@ -110,7 +110,7 @@ def _digest(data: bytes) -> str:
     return hashlib.md5(data).hexdigest()
 
 
-class _Listening(ThreadingHTTPServer):
+class Listening(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
@@ -217,7 +217,7 @@ def needs_s3(*packages: str) -> None:
         pytest.importorskip(package, reason="needs pip install -e '.[test-s3]', as CI has it")
 
 
-class S3Server(_Counting):
+class S3Server(Counting):
     """moto's S3, with what it is asked for by GET and HEAD in `requests`, and else in `changes`.
 
     The faults are "503", and "403" and "500" for changes.

@@ -1,5 +1,6 @@
 """`materialize` in several processes: each byte is read by one of them, and arrives bit for bit."""
 
+import math
 import re
 from functools import partial
 from pathlib import Path
@@ -80,14 +81,17 @@ def test_every_bit_arrives(pair: Together) -> None:
 
 def read_bytes(process: int) -> dict[str, int]:
     """The bytes that this process reads of a leaf of 512 bytes, for each way to divide it."""
-    del process
     read: dict[str, int] = {}
     data = safejax.serialize({"w": np.arange(128, dtype=np.float32).reshape(16, 8)})
     for once in (False, True):
         for spec in SPECS:
             tree = safejax.deserialize(data, sharding=NamedSharding(mesh(), spec))
+            planned = safejax.plan(tree, read_once=once)
             with safejax.observe_reads() as log:
                 safejax.materialize(tree, read_once=once)
+            assert planned.processes[process].reads.nbytes == log.nbytes
+            held = math.prod(tree["w"].sharding.shard_shape((16, 8))) * 4
+            assert {each.places for each in planned.devices.values()} == {held}
             read[f"{spec} {once}"] = log.nbytes
     # Ten elements in four parts are twelve, of which two are padding.
     data = safejax.serialize({"w": np.arange(10, dtype=np.float32)})
@@ -121,7 +125,7 @@ def requests_of(process: int, url: str) -> tuple[list[int], bool]:
         headers = {"X-Who": f"{process} {once}"}
         fs = fsspec.filesystem("http", headers=headers, skip_instance_cache=True)
         tree = safejax.load(url, fs=fs, sharding=NamedSharding(mesh(), P()))
-        planned = safejax.plan(tree).processes[process].reads
+        planned = safejax.plan(tree, read_once=once).processes[process].reads
         with safejax.observe_reads() as log:
             placed = safejax.materialize(tree, read_once=once)
         asked += [planned.requests, planned.nbytes, len(log.reads), log.nbytes]
@@ -142,7 +146,7 @@ def test_a_file_elsewhere_is_requested_by_each_process_or_once(pair: Together) -
         assert right
         # Neighbours are one request; if each byte is read once, a process reads half of each leaf.
         plain = [1, nbytes]
-        assert asked == [*plain, *plain, *plain, COUNT, nbytes // 2]
+        assert asked == [*plain, *plain, *[COUNT, nbytes // 2] * 2]
         for once, number, total in ((False, *plain), (True, COUNT, nbytes // 2)):
             sent = [each.sent for each in server.requests if each.who == f"{process} {once}"]
             assert len(sent) == 1 + number  # That which opens it.

@@ -462,12 +462,21 @@ class LazyArray(jax.Array):
     if sys.version_info >= (3, 12):
 
         def __buffer__(self, flags: int) -> memoryview:
-            """The values as they are stored, read-only, in place where they are in memory."""
+            """The values as they are stored, read-only, in place where they are in memory.
+
+            NumPy asks for this first, clears any error, and then asks for `__array__`: what is
+            requested from elsewhere would be requested again, after all pauses, if that failed.
+            """
             dtype = self.content.view.dtype
             if self.content.key is not None or dtype.isbuiltin != 1:
                 raise BufferError(
                     f"leaf {self._name!r}: expected a dtype that Python's buffers have, got "
                     f"{self._aval.dtype}: take numpy.asarray(leaf)"
+                )
+            if self.content.view.plans_reads:
+                raise BufferError(
+                    f"leaf {self._name!r}: expected values in memory or in a mapped file, got some "
+                    "that are requested: take memoryview(numpy.asarray(leaf))"
                 )
             return memoryview(self.__array__()).toreadonly()
 

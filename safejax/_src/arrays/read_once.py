@@ -20,7 +20,7 @@ from safejax._src.arrays.content import Content
 from safejax._src.arrays.lazy import LazyArray
 from safejax._src.arrays.parts import holders_of
 from safejax._src.arrays.placing import Job, Placement, is_in_default_memory, place_many
-from safejax._src.arrays.together import read_together
+from safejax._src.arrays.together import groups_of
 from safejax._src.arrays.untraced import run_untraced
 from safejax._src.dtypes import Dtype
 from safejax._src.reading.array import ArraySource
@@ -126,11 +126,11 @@ def place_reading_once(spreads: Spreads, together: Together) -> Iterator[LazyArr
     All processes call this with the same leaves in the same order. They agree between reading and
     passing on, since a process that raised would leave the others waiting.
     """
-    for group in _groups(spreads):
+    for group in groups_read_once(spreads):
         read: dict[int, jax.Array] = {}
         failure: BaseException | None = None
         try:
-            for some in _read_at_a_time(group):
+            for some in read_at_a_time(group, jax.process_index()):
                 jobs = [_job(leaf, spread) for leaf, spread in some]
                 placed = run_untraced(partial(place_many, jobs), jobs[0].dtype)
                 for (leaf, _), parts in zip(some, placed, strict=True):
@@ -146,7 +146,8 @@ def place_reading_once(spreads: Spreads, together: Together) -> Iterator[LazyArr
         yield from (leaf for leaf, _ in group)
 
 
-def _groups(spreads: Spreads) -> Iterator[list[tuple[LazyArray, Spread]]]:
+def groups_read_once(spreads: Spreads) -> Iterator[list[tuple[LazyArray, Spread]]]:
+    """The leaves that are read in parts, in the groups after which the processes agree."""
     group: list[tuple[LazyArray, Spread]] = []
     nbytes = 0
     for leaf, spread in spreads:
@@ -161,17 +162,17 @@ def _groups(spreads: Spreads) -> Iterator[list[tuple[LazyArray, Spread]]]:
         yield group
 
 
-def _read_at_a_time(
-    group: Iterable[tuple[LazyArray, Spread]],
+def read_at_a_time(
+    group: Iterable[tuple[LazyArray, Spread]], process: int
 ) -> Iterator[list[tuple[LazyArray, Spread]]]:
-    """The leaves of a group: each by itself, or those whose bytes are requested together."""
+    """The leaves of a group: each by itself, or those whose bytes a process requests together."""
     requested: dict[int, tuple[LazyArray, Spread]] = {}
     for leaf, spread in group:
         if spread.content.view.plans_reads:
             requested[id(leaf)] = leaf, spread
         else:
             yield [(leaf, spread)]
-    for leaves in read_together(leaf for leaf, _ in requested.values()):
+    for leaves in groups_of((leaf for leaf, _ in requested.values()), process):
         yield [requested[id(leaf)] for leaf in leaves]
 
 

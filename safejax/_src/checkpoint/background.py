@@ -133,6 +133,7 @@ def _begin(path: str, plan: Layout | Folder, work: _Work, max_host_bytes: int | 
         del plan
         is_begun = is_held and _starts(job)
         if not is_begun:
+            save.thread = threading.current_thread()
             job.run()
     except BaseException:
         job.give_up()

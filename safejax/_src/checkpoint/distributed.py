@@ -28,7 +28,7 @@ from safejax._src.checkpoint.dealt import Dealt
 from safejax._src.checkpoint.digesting import finish_head, full_size, write_digests
 from safejax._src.checkpoint.layout import Layout
 from safejax._src.checkpoint.ours import Ours, write_share
-from safejax._src.checkpoint.saving import Wrote, reporting, room_is_told
+from safejax._src.checkpoint.saving import Wrote, reporting, room_is_told, write_index
 from safejax._src.checkpoint.shards import Folder
 from safejax._src.checkpoint.snapshot import Holding
 from safejax._src.processes.agreement import Round
@@ -137,11 +137,8 @@ def _write(ours: Ours, store: Store, path: str, across: Round, wrote: Wrote) -> 
         for name, layout in ours.files.items():
             with open(os.path.join(temporary, name), "xb") as file:
                 _begin(file.fileno(), layout)
-        if isinstance(ours.plan, Folder) and ours.plan.index is not None:
-            with open(os.path.join(temporary, ours.plan.index_name), "xb") as file:
-                file.write(ours.plan.index)
-                file.flush()
-                os.fsync(file.fileno())
+        if isinstance(ours.plan, Folder):
+            write_index(ours.plan, temporary)
         fill(temporary)
 
     if isinstance(ours.plan, Folder):

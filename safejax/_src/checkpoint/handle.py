@@ -25,6 +25,8 @@ class Save:
         self.error: BaseException | None = None
         self.over = threading.Event()
         self.thread: threading.Thread | None = None
+        self.earlier: tuple[Save, ...] = ()
+        """The saves that this one waits for, as long as it is not over."""
         # The error, until somebody has seen it. To take it from the list is one step, also for a
         # finalizer, which may run at any point of any thread and so must not wait for a lock.
         self._unseen: list[BaseException] = []
@@ -36,6 +38,7 @@ class Save:
             _forget_values(error)
             self._unseen.append(error)
         self.error = error
+        self.earlier = ()
         self.state = "saved" if error is None else "failed"
         self.over.set()
         if self._is_abandoned:
@@ -45,6 +48,12 @@ class Save:
         """The error, once the save is over; it is not reported any more."""
         self._unseen.clear()
         return self.error
+
+    def waits_for(self, thread: threading.Thread) -> bool:
+        """Whether it will not be over before a thread goes on that waits for it now."""
+        if self.over.is_set():
+            return False
+        return self.thread is thread or any(each.waits_for(thread) for each in self.earlier)
 
     def abandon(self) -> None:
         """Report the error, if there is or will be one that nobody has seen."""
@@ -128,11 +137,12 @@ class SaveHandle:
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Wait like `result`, and return the error of the save, or None."""
-        if self._save.thread is threading.current_thread() and not self.done():
+        if self._save.waits_for(threading.current_thread()):
             raise RuntimeError(
                 f"{self.path}: expected another thread to wait for the save than the one that "
-                "writes, got a call from within it, for example from its `progress`, which would "
-                "wait for ever: ask the handle where the save was begun; done() does not wait"
+                "writes, or writes an earlier one to the same place, got a call from within it, "
+                "for example from its `progress`, which would wait for ever: ask the handle where "
+                "the save was begun; done() does not wait"
             )
         if not self._save.over.wait(timeout):
             raise TimeoutError(

@@ -63,6 +63,10 @@ def planned(
     )  # fmt: skip
 
 
+_TOLD: Final = "_room_is_told"
+"""The attribute of an error that says how much room there is."""
+
+
 def write(
     plan: Layout | Folder, path: str, fs: FileSystem = None, progress: Progress | None = None
 ) -> None:
@@ -101,20 +105,28 @@ def _write_folder(folder: Folder, path: str, wrote: Wrote) -> None:
             stream = Stream(each)
             with open(os.path.join(temporary, name), "xb") as file:
                 write_chunks(file.fileno(), stream.chunks(), wrote, stream.late_head)
-        if folder.index is not None:
-            with open(os.path.join(temporary, folder.index_name), "xb") as file:
-                write_chunks(file.fileno(), iter([memoryview(folder.index)]), lambda _: None)
+        write_index(folder, temporary)
 
     write_folder_atomically(path, fill, folder.is_ours)
 
 
+def write_index(plan: Folder, folder: str) -> None:
+    """Write the index of the plan, if it has one, to a folder that is not in its place yet."""
+    if plan.index is not None:
+        with open(os.path.join(folder, plan.index_name), "xb") as file:
+            write_chunks(file.fileno(), iter([memoryview(plan.index)]), lambda _: None)
+
+
 @contextlib.contextmanager
 def room_is_told(store: Store, target: str, nbytes: int) -> Generator[None]:
-    """An error about a disk that is full names the file, and says how many bytes it needs."""
+    """An error about a disk that is full names the file, and says how many bytes it needs.
+
+    Blocks may be in each other: the innermost knows best how many bytes were free.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno is None or error.errno not in _NO_ROOM:
+        if error.errno is None or error.errno not in _NO_ROOM or hasattr(error, _TOLD):
             raise
         free = store.free_bytes(target)
         found = "" if free is None else f", and there are {free} free"
@@ -125,7 +137,9 @@ def room_is_told(store: Store, target: str, nbytes: int) -> Generator[None]:
             f"{os.strerror(error.errno)}; {nbytes} bytes are needed{found}: {remedy}; what was "
             "there before is unchanged"
         )
-        raise OSError(error.errno, reason, target) from error
+        told = OSError(error.errno, reason, target)
+        setattr(told, _TOLD, True)
+        raise told from error
 
 
 def reporting(progress: Progress | None, total: int) -> Wrote:

@@ -67,9 +67,9 @@ class _Turns:
             while turn.copies and most is not None and self._copies() + turn.copies > most:
                 self._changed.wait(_SIGN)
                 turn.alive()
-            turn.earlier.extend(
-                each.over for each in self._all if each.meets(turn.store, turn.target)
-            )
+            met = [each for each in self._all if each.meets(turn.store, turn.target)]
+            turn.earlier.extend(each.over for each in met)
+            turn.save.earlier = tuple(each.save for each in met)
             self._all.append(turn)
 
     def wait_for_earlier(self, store: Store, target: str, alive: Callable[[], None]) -> None:

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import FunctionType
-from typing import Any, Generic, NoReturn, TypeAlias, TypeVar, cast, final, overload
+from typing import Any, Final, Generic, NoReturn, TypeAlias, TypeVar, cast, final, overload
 
 import numpy as np
 
@@ -25,6 +25,15 @@ _Out = TypeVar("_Out")
 
 TransformArgument: TypeAlias = Callable[[Leaves], Leaves]
 """A transform, or any function from Leaves to Leaves."""
+
+
+_MOST_SHOWN: Final = 160
+
+
+def within(step: object) -> str:
+    """The end of a message about a step, in which it is shown in short."""
+    shown = step if isinstance(step, str) else repr(step)
+    return f"; in {shown if len(shown) <= _MOST_SHOWN else f'{shown[: _MOST_SHOWN - 1]}…'}"
 
 
 @set_module("safejax")
@@ -46,10 +55,14 @@ class Step(ABC, Generic[_In, _Out]):
         self._refuse_inverse()
 
     def _refuse_inverse(self) -> NoReturn:
-        raise NotInvertibleError(
-            f"{self!r}: expected a step with an inverse, this one has none: "
-            "pair it with one by step(forward, inverse)"
+        raise self.not_invertible(
+            "expected a step with an inverse, this one has none: pair it with one by "
+            "step(forward, inverse)"
         )
+
+    def not_invertible(self, sentence: str) -> NotInvertibleError:
+        """The error of a step that has no inverse."""
+        return NotInvertibleError(f"{sentence}{within(self)}")
 
 
 @set_module("safejax")
@@ -89,9 +102,9 @@ class FunctionStep(Step[_In, _Out]):
     @property
     def inverse(self) -> "FunctionStep[_Out, _In]":
         if self.backward is None:
-            raise NotInvertibleError(
-                f"{self!r}: expected a step with an inverse, this one was made without one: "
-                "give the function that reverses it, step(forward, inverse)"
+            raise self.not_invertible(
+                "expected a step with an inverse, this one was made without one: give the function "
+                "that reverses it, step(forward, inverse)"
             )
         return FunctionStep(self.backward, self.forward)
 

@@ -11,7 +11,7 @@ from jax.sharding import Sharding
 
 from safejax._src.arrays.lazy import LazyArray
 from safejax._src.arrays.placing import alignment_for
-from safejax._src.arrays.together import blocks_of, groups_of
+from safejax._src.arrays.read_once import spreads_of
 from safejax._src.checkpoint.finding import Path, shown_path
 from safejax._src.checkpoint.opening import open_path
 from safejax._src.checkpoint.options import LoadOptions, Options, parse_options, shows_options
@@ -23,12 +23,13 @@ from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.on_host import OnHost
 from safejax._src.leaves.steps import apply
 from safejax._src.planning.plan import BlockPlan, LeafPlan, Plan
+from safejax._src.planning.requested import passed_on, read_for, requested
 from safejax._src.planning.table import listed
 from safejax._src.public import set_module
 from safejax._src.pytrees.building import build
-from safejax._src.reading.batch import Batch
+from safejax._src.reading.order import order_of_reading
 from safejax._src.reading.remote import FileSystem
-from safejax._src.reading.requests import FREE, Cost
+from safejax._src.reading.requests import Cost
 from safejax._src.reading.view import Strided, View
 from safejax._src.warn import warnings_collected
 from safejax.errors import InvalidFileError, MismatchError, ShardingError, TransformError
@@ -37,7 +38,12 @@ from safejax.errors import InvalidFileError, MismatchError, ShardingError, Trans
 @set_module("safejax")
 @shows_options
 def plan(
-    tree_or_path: Any, *, like: Any = None, fs: FileSystem = None, **options: Unpack[LoadOptions]
+    tree_or_path: Any,
+    *,
+    like: Any = None,
+    fs: FileSystem = None,
+    read_once: bool = False,
+    **options: Unpack[LoadOptions],
 ) -> Plan:
     """What `load` with the same arguments would read, place and copy; only headers are read.
 
@@ -45,7 +51,9 @@ def plan(
     place. A leaf that is NumPy's in `like`, which the load itself reads, has a block that no device
     holds. Errors that a load would raise after opening the file, for example a mismatch with `like`
     or a sharding that does not divide a leaf, are reported in `problems`; the plan then leaves out
-    what they concern. What it would only warn of is in `warnings`.
+    what they concern. What it would only warn of is in `warnings`. With `read_once`, what several
+    processes need is read by one of them, as `materialize` does with that argument; the parts that
+    it passes on are not in the peak of host memory.
 
     >>> import jax.numpy as jnp, safejax, tempfile, os
     >>> path = os.path.join(tempfile.mkdtemp(), "params.safetensors")
@@ -69,31 +77,27 @@ def plan(
     # isinstance would ask each lazy leaf for its class, which takes longer than this.
     lazy = [leaf for leaf in found.values() if type(leaf) is LazyArray]
     warned.extend(_precision(lazy))
+    spreads = {
+        id(leaf): spread
+        for leaf, spread in (spreads_of(lazy) if read_once else ())
+        if spread is not None
+    }
     with collector_paused():
         planner = _Planner()
+        # They stay alive, since the planner knows what leaves share by its address.
+        parts = {
+            id(leaf): read_for(leaf, spreads[id(leaf)]) for leaf in lazy if id(leaf) in spreads
+        }
         planned = tuple(
-            planner.leaf(name, leaf) if type(leaf) is LazyArray else planner.host_leaf(leaf)
+            planner.host_leaf(leaf)
+            if type(leaf) is not LazyArray
+            else passed_on(planner.leaf(name, leaf), planner.leaf(name, parts[id(leaf)]))
+            if id(leaf) in parts
+            else planner.leaf(name, leaf)
             for name, leaf in found.items()
         )
-        together = _together(lazy)
+        together = requested(lazy, spreads)
     return Plan(source, planned, tuple(problems), tuple(warned), together)
-
-
-def _together(leaves: list[LazyArray]) -> dict[int, Cost]:
-    """What each process requests by the reads that serve several blocks of leaves."""
-    asked = [leaf for leaf in leaves if leaf.content.view.plans_reads and not leaf.is_placed]
-    processes = {device.process_index for leaf in asked for device in leaf.sharding.device_set}
-    costs: dict[int, Cost] = {}
-    for process in sorted(processes):
-        total = FREE
-        for group in groups_of(asked, process):
-            batch = Batch(is_dry=True)
-            for leaf in group:
-                for view in blocks_of(leaf, process):
-                    view.read_in_batch(batch.empty(view.shape, view.dtype), batch)
-            total += batch.cost
-        costs[process] = total
-    return costs
 
 
 def _planned(
@@ -221,7 +225,14 @@ class _Planner:
             block = view if slices is None else view.index((*slices, *own))
             reads, size, whole = self._cost(block)
             in_place = block.dtype == stored and (size == 0 or _is_in_place(block, devices))
-            yield BlockPlan(devices, reads, size * stored.itemsize, in_place, whole)
+            turned = (
+                not block.plans_reads
+                and block.dtype == stored
+                and devices[0].platform == "cpu"
+                and order_of_reading(block) is not None
+            )
+            nbytes = size * stored.itemsize
+            yield BlockPlan(devices, reads, nbytes, in_place, whole, is_turned=turned)
 
     def _alike_with(self, view: Strided, leaf: LazyArray) -> "_Alike | None":
         """The plans of leaves that have one block, like this one; None if it has several."""

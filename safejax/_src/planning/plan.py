@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from typing import Any, Final, NamedTuple, final
 
@@ -28,6 +28,8 @@ class BlockPlan:
     in_place: bool
     whole: bool
     hosts: tuple[int, ...] = ()
+    is_turned: bool = False
+    """Whether it is read in the order of the file, so that XLA makes another one of it."""
 
     @property
     def processes(self) -> Set[int]:
@@ -80,6 +82,8 @@ class DevicePlan:
 class ProcessPlan:
     """What a process requests, the bytes that it copies, and its peak host memory, in bytes.
 
+    The peak is what lasts, and what is there besides for one leaf while that is placed.
+
     Of a file whose bytes are requested, `reads` is what `materialize` requests: what all devices
     of the process need of neighbouring leaves is read together. The memory of arrays on the CPU is
     counted; that of mapped files is not.
@@ -131,6 +135,8 @@ class Plan:
     def processes(self) -> Mapping[int, ProcessPlan]:
         """What each process reads and copies, by its index."""
         found: dict[int, ProcessPlan] = {}
+        # What is there only while a leaf is placed: of the one that needs the most of it.
+        passing: dict[int, dict[str, int]] = {}
         for leaf, block in self._blocks():
             for number in block.processes:
                 seen = found.get(number, ProcessPlan(self.together.get(number, FREE), 0, 0))
@@ -140,11 +146,18 @@ class Plan:
                     device.platform == "cpu" and device.process_index == number
                     for device in block.devices
                 )
-                peak = seen.peak_host_bytes + copied if lasts else max(seen.peak_host_bytes, copied)
+                of_leaf = passing.setdefault(number, {})
                 if block.whole:
-                    peak = max(peak, seen.peak_host_bytes + copied + _size(leaf))
+                    of_leaf[leaf.name] = max(of_leaf.get(leaf.name, 0), _size(leaf))
+                if not lasts or (block.is_turned and not block.in_place):
+                    of_leaf[leaf.name] = of_leaf.get(leaf.name, 0) + copied
                 reads = seen.reads if leaf.is_together else seen.reads + block.reads
-                found[number] = ProcessPlan(reads, seen.copies + copied, peak)
+                held = seen.peak_host_bytes + (copied if lasts else 0)
+                found[number] = ProcessPlan(reads, seen.copies + copied, held)
+        for number, each in passing.items():
+            most = max(each.values(), default=0)
+            held = found[number]
+            found[number] = replace(held, peak_host_bytes=held.peak_host_bytes + most)
         return dict(sorted(found.items()))
 
     def _blocks(self) -> Iterator[tuple[LeafPlan, BlockPlan]]:

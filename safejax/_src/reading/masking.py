@@ -7,9 +7,11 @@ _USER: Final = re.compile(r"(?<=://)[^/@\s'\"]+(?=@)")
 
 _SECRETS: Final = re.compile(
     r"(?i)([?&;](?:[\w.%-]*(?:signature|credential|token|secret|password|passwd|apikey|api[_-]key"
-    r"|access[_-]?key(?:id)?|policy)|sig|auth|authorization|key|code|jwt|hmac)=)[^&;#\s'\")]*"
+    r"|access[_-]?key(?:id)?|policy|upload_id)|sig|auth|authorization|key|code|jwt|hmac)=)[^&;#\s'\")]*"
 )
-"""Parameters of signed URLs: those of S3, Google, Azure, CloudFront, and tokens of any kind."""
+"""Parameters of signed URLs: those of S3, Google, Azure, CloudFront, and tokens of any kind.
+
+Whoever has the URL of one of Google's uploads can send its parts."""
 
 HIDDEN: Final = "…"
 

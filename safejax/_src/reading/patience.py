@@ -36,6 +36,9 @@ _CLASSES: Final = {
 
 _SAID: Final = re.compile(r"\b(?:status(?: code)?:? )([45]\d\d)\b")
 
+_FORBIDDEN: Final = "Forbidden: "
+"""What gcsfs says of status 403, in an error that has nothing else."""
+
 _MOST_CAUSES: Final = 10
 
 
@@ -148,6 +151,8 @@ def _status(error: BaseException) -> int | None:
         status = getattr(answer, name, None)
         if isinstance(status, int) and 100 <= status < 600:
             return status
+    if type(error) is OSError and str(error).startswith(_FORBIDDEN):
+        return 403
     if not _is_of_obstore(error):
         return None
     if type(error).__name__ in _CLASSES:

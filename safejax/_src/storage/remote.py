@@ -72,7 +72,7 @@ class RemoteStore(FarStore):
             # Any URL is that of a folder if its page has links.
             names = self._names_or_none(path) or None
         else:
-            names = self.names_in(path) if self.is_folder(path) else None
+            names = self._names_if_folder(path)
         if names is None:
             return None
         try:
@@ -85,6 +85,22 @@ class RemoteStore(FarStore):
     def read(self, path: str) -> bytes:
         source = RemoteSource(self.fs, path)
         return source.prefix(0, source.nbytes)
+
+    def _names_if_folder(self, path: str) -> list[str] | None:
+        """The names in a folder, None if it is none; most file systems tell both by one request."""
+        own = self.canonical(path).rstrip("/")
+        found: list[Any] = []
+        # Not all of them can list what is a file.
+        with contextlib.suppress(ReadError):
+            try:
+                found = told(self.kind, path, lambda: self.fs.ls(path, detail=True))
+            except FileNotFoundError:
+                return None
+        if [(each["name"], each["type"]) for each in found] == [(own, "file")]:
+            return None
+        if found:
+            return [str(each["name"]).rstrip("/").rpartition("/")[2] for each in found]
+        return self.names_in(path) if self.is_folder(path) else None
 
     def _names_or_none(self, path: str) -> list[str] | None:
         try:

@@ -19,7 +19,7 @@ from safejax._src.public import set_module
 from safejax._src.pytrees.choices import Where, show_where
 from safejax._src.reading.pointwise import BlockFunction, Pointwise
 from safejax._src.transforms.selection import fault, map_contents, required_where
-from safejax.errors import NotInvertibleError, PrecisionError, TransformError
+from safejax.errors import PrecisionError, TransformError
 
 Operation: TypeAlias = Literal["+", "-", "*", "/"]
 
@@ -65,9 +65,8 @@ class Arithmetic(Transform):
     @property
     def inverse(self) -> "Arithmetic":
         if not self.exact:
-            raise NotInvertibleError(
-                f"{self!r}: expected a step with exact results, these are rounded: leave out "
-                "exact=False"
+            raise self.not_invertible(
+                "expected a step with exact results, these are rounded: leave out exact=False"
             )
         return Arithmetic(self.where, _BACK[self.operation], self.by, self.exact, self.must_match)
 

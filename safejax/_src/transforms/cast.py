@@ -14,7 +14,7 @@ from safejax._src.public import set_module
 from safejax._src.pytrees.choices import Where, show_where
 from safejax._src.reading.pointwise import cast_view
 from safejax._src.transforms.selection import checked_where, fault, map_contents
-from safejax.errors import NotInvertibleError, TransformError
+from safejax.errors import TransformError
 
 
 @final
@@ -62,8 +62,8 @@ class Cast(Transform):
     @property
     def inverse(self) -> "Cast":
         if self.source is None:
-            raise NotInvertibleError(
-                f"{self!r}: expected a cast whose inverse has a target, this one converts any "
+            raise self.not_invertible(
+                f"expected a cast whose inverse has a target, this one converts any "
                 f"floating dtype: name one, as in cast({self.target.name!r}, source='float32')"
             )
         return Cast(self.source, self.target, self.where, self.must_match)

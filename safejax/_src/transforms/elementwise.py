@@ -16,7 +16,7 @@ from safejax._src.public import set_module
 from safejax._src.pytrees.choices import Where, show_where
 from safejax._src.reading.pointwise import BlockFunction, Pointwise
 from safejax._src.transforms.selection import fault, map_contents, required_where
-from safejax.errors import NotInvertibleError, TransformError
+from safejax.errors import TransformError
 
 Function: TypeAlias = Callable[[NDArray[Any]], Any]
 
@@ -107,9 +107,8 @@ class Elementwise(Transform):
     @property
     def inverse(self) -> "Elementwise":
         if self.backward is None:
-            raise NotInvertibleError(
-                f"{self!r}: expected a function that reverses it, got none: "
-                "elementwise(f, where, inverse=g)"
+            raise self.not_invertible(
+                "expected a function that reverses it, got none: elementwise(f, where, inverse=g)"
             )
         return Elementwise(self.backward, self.where, self.function, self.must_match)
 

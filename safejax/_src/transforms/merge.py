@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast, final
+from typing import Any, final
 
 import jax
 import numpy as np
@@ -14,22 +14,21 @@ from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import Transform
 from safejax._src.public import set_module
 from safejax._src.pytrees.choices import show_where
-from safejax._src.pytrees.patterns import Template, agreeing
+from safejax._src.pytrees.patterns import Template
 from safejax._src.reading.view import View
 from safejax._src.transforms.merging.axes import MergeAxes, parse_merge_axes
 from safejax._src.transforms.merging.calling import Calling, Function
+from safejax._src.transforms.merging.rules import Rule, parsed_rule
 from safejax._src.transforms.merging.views import numbers_of, results_of, whole_of
 from safejax._src.transforms.renaming import (
     FirstMatch,
     Renamed,
+    check_shadows,
     filled,
-    parsed_template,
     representative,
 )
-from safejax._src.transforms.selection import fault, nothing_matched
-from safejax.errors import NotInvertibleError, TransformError
-
-Rule: TypeAlias = tuple[Template, tuple[Template, ...]]
+from safejax._src.transforms.selection import Faults, fault, nothing_matched, quoted
+from safejax.errors import TransformError
 
 
 @final
@@ -62,7 +61,11 @@ class Merge(Transform):
             elif target not in made:
                 made.add(target)
                 names = groups[target]
-                content = self._merged(leaves, names, target, tries)
+                try:
+                    content = self._merged(leaves, names, target, tries)
+                except TransformError as error:
+                    renamed.faults.add(target, error)
+                    continue
                 renamed.add(target, like_leaf(representative(leaves, names), content, target), name)
         return leaves.replace(renamed.entries)
 
@@ -73,24 +76,32 @@ class Merge(Transform):
         backs = [into.matcher() for into, _ in self.rules]
         found: dict[str, dict[int, str]] = {}
         of: dict[str, int] = {}
+        faults = Faults(self)
         for name in leaves:
             at, values = first.of(name)
             if values is None:
                 continue
             number, place = divmod(at, count)
             into = self.rules[number][0]
-            target = (
-                into.fill(values)
-                if self.backward is None
-                else filled(self, into, backs[number], values, name)
-            )
+            try:
+                target = (
+                    into.fill(values)
+                    if self.backward is None
+                    else filled(self, into, backs[number], values, name)
+                )
+            except TransformError as error:
+                faults.add(name, error)
+                continue
             if of.setdefault(target, number) != number:
-                raise fault(
+                wrong = fault(
                     self,
                     f"leaf {name!r}: expected the leaves of {target!r} from one list of templates, "
                     "got them from two: make the templates more specific",
                 )
+                faults.add(name, wrong)
+                continue
             found.setdefault(target, {})[place] = name
+        faults.check()
         groups: dict[str, list[str]] = {}
         missing: list[str] = []
         for target, names in found.items():
@@ -100,8 +111,7 @@ class Merge(Transform):
             elif list(names.values()) != [target]:  # One that has the new name is made already.
                 lacks = [part.text for place, part in enumerate(parts) if place not in names]
                 missing.append(
-                    f"{target!r} has {', '.join(map(repr, names.values()))}, and none for "
-                    f"{', '.join(map(repr, lacks))}"
+                    f"{target!r} has {quoted(names.values())}, and none for {quoted(lacks)}"
                 )
         if missing:
             more = f"; and {len(missing) - 8} more" if len(missing) > 8 else ""
@@ -111,10 +121,18 @@ class Merge(Transform):
                 f"{'; '.join(missing[:8])}{more}: narrow the templates",
             )
         used = {of[target] for target in groups}
-        for number, (_, parts) in enumerate(self.rules):
-            if self.must_match and number not in used:
-                raise nothing_matched(self, parts[-1].text, leaves)
+        self.check_used(self, used, [parts[-1] for _, parts in self.rules], leaves)
         return groups
+
+    def check_used(
+        self, step: Transform, used: set[int], templates: list[Template], leaves: Leaves
+    ) -> None:
+        """Raise `TransformError` for the rules, each with one of its templates, without a leaf."""
+        unused = [number for number in range(len(self.rules)) if number not in used]
+        if unused and self.must_match:
+            check_shadows(step, templates, unused, leaves)
+            first, *others = [templates[number].text for number in unused]
+            raise nothing_matched(step, first, leaves, others=others)
 
     def _merged(
         self, leaves: Leaves, names: list[str], target: str, tries: dict[Any, Calling]
@@ -138,17 +156,18 @@ class Merge(Transform):
             and not is_key(aval.dtype)
             and stored_as(np.dtype(aval.dtype), ()) is not None
         ):
-            raise TransformError(
-                f"merge: leaf {target!r}: expected aval to return a jax.ShapeDtypeStruct, got "
-                f"{aval!r}"
+            raise fault(
+                "merge",
+                f"leaf {target!r}: expected aval to return a jax.ShapeDtypeStruct, got {aval!r}: "
+                "correct aval",
             )
         return aval
 
     @property
     def inverse(self) -> "Unmerge":
         if self.backward is None:
-            raise NotInvertibleError(
-                f"{self!r}: expected a function that takes the result apart, got none: "
+            raise self.not_invertible(
+                "expected a function that takes the result apart, got none: "
                 "merge(names, f, axes=..., inverse=g)"
             )
         assert self.axes is not None
@@ -187,12 +206,15 @@ class Unmerge(Transform):
                 renamed.leave(name, leaf)
                 continue
             matched.add(number)
-            names = [filled(self, part, back, values, name) for part, back in rules[number]]
-            for target, view in zip(names, self._parts(name, leaf, tries), strict=True):
+            try:
+                names = [filled(self, part, back, values, name) for part, back in rules[number]]
+                views = list(self._parts(name, leaf, tries))
+            except TransformError as error:
+                renamed.faults.add(name, error)
+                continue
+            for target, view in zip(names, views, strict=True):
                 renamed.add(target, like_leaf(leaf, Content(view), target), name)
-        for number, (into, _) in enumerate(self.merge.rules):
-            if self.merge.must_match and number not in matched:
-                raise nothing_matched(self, into.text, leaves)
+        self.merge.check_used(self, matched, [into for into, _ in self.merge.rules], leaves)
         return leaves.replace(renamed.entries)
 
     def _parts(self, name: str, leaf: Any, tries: dict[Any, Calling]) -> Iterator[View]:
@@ -258,7 +280,7 @@ def merge(
         raise TransformError(
             f"merge: expected a mapping of new names to lists of old ones, got {names!r}"
         )
-    rules = tuple(_rule(into, parts) for into, parts in names.items())
+    rules = tuple(parsed_rule(into, parts) for into, parts in names.items())
     counts = {len(parts) for _, parts in rules}
     if len(counts) > 1:
         raise TransformError(
@@ -276,20 +298,3 @@ def merge(
         raise TransformError("merge: expected axes or aval, got both: axes give the shape")
     parsed = None if axes is None else parse_merge_axes(axes, *counts)
     return Merge(rules, function, parsed, aval, inverse, must_match)
-
-
-def _rule(into: object, parts: object) -> Rule:
-    target = parsed_template("merge", into)
-    if isinstance(parts, str) or not isinstance(parts, Sequence) or not parts:
-        raise TransformError(f"merge: expected a list of templates for {into!r}, got {parts!r}")
-    sources = tuple(parsed_template("merge", part) for part in cast("Sequence[object]", parts))
-    for source in sources:
-        if set(source.placeholders) != set(target.placeholders):
-            raise TransformError(
-                f"merge: expected the same placeholders in {target.text!r} and {source.text!r}, "
-                f"got {sorted(set(target.placeholders))} and {sorted(set(source.placeholders))}"
-            )
-    if len({source.text for source in sources}) != len(sources):
-        raise TransformError(f"merge: expected each template once, got {parts!r}")
-    target, *sources = agreeing(target, *sources)
-    return target, tuple(sources)

@@ -20,7 +20,7 @@ from safejax._src.transforms.selection import (
     map_contents,
     required_where,
 )
-from safejax.errors import NotInvertibleError, TransformError
+from safejax.errors import TransformError
 
 
 @final
@@ -90,8 +90,8 @@ class Resize(Transform):
     @property
     def inverse(self) -> "Resize":
         if self.source is None:
-            raise NotInvertibleError(
-                f"{self!r}: expected a size to go back to, got none: give the size before it, for "
+            raise self.not_invertible(
+                f"expected a size to go back to, got none: give the size before it, for "
                 f"example source={self.to - 1 if self.grows else self.to + 1}"
             )
         return Resize(

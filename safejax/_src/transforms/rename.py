@@ -8,8 +8,8 @@ from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import Transform
 from safejax._src.public import set_module
 from safejax._src.pytrees.patterns import Template, agreeing
-from safejax._src.transforms.renaming import FirstMatch, Renamed
-from safejax._src.transforms.selection import capped, fault, nothing_matched, quoted
+from safejax._src.transforms.renaming import FirstMatch, Renamed, check_shadows
+from safejax._src.transforms.selection import capped, fault, nothing_matched
 from safejax.errors import TransformError
 
 
@@ -38,6 +38,7 @@ class Rename(Transform):
             _, returned = backward.rename(target)
             if returned != name:
                 elsewhere.append(f"{target!r} for {name!r}, which it maps to {returned!r}")
+        renamed.faults.check()
         if unmatched:
             verb = "matches none" if len(unmatched) == 1 else "match none"
             raise fault(
@@ -51,25 +52,13 @@ class Rename(Transform):
                 f"expected a name that the inverse maps back, got {capped(elsewhere)}: make the "
                 "templates more specific",
             )
-        for number, (source, target) in enumerate(self.rules):
-            if self.must_match and number not in used:
-                self._check_shadows(number, leaves)
-                raise nothing_matched(self, source.text, leaves, target.text)
+        unused = [n for n in range(len(self.rules)) if n not in used] if self.must_match else []
+        check_shadows(self, [source for source, _ in self.rules], unused, leaves)
+        if unused:
+            (source, target), *others = [self.rules[number] for number in unused]
+            also = [other.text for other, _ in others]
+            raise nothing_matched(self, source.text, leaves, target.text, also)
         return renamed.leaves_like(leaves)
-
-    def _check_shadows(self, number: int, leaves: Leaves) -> None:
-        """Raise `TransformError` if earlier templates take all names that a template matches."""
-        match = self.rules[number][0].matcher()
-        taken = [name for name in leaves if match(name) is not None]
-        if taken:
-            rule, _ = _Renamer(self.rules[:number]).rename(taken[0])
-            assert rule is not None
-            text, earlier = self.rules[number][0].text, self.rules[rule][0].text
-            raise fault(
-                self,
-                f"expected {text!r} to match a leaf of its own, but {earlier!r}, which comes "
-                f"before it, takes {quoted(taken)}: put {text!r} first",
-            )
 
     @property
     def inverse(self) -> "Rename":

@@ -1,6 +1,6 @@
 """What transforms that give new names share: templates, and a distinct name for each leaf."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, final
 
 import jax
@@ -12,7 +12,7 @@ from safejax._src.leaves.steps import Transform
 from safejax._src.pytrees.moving import moved
 from safejax._src.pytrees.names import check_name
 from safejax._src.pytrees.patterns import Template
-from safejax._src.transforms.selection import fault, nothing_matched
+from safejax._src.transforms.selection import Faults, fault, nothing_matched, quoted
 from safejax.errors import TransformError
 
 
@@ -27,40 +27,52 @@ class Renamed:
     def __init__(
         self, transform: Transform, claimed: Callable[[str], bool] = lambda _: False
     ) -> None:
-        self.entries: dict[str, Any] = {}
+        self.faults = Faults(transform)
+        self._entries: dict[str, Any] = {}
         self._transform = transform
         self._claimed = claimed
         self._origins: dict[str, str] = {}
 
+    @property
+    def entries(self) -> dict[str, Any]:
+        """The leaves by their names; raises `TransformError` if something is at fault with any."""
+        self.faults.check()
+        return self._entries
+
     def leave(self, name: str, leaf: Any) -> None:
         """Keep `leaf` under its name."""
         if self._claimed(name):
-            raise fault(
+            wrong = fault(
                 self._transform,
                 f"leaf {name!r}: expected leaves that are left alone to have "
                 "names unlike the new ones, the inverse would apply to this one as well: give the "
                 "new leaves other names",
             )
+            self.faults.add(name, wrong)
+            return
         self.add(name, leaf, name)
 
     def add(self, name: str, leaf: Any, origin: str) -> None:
-        """Add `leaf`, whose name was `origin`, as `name`; `TransformError` if that is taken."""
-        if name in self.entries:
-            raise fault(
+        """Add `leaf`, whose name was `origin`, as `name`; it is at fault if that is taken."""
+        if name in self._entries:
+            wrong = fault(
                 self._transform,
                 f"expected a name for each leaf, got {name!r} for both "
-                f"{self._origins[name]!r} and {origin!r}",
+                f"{self._origins[name]!r} and {origin!r}: correct the templates",
             )
+            self.faults.add(origin, wrong)
+            return
         if name != origin:
             check_name(name)
             leaf = named(leaf, name)
-        self.entries[name] = leaf
+        self._entries[name] = leaf
         self._origins[name] = origin
 
     def leaves_like(self, leaves: Leaves) -> Leaves:
         """The entries as Leaves, if each is one of `leaves`: containers that moved keep kinds."""
+        entries = self.entries
         structure = moved(leaves.structure, self._origins, repr(self._transform))
-        return Leaves(self.entries, structure, leaves.metadata)
+        return Leaves(entries, structure, leaves.metadata)
 
 
 def filled(
@@ -102,7 +114,12 @@ def parted(
             renamed.leave(name, leaf)
             continue
         matched = True
-        for target, part in parts(name, leaf, values):
+        try:
+            made = list(parts(name, leaf, values))
+        except TransformError as error:
+            renamed.faults.add(name, error)
+            continue
+        for target, part in made:
             renamed.add(target, like_leaf(leaf, part, target), name)
     if must_match and not matched:
         raise nothing_matched(transform, template.text, leaves)
@@ -130,7 +147,12 @@ def gathered(
             continue
         place, names = groups[target]
         if name == place:
-            made = like_leaf(representative(leaves, names), whole(names, target), target)
+            try:
+                content = whole(names, target)
+            except TransformError as error:
+                renamed.faults.add(target, error)
+                continue
+            made = like_leaf(representative(leaves, names), content, target)
             renamed.add(target, made, name)
     return leaves.replace(renamed.entries)
 
@@ -166,8 +188,51 @@ class FirstMatch:
         return (-1, None) if exact is None else (exact, {})
 
 
+def check_shadows(
+    transform: Transform, templates: Sequence[Template], unused: Iterable[int], leaves: Leaves
+) -> None:
+    """Raise `TransformError` if earlier templates take all names that an unused one matches."""
+    shadowed: list[str] = []
+    for number in unused:
+        match = templates[number].matcher()
+        taken = [name for name in leaves if match(name) is not None]
+        if taken:
+            rule, _ = FirstMatch(templates[:number]).of(taken[0])
+            text, earlier = templates[number].text, templates[rule].text
+            shadowed.append(
+                f"expected {text!r} to match a leaf of its own, but {earlier!r}, which comes "
+                f"before it, takes {quoted(taken)}: put {text!r} first"
+            )
+    if shadowed:
+        raise fault(transform, "; ".join(shadowed[:8]))
+
+
 def parsed_template(step: str, text: object) -> Template:
     """`text` as a template; `TransformError` if it is not one."""
     if not isinstance(text, str):
         raise TransformError(f"{step}: expected templates to be strings, got {text!r}")
     return Template.parse(text)
+
+
+def parsed_parts(step: str, argument: str, texts: Sequence[str]) -> tuple[Template, ...]:
+    """The templates of several names; `TransformError` for anything else, or one twice."""
+    if isinstance(texts, str) or not isinstance(texts, Sequence) or not texts:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TransformError(
+            f"{step}: expected {argument} to be a sequence of templates, got {texts!r}"
+        )
+    parts = tuple(parsed_template(step, text) for text in texts)
+    if len({part.text for part in parts}) != len(parts):
+        raise TransformError(
+            f"{step}: expected a name for each part, got one twice in {list(texts)}"
+        )
+    return parts
+
+
+def check_placeholders(step: str, whole: Template, parts: tuple[Template, ...]) -> None:
+    """Raise `TransformError` unless all of the templates have the same placeholders."""
+    for part in parts:
+        if set(part.placeholders) != set(whole.placeholders):
+            raise TransformError(
+                f"{step}: expected the same placeholders in {whole.text!r} and {part.text!r}, "
+                f"got {sorted(set(whole.placeholders))} and {sorted(set(part.placeholders))}"
+            )

@@ -12,7 +12,7 @@ from safejax._src.leaves.steps import Transform
 from safejax._src.public import set_module
 from safejax._src.pytrees.choices import Where, show_where
 from safejax._src.transforms.selection import checked_axis, fault, map_contents, required_where
-from safejax.errors import NotInvertibleError, TransformError
+from safejax.errors import TransformError
 
 
 @final
@@ -71,8 +71,8 @@ class Reshape(Transform):
     @property
     def inverse(self) -> "Reshape":
         if self.source is None:
-            raise NotInvertibleError(
-                f"{self!r}: expected a reshape whose inverse has a target, this one takes any "
+            raise self.not_invertible(
+                "expected a reshape whose inverse has a target, this one takes any "
                 "shape: give the shape before it, as in source=(-1, 768)"
             )
         return Reshape(self.where, self.source, self.shape, self.axis, self.must_match)

@@ -12,7 +12,7 @@ from safejax._src.leaves.steps import Transform
 from safejax._src.public import set_module
 from safejax._src.pytrees.choices import Choice, Where, any_of, checked, choices_of, show_where
 from safejax._src.transforms.selection import chosen, fault, quoted
-from safejax.errors import NotInvertibleError, TransformError
+from safejax.errors import TransformError
 
 Restored: TypeAlias = Mapping[str, Any] | Callable[[Leaves], Mapping[str, Any]]
 """Leaves by their names, or a function that makes them for the others."""
@@ -64,8 +64,8 @@ class Select(Transform):
     def inverse(self) -> "Restore":
         if self.again is None:
             made = "the other leaves are lost" if self.keep else "what it drops is lost"
-            raise NotInvertibleError(
-                f"{self!r}: expected a step with an inverse, but {made}: "
+            raise self.not_invertible(
+                f"expected a step with an inverse, but {made}: "
                 "drop(..., inverse={}) for one that restores nothing, or give what it restores"
             )
         return Restore(self)

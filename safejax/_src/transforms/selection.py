@@ -4,14 +4,14 @@ import difflib
 import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final
+from typing import Final, final
 
 import jax
 
 from safejax._src.arrays.content import Content
 from safejax._src.leaves.leaf import aval_of, content_at, is_array, like_leaf
 from safejax._src.leaves.leaves import Leaves
-from safejax._src.leaves.steps import Transform
+from safejax._src.leaves.steps import Transform, within
 from safejax._src.pytrees.choices import (
     Where,
     asks_for_aval,
@@ -48,29 +48,51 @@ def chosen(transform: Transform, where: Where, leaves: Leaves, must_match: bool)
     several = isinstance(where, tuple)
     names: set[str] = set()
     left_out: set[str] = set()
+    unused: list[Where] = []
     is_only_others = several
     for choice in choices_of(where):
         others = pattern_of_others(choice) if several else None
         found = set(filter(predicate(choice if others is None else others, aval), leaves))
         if must_match and not found:
-            raise nothing_matched(transform, choice if others is None else others, leaves)
+            unused.append(choice if others is None else others)
         if others is None:
             names |= found
             is_only_others = False
         else:
             left_out |= found
+    if unused:
+        raise nothing_matched(transform, unused[0], leaves, others=unused[1:])
     return (set(leaves) if is_only_others else names) - left_out
-
-
-_MOST_SHOWN: Final = 160
 
 
 def fault(step: Transform | str, sentence: str) -> TransformError:
     """The error for a fault that a step finds in leaves: the fault first, and then the step."""
-    shown = step if isinstance(step, str) else repr(step)
-    if len(shown) > _MOST_SHOWN:
-        shown = f"{shown[: _MOST_SHOWN - 1]}…"
-    return TransformError(f"{sentence}; in {shown}")
+    return TransformError(f"{sentence}{within(step)}")
+
+
+@final
+class Faults:
+    """What is at fault with the leaves that a step is applied to, so that all of it is told."""
+
+    def __init__(self, step: Transform) -> None:
+        self._step = step
+        self._found: dict[str, TransformError] = {}
+
+    def add(self, name: str, error: TransformError) -> None:
+        """Take an error that concerns the leaf `name`."""
+        self._found.setdefault(name, error)
+
+    def check(self) -> None:
+        """Raise the first of the errors, with the names of all other leaves that have one."""
+        if not self._found:
+            return
+        (_, first), *others = self._found.items()
+        end = within(self._step)
+        sentence = str(first).removesuffix(end).removesuffix(within("merge"))
+        if others:
+            verb = "is" if len(others) == 1 else "are"
+            sentence += f"; {quoted(name for name, _ in others)} {verb} at fault, too"
+        raise TransformError(f"{sentence}{end}") from first.__cause__
 
 
 def capped(parts: Sequence[str], most: int = 8) -> str:
@@ -97,24 +119,18 @@ def map_contents(
     """
     names = leaves if where is None else chosen(transform, where, leaves, must_match)
     entries = dict(leaves)
-    faults: dict[str, TransformError] = {}
+    faults = Faults(transform)
     for name, leaf in leaves.items():
         if name in names and is_array(leaf):
             content = content_at(name, leaf)
             try:
                 changed = function(name, content)
             except TransformError as error:
-                faults[name] = error
+                faults.add(name, error)
                 continue
             if changed != content:
                 entries[name] = like_leaf(leaf, changed, name)
-    if faults:
-        _, *others = faults
-        first = next(iter(faults.values()))
-        if not others:
-            raise first
-        also = f"; {quoted(others)} {'is' if len(others) == 1 else 'are'} at fault, too"
-        raise TransformError(f"{first}{also}") from first
+    faults.check()
     changed_leaves = leaves.replace(entries)
     if where is not None and any(map(asks_for_aval, choices_of(where))):
         _check_comes_back(transform, where, set(names), changed_leaves, must_match)
@@ -140,19 +156,27 @@ def _check_comes_back(
 
 
 def nothing_matched(
-    transform: Transform, where: Where, leaves: Leaves, new: str | None = None
+    transform: Transform,
+    where: Where,
+    leaves: Leaves,
+    new: str | None = None,
+    others: Sequence[Where] = (),
 ) -> TransformError:
-    """The error for a pattern, or a function, that matches no leaf.
+    """The error for a pattern, or a function, that matches no leaf, and for the `others`.
 
     `new` is the template of the new name, if `where` is that of an old one.
     """
     some = ", ".join(repr(name) for name in list(leaves)[:5]) or "none at all"
     helps = _pattern_that_helps(where, leaves, new) if isinstance(where, str) else None
+    also = ""
+    if others:
+        verb = "does" if len(others) == 1 else "do"
+        also = f"; neither {verb} {capped(list(map(show_where, others)))}"
     return fault(
         transform,
         f"expected {show_where(where)} to match a leaf, it matches none of the "
         f"{len(leaves)} leaves ({some}{', …' if len(leaves) > 5 else ''}): "
-        f"{helps or 'correct it'}, or pass must_match=False",
+        f"{helps or 'correct it'}, or pass must_match=False{also}",
     )
 
 

@@ -13,8 +13,15 @@ from safejax._src.leaves.steps import Transform
 from safejax._src.public import set_module
 from safejax._src.pytrees.patterns import Template, agreeing
 from safejax._src.reading.concatenation import concatenation
-from safejax._src.transforms.renaming import filled, gathered, parsed_template, parted
-from safejax._src.transforms.selection import checked_axis, fault, nothing_matched
+from safejax._src.transforms.renaming import (
+    check_placeholders,
+    filled,
+    gathered,
+    parsed_parts,
+    parsed_template,
+    parted,
+)
+from safejax._src.transforms.selection import Faults, checked_axis, fault, nothing_matched, quoted
 from safejax.errors import TransformError
 
 
@@ -118,22 +125,29 @@ class Concat(Transform):
         matches = [template.matcher() for template in self.templates]
         back = self.into.matcher()
         found: dict[str, dict[int, str]] = {}
+        faults = Faults(self)
         for name in leaves:
             for number, match in enumerate(matches):
                 values = match(name)
                 if values is None:
                     continue
-                target = filled(self, self.into, back, values, name)
-                found.setdefault(target, {})[number] = name
+                try:
+                    target = filled(self, self.into, back, values, name)
+                except TransformError as error:
+                    faults.add(name, error)
+                else:
+                    found.setdefault(target, {})[number] = name
                 break
         for target, names in found.items():
-            for number, template in enumerate(self.templates):
-                if number not in names:
-                    raise fault(
-                        self,
-                        f"{target!r}: expected {len(self.templates)} leaves, got "
-                        f"{', '.join(map(repr, names.values()))}, and none for {template.text!r}",
-                    )
+            lacks = [part.text for at, part in enumerate(self.templates) if at not in names]
+            if lacks:
+                wrong = fault(
+                    self,
+                    f"{target!r}: expected {len(self.templates)} leaves, got "
+                    f"{quoted(names.values())}, and none for {quoted(lacks)}: narrow the templates",
+                )
+                faults.add(target, wrong)
+        faults.check()
         return {
             target: (
                 next(iter(names.values())),
@@ -251,30 +265,6 @@ def concat(
     target, *of_parts = agreeing(target, *parts)
     checked = _sizes("concat", sizes, len(parts))
     return Concat(tuple(of_parts), target, checked_axis("concat", axis), checked, must_match)
-
-
-def parsed_parts(step: str, argument: str, texts: Sequence[str]) -> tuple[Template, ...]:
-    """The templates of several names; `TransformError` for anything else, or one twice."""
-    if isinstance(texts, str) or not isinstance(texts, Sequence) or not texts:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TransformError(
-            f"{step}: expected {argument} to be a sequence of templates, got {texts!r}"
-        )
-    parts = tuple(parsed_template(step, text) for text in texts)
-    if len({part.text for part in parts}) != len(parts):
-        raise TransformError(
-            f"{step}: expected a name for each part, got one twice in {list(texts)}"
-        )
-    return parts
-
-
-def check_placeholders(step: str, whole: Template, parts: tuple[Template, ...]) -> None:
-    """Raise `TransformError` unless all of the templates have the same placeholders."""
-    for part in parts:
-        if set(part.placeholders) != set(whole.placeholders):
-            raise TransformError(
-                f"{step}: expected the same placeholders in {whole.text!r} and {part.text!r}, "
-                f"got {sorted(set(whole.placeholders))} and {sorted(set(part.placeholders))}"
-            )
 
 
 def _sizes(step: str, sizes: Sequence[int] | None, count: int) -> tuple[int, ...] | None:

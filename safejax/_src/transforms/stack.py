@@ -14,11 +14,15 @@ from safejax._src.pytrees.names import SEPARATOR
 from safejax._src.pytrees.patterns import Template, agreeing
 from safejax._src.reading.concatenation import stack as stack_views
 from safejax._src.transforms.renaming import filled, gathered, parsed_template, parted
-from safejax._src.transforms.selection import checked_axis, fault, nothing_matched
+from safejax._src.transforms.selection import Faults, checked_axis, fault, nothing_matched
 from safejax._src.transforms.stacking import (
+    check_templates,
     checked_numbers,
     concat_new,
     fault_of_numbers,
+    index_of,
+    is_in_range,
+    is_number,
     refuse_numbers,
     split_off,
 )
@@ -49,26 +53,34 @@ class Stack(Transform):
 
     def _groups(self, leaves: Leaves) -> dict[str, tuple[str, list[str]]]:
         """The groups of `gathered`, with old names in the order of their numbers."""
-        (index,) = _index_of(self.template, self.into)
+        (index,) = index_of(self.template, self.into)
         match, back = self.template.matcher(), self.into.matcher()
         numbered: dict[str, dict[int, str]] = {}
         targets: dict[str, tuple[str, ...]] = {}
         places = self.template.placeholders
         before = places[: places.index(index)]
+        faults = Faults(self)
         for name in leaves:
             values = match(name)
-            if values is None or not _is_number(values[index]):
+            if values is None or not is_number(values[index]):
                 continue
             text = values.pop(index)
-            if str(int(text)) != text:
-                raise fault(
-                    self,
-                    f"leaf {name!r}: expected numbers without padding, 0, 1, 2 …, got "
-                    f"{text!r}: the inverse could not restore it; rename it first",
-                )
-            target = filled(self, self.into, back, values, name)
+            if not is_in_range(text, self.start, self.count):
+                continue
+            try:
+                if str(int(text)) != text:
+                    raise fault(
+                        self,
+                        f"leaf {name!r}: expected numbers without padding, 0, 1, 2 …, got "
+                        f"{text!r}: the inverse could not restore it; rename it first",
+                    )
+                target = filled(self, self.into, back, values, name)
+            except TransformError as error:
+                faults.add(name, error)
+                continue
             numbered.setdefault(target, {})[int(text)] = name
             targets[target] = tuple([values[placeholder] for placeholder in before])
+        faults.check()
         wrong = fault_of_numbers(numbered, targets, self.start, self.count)
         if wrong is not None:
             raise fault(self, wrong)
@@ -116,7 +128,7 @@ class Unstack(Transform):
     must_match: bool = True
 
     def __call__(self, leaves: Leaves, /) -> Leaves:
-        (index,) = _index_of(self.into, self.template)
+        (index,) = index_of(self.into, self.template)
         back = self.into.matcher()
 
         def parts(name: str, leaf: Any, values: dict[str, str]) -> Iterator[tuple[str, Content]]:
@@ -125,7 +137,8 @@ class Unstack(Transform):
                 yield filled(self, self.into, back, numbered, name), part
 
         def claimed(name: str) -> bool:
-            return _is_number((back(name) or {}).get(index, ""))
+            number = (back(name) or {}).get(index, "")
+            return is_number(number) and is_in_range(number, self.start, self.count)
 
         return parted(self, leaves, self.template, self.must_match, claimed, parts)
 
@@ -178,12 +191,12 @@ def stack(
     One placeholder of `template` is the number: the one that `into`, the template of the new
     name, does not have. Without `into`, the segment of the number is left out: `layers.{i}.*`
     becomes `layers.*`. The numbers must be `start` to `start` + n-1, without padding, and the
-    leaves must have the same shape and dtype; the new axis, of size n, is at `axis`. n is `count`
-    or, by default, the same for all leaves whose names are alike up to the number. Names with any
-    other text in the place of the number are left alone. A list of templates stacks leaves of
-    these names, in their order. The inverse is `unstack`. A lazy leaf stays lazy, and a part of it
-    reads only the bytes that the part needs. A template that matches no leaf is an error, unless
-    `must_match` is false.
+    leaves must have the same shape and dtype; the new axis, of size n, is at `axis`. n is the same
+    for all leaves whose names are alike up to the number, or `count`: then those with other numbers
+    are left alone, as are names with any other text in the place of the number. A list of templates
+    stacks leaves of these names, in their order. The inverse is `unstack`. A lazy leaf stays lazy,
+    and a part of it reads only the bytes that the part needs. A template that matches no leaf is an
+    error, unless `must_match` is false.
 
     >>> import jax.numpy as jnp
     >>> from safejax import flatten, stack
@@ -216,7 +229,7 @@ def stack(
             )
         into = SEPARATOR.join(rest)
     source, target = agreeing(source, parsed_template("stack", into))
-    _check_templates("stack", source, target)
+    check_templates("stack", source, target)
     return Stack(
         source,
         target,
@@ -260,33 +273,11 @@ def unstack(
     source, target = agreeing(
         parsed_template("unstack", template), parsed_template("unstack", into)
     )
-    _check_templates("unstack", target, source)
+    check_templates("unstack", target, source)
     return Unstack(
         source, target, checked_axis("unstack", axis), *checked_numbers("unstack", start, count),
         must_match,
     )  # fmt: skip
-
-
-def _index_of(numbered: Template, plain: Template) -> set[str]:
-    return set(numbered.placeholders) - set(plain.placeholders)
-
-
-def _check_templates(step: str, numbered: Template, plain: Template) -> None:
-    index = _index_of(numbered, plain)
-    if len(index) != 1 or next(iter(index)).startswith("*"):
-        raise TransformError(
-            f"{step}: expected one placeholder of {numbered.text!r} that {plain.text!r} lacks, "
-            f"for the number, got {sorted(index) or 'none'}"
-        )
-    if not set(plain.placeholders) <= set(numbered.placeholders):
-        raise TransformError(
-            f"{step}: expected the placeholders of {plain.text!r} in {numbered.text!r}, got "
-            f"{sorted(set(plain.placeholders))} and {sorted(set(numbered.placeholders))}"
-        )
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit()
 
 
 def _arguments(transform: Stack | Unstack) -> str:

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
-from safejax._src.pytrees.patterns import agreeing
-from safejax._src.transforms.renaming import parsed_template
+from safejax._src.pytrees.patterns import Template, agreeing
+from safejax._src.transforms.renaming import check_placeholders, parsed_parts, parsed_template
 from safejax._src.transforms.selection import checked_axis
-from safejax._src.transforms.split import Concat, Split, check_placeholders, parsed_parts
+from safejax._src.transforms.split import Concat, Split
 from safejax.errors import TransformError
 
 
@@ -47,6 +47,36 @@ def fault_of_numbers(
         else "narrow the template, as {i:3|4|5} does, or correct start and count"
     )
     return f"{'; '.join(faults[:8])}{more}: {remedy}"
+
+
+def index_of(numbered: Template, plain: Template) -> set[str]:
+    """The placeholder of the number: the one that the template of one name lacks."""
+    return set(numbered.placeholders) - set(plain.placeholders)
+
+
+def check_templates(step: str, numbered: Template, plain: Template) -> None:
+    """Raise `TransformError` unless there is such a placeholder, and no other difference."""
+    index = index_of(numbered, plain)
+    if len(index) != 1 or next(iter(index)).startswith("*"):
+        raise TransformError(
+            f"{step}: expected one placeholder of {numbered.text!r} that {plain.text!r} lacks, "
+            f"for the number, got {sorted(index) or 'none'}"
+        )
+    if not set(plain.placeholders) <= set(numbered.placeholders):
+        raise TransformError(
+            f"{step}: expected the placeholders of {plain.text!r} in {numbered.text!r}, got "
+            f"{sorted(set(plain.placeholders))} and {sorted(set(numbered.placeholders))}"
+        )
+
+
+def is_number(text: str) -> bool:
+    """Whether a segment of a name is a number."""
+    return text.isascii() and text.isdigit()
+
+
+def is_in_range(number: str, start: int, count: int | None) -> bool:
+    """Whether a number is among those that are stacked; without `count`, all of them are."""
+    return count is None or start <= int(number) < start + count
 
 
 def checked_numbers(step: str, start: object, count: object) -> tuple[int, int | None]:

@@ -14,7 +14,7 @@ from safejax._src.leaves.steps import Transform
 from safejax._src.public import set_module
 from safejax._src.pytrees.patterns import Template, agreeing
 from safejax._src.transforms.renaming import parsed_template
-from safejax._src.transforms.selection import fault, nothing_matched
+from safejax._src.transforms.selection import Faults, fault, nothing_matched
 from safejax.errors import TransformError
 
 _BLOCK_BYTES = 16 << 20
@@ -31,18 +31,18 @@ class Tie(Transform):
 
     def __call__(self, leaves: Leaves, /) -> Leaves:
         entries = dict(leaves)
+        faults = Faults(self)
         for name, original in self._pairs(leaves):
-            if self.adds:
-                if name in entries:
-                    raise fault(
-                        self,
-                        f"expected {name!r} to be a new name, there is a leaf of that "
-                        "name: drop it first, or correct the template",
-                    )
-                entries[name] = _second(name, leaves[original])
-            elif name in leaves:
-                _check_same(self, name, leaves[name], original, leaves[original])
-                del entries[name]
+            try:
+                if self.adds:
+                    _check_new(self, name, entries)
+                    entries[name] = _second(name, leaves[original])
+                elif name in leaves:
+                    _check_same(self, name, leaves[name], original, leaves[original])
+                    entries.pop(name)
+            except TransformError as error:
+                faults.add(name, error)
+        faults.check()
         return leaves.replace(entries)
 
     def _pairs(self, leaves: Leaves) -> Iterator[tuple[str, str]]:
@@ -76,6 +76,15 @@ def _second(name: str, leaf: Any) -> Any:
     if not is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct):
         return leaf
     return LazyArray(content_at(name, leaf), name)
+
+
+def _check_new(step: Tie, name: str, entries: Mapping[str, Any]) -> None:
+    if name in entries:
+        raise fault(
+            step,
+            f"expected {name!r} to be a new name, there is a leaf of that name: drop it first, or "
+            "correct the template",
+        )
 
 
 def _check_same(step: Tie, name: str, leaf: Any, original: str, first: Any) -> None:

@@ -8,9 +8,11 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 import safejax
 from safejax import LazyArray, observe_reads
+from safejax._src.reading.patience import Patience
 
 HAS_BUFFERS = sys.version_info >= (3, 12)
 """Whether a class that is written in Python can offer a buffer (PEP 688)."""
@@ -88,6 +90,39 @@ def test_numpy_reads_a_leaf_once() -> None:
         with observe_reads() as log:
             np.asarray(leaf)
             assert len(log.reads) == 1, dtype
+
+
+class Failing(MemoryFileSystem):
+    """Counts the requests, and fails for the moment, for ever."""
+
+    fails = False
+    asked = 0
+
+    def cat_file(self, path: str, start: Any = None, end: Any = None, **options: Any) -> bytes:
+        self.asked += 1
+        if self.fails:
+            raise ConnectionResetError(path)
+        return super().cat_file(path, start, end, **options)
+
+
+def test_numpy_asks_once_for_values_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From Python 3.12 on it asks for a buffer first, and forgets the error of that."""
+    patience = Patience(attempts=3, pause=0.001)
+    # A private name, since what fails for good would take seconds.
+    monkeypatch.setattr("safejax._src.reading.patience.PATIENCE", patience)
+    fs = Failing(skip_instance_cache=True)
+    fs.store, fs.pseudo_dirs = {}, [""]  # Its own.
+    fs.pipe("/w.safetensors", safejax.serialize({"w": host_of("f4")}))
+    leaf = safejax.load("/w.safetensors", fs=fs)["w"]
+    fs.fails, fs.asked = True, 0
+    with pytest.raises(safejax.ReadError, match="after 3 attempts"):
+        np.asarray(leaf)
+    assert fs.asked == patience.attempts
+    with pytest.raises(BufferError if HAS_BUFFERS else TypeError):
+        memoryview(leaf)
+    assert fs.asked == patience.attempts
+    fs.fails = False
+    assert np.asarray(leaf).tolist() == host_of("f4").tolist()
 
 
 @pytest.mark.parametrize("value", [np.int32(3), np.uint8(200), np.bool_(True)])

@@ -1,5 +1,6 @@
 """Saves in the background: what they hold, their order, their errors, and their handles."""
 
+import contextlib
 import gc
 import os
 import threading
@@ -495,6 +496,28 @@ def test_a_save_that_waits_for_itself_is_an_error(path: Path, wait: float | None
     with pytest.raises(RuntimeError, match=r"m?: .* a call from within it, .* ask the handle"):
         handles[0].result(LONG)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("is_held", [True, False])
+def test_a_save_that_waits_for_a_later_one_to_its_place_is_an_error(
+    path: Path, is_held: bool
+) -> None:
+    """The later one waits for it, also if another one is between them."""
+    later: list[SaveHandle] = []
+
+    def progress(done: int, total: int) -> None:
+        if not later:
+            later.append(save_async({"w": np.ones(3)}, path.parent))
+            later.append(save_async({"w": np.ones(3)}, path.with_name("another")))
+            later[1].result(LONG)
+
+    with pytest.raises(RuntimeError, match=r"an earlier one to the same place, got a call"):
+        save_async(
+            {"w": np.ones(3)}, path, progress=progress, max_host_bytes=None if is_held else 0
+        ).result(LONG)
+    for handle in later:
+        with contextlib.suppress(OSError):  # A folder is no file.
+            handle.result(LONG)
 
 
 def test_errors_of_the_system_name_the_file(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Saving: a layout is written to its place, and what is there is what its stream gives."""
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 import safejax
 from safejax import Leaves
 from safejax._src.checkpoint.layout import Layout, layout
-from safejax._src.checkpoint.saving import write
+from safejax._src.checkpoint.saving import room_is_told, write
 from safejax._src.checkpoint.shards import Folder, folder_of
 from safejax._src.checkpoint.stream import to_bytes
+from safejax._src.storage.local import LocalStore
 
 LEAVES = Leaves({"a": np.arange(40.0), "b": np.arange(7, dtype=np.int8), "step": 3})
 
@@ -101,3 +104,17 @@ def test_what_was_there_is_kept_if_it_fails(tmp_path: Path, make: Any) -> None:
         write(make(True), str(target), progress=stop)
     after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert after == before
+
+
+def test_how_much_room_there_is_is_told_once(tmp_path: Path) -> None:
+    """By the innermost block: what it wrote may be removed when others hear of it."""
+    path = str(tmp_path / "m")
+    with (
+        pytest.raises(OSError, match=r"No space left.*; 7 bytes are needed") as caught,
+        room_is_told(LocalStore(), path, 9),
+        room_is_told(LocalStore(), path, 7),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename == path
+    assert str(caught.value).count("are needed") == 1

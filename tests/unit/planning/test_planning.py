@@ -328,3 +328,15 @@ def test_a_plan_is_a_value(path: Path) -> None:
     assert plan(path) == plan(path)
     assert isinstance(plan(path), Plan)
     assert plan(path).leaves[0].sharding == SingleDeviceSharding(jax.devices()[0])
+
+
+def test_a_leaf_that_is_read_in_the_order_of_its_file_is_there_twice(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    tree = {"a": np.ones((256, 128), np.float32), "b": np.ones((256, 512), np.float32)}
+    safejax.save(tree, path)
+    planned = safejax.plan(path, transform=safejax.transpose("*")).processes[0]
+    assert planned.copies == tree["a"].nbytes + tree["b"].nbytes
+    assert planned.peak_host_bytes == planned.copies + tree["b"].nbytes
+    # Rows are read into the memory of the array.
+    alone = safejax.plan(path, transform=safejax.transpose("a"), access="read").processes[0]
+    assert alone.peak_host_bytes == alone.copies

@@ -19,6 +19,7 @@ from safejax._src.reading.masking import masked
         ("https://h/w?sv=2024&sig=a%2Bb%3D&se=1", "https://h/w?sv=2024&sig=…&se=1"),
         ("https://h/w?Policy=p&Signature=s&Key-Pair-Id=k", "https://h/w?Policy=…&Signature=…&Key-Pair-Id=k"),
         ("https://h/w?GoogleAccessId=a&Expires=1&Signature=s", "https://h/w?GoogleAccessId=a&Expires=1&Signature=…"),
+        ("https://h/o?uploadType=resumable&upload_id=u&n=1", "https://h/o?uploadType=resumable&upload_id=…&n=1"),
         ("https://h/w?AWSAccessKeyId=a&Signature=s", "https://h/w?AWSAccessKeyId=…&Signature=…"),
         ("404, url='https://h/w?token=t'", "404, url='https://h/w?token=…'"),
         ("(URL('https://h/w?access_token=t&x=1'))", "(URL('https://h/w?access_token=…&x=1'))"),

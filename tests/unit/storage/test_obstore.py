@@ -1,10 +1,8 @@
 """Stores of obstore as `fs`: S3 by moto's server, HTTP, memory and local files."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import jax
 import numpy as np
 import pytest
@@ -13,7 +11,6 @@ from jax.sharding import PartitionSpec as P
 
 import safejax
 from safejax._src.reading.file import MappedSource
-from safejax._src.reading.patience import Patience
 from safejax._src.reading.remote import HEAD
 from tests.support.files import same_bytes
 from tests.support.servers import HttpServer, Request, Rounds, S3Server, needs_s3
@@ -28,38 +25,9 @@ SMALL = {"w": BIG[:4], "v": BIG[4:8]}
 PATH = "runs/model.safetensors"
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[tuple[S3Server, Any]]:
-    """The server, and a file system of s3fs that looks from outside."""
-    server = S3Server()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environment.items():
-            patch.setenv(name, value)
-        outside = fsspec.filesystem("s3", use_listings_cache=False, skip_instance_cache=True)
-        outside.mkdir("bucket")
-        yield server, outside
-    server.close()
-
-
 @pytest.fixture
-def outside(running: tuple[S3Server, Any]) -> Any:
-    return running[1]
-
-
-@pytest.fixture
-def server(running: tuple[S3Server, Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    # A private name, since what fails for good would take seconds.
-    monkeypatch.setattr("safejax._src.reading.patience.PATIENCE", Patience(pause=0.01))
-    server, outside = running
-    server.fault = server.fault_of_changes = lambda _: None
-    for path in outside.find("bucket"):
-        outside.rm_file(path)
-    server.clear()
-    yield server
-    server.rounds = None
-    server.fault = server.fault_of_changes = lambda _: None
-    # Whatever a test does, no upload is left.
-    assert outside.call_s3("list_multipart_uploads", Bucket="bucket").get("Uploads", []) == []
+def server(s3_server: S3Server) -> S3Server:
+    return s3_server
 
 
 def options(server: S3Server) -> dict[str, Any]:

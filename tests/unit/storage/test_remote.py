@@ -5,6 +5,7 @@ import io
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -341,6 +342,7 @@ def test_an_unknown_protocol() -> None:
         safejax.load("nowhere://w.safetensors")
 
 
+@pytest.mark.skipif(find_spec("gcsfs") is not None, reason="the package is there")
 @pytest.mark.parametrize("url", ["gs://b/w.safetensors", "gcs://b/w?token=S3CR3T"])
 def test_a_scheme_whose_package_is_missing_names_its_extra(url: str) -> None:
     with pytest.raises(ImportError, match=r"gcsfs.*pip install 'safejax\[gcs\]'") as raised:

@@ -1,7 +1,6 @@
 """Files in S3, by s3fs: few requests, as moto's server counts them; one version or an error."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import fsspec
@@ -12,7 +11,6 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import safejax
-from safejax._src.reading.patience import Patience
 from safejax._src.reading.remote import HEAD
 from tests.support.servers import Rounds, S3Server, needs_s3
 
@@ -22,32 +20,16 @@ BIG = np.arange(2048 * 2048, dtype=np.float32).reshape(2048, 2048)  # 16 MiB
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[tuple[S3Server, Any]]:
-    server = S3Server()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environment.items():
-            patch.setenv(name, value)
-        fs = fsspec.filesystem("s3", skip_instance_cache=True)
-        fs.mkdir("bucket")
-        yield server, fs
-    server.close()
+def fs(s3_running: tuple[S3Server, Any]) -> Any:
+    return fsspec.filesystem("s3", skip_instance_cache=True)
 
 
 @pytest.fixture
-def server(running: tuple[S3Server, Any], monkeypatch: pytest.MonkeyPatch) -> S3Server:
-    # A private name, since what fails for good would take seconds.
-    monkeypatch.setattr("safejax._src.reading.patience.PATIENCE", Patience(pause=0.01))
-    server, fs = running
-    fs.pipe("bucket/big.safetensors", safejax.serialize({"w": BIG}))
+def server(s3_server: S3Server, outside: Any, fs: Any) -> S3Server:
+    outside.pipe("bucket/big.safetensors", safejax.serialize({"w": BIG}))
     fs.invalidate_cache()
-    server.rounds, server.fault = None, lambda _: None
-    server.clear()
-    return server
-
-
-@pytest.fixture
-def fs(running: tuple[S3Server, Any]) -> Any:
-    return running[1]
+    s3_server.clear()
+    return s3_server
 
 
 def test_a_file_is_opened_by_one_request_and_read_by_its_pieces(server: S3Server, fs: Any) -> None:

@@ -162,6 +162,25 @@ def test_numbers_from_another_one_on() -> None:
         assert eval(repr(step)) == step
 
 
+def test_some_layers_are_stacked_and_others_left_alone() -> None:
+    leaves = Leaves({f"l.{i}.w": MATRIX + i for i in range(6)} | {"l.4.moe": MATRIX})
+    dense, sparse = stack("l.{i}.*", "a.*", count=2), stack("l.{i}.*", "b.*", start=2, count=4)
+    with pytest.raises(
+        TransformError, match=r"'b\.moe': expected the numbers 2 to 4, 2 is missing"
+    ):
+        sparse(leaves)
+    both = chain(drop("*.moe", inverse={}), dense, sparse)
+    stacked = both(leaves)
+    assert {name: leaf.shape[0] for name, leaf in stacked.items()} == {"a.w": 2, "b.w": 4}
+    np.testing.assert_array_equal(np.asarray(stacked["b.w"][1]), MATRIX + 3)
+    back = both.inverse(stacked)
+    assert list(back) == [f"l.{i}.w" for i in range(6)]
+    assert all(np.array_equal(back[name], leaves[name]) for name in back)
+    # One that is left alone must not be taken for one of these.
+    with pytest.raises(TransformError, match=r"leaf 'l.3.w': expected leaves that are left alone"):
+        sparse.inverse(Leaves({"l.3.w": MATRIX, "b.w": np.ones((4, 2))}))
+
+
 def test_leaves_with_names_are_stacked_and_taken_apart() -> None:
     leaves = Leaves({"q": MATRIX, "k": MATRIX + 1})
     t = stack(["q", "k"], "qk", axis=1)

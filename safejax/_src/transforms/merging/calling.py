@@ -12,7 +12,7 @@ from safejax._src.dtypes import Dtype, stored_as
 from safejax._src.reading.merged import Axis, AxisMap
 from safejax._src.transforms.elementwise import alike
 from safejax._src.transforms.merging.axes import ONE
-from safejax.errors import TransformError
+from safejax._src.transforms.selection import fault
 
 Function: TypeAlias = Callable[..., Any]
 
@@ -40,24 +40,27 @@ class Calling:
         except Warning:  # One that the user has made an error.
             raise
         except Exception as error:
-            raise TransformError(
-                f"merge: leaf {self.name!r}: expected a function of {blocks}, it raised "
-                f"{type(error).__name__}: {error}: correct the function, or narrow the template"
+            raise fault(
+                "merge",
+                f"leaf {self.name!r}: expected a function of {blocks}, it raised "
+                f"{type(error).__name__}: {error}: correct the function, or narrow the template",
             ) from error
         if len(results) != len(axes.results):
-            raise TransformError(
-                f"merge: leaf {self.name!r}: expected the function to return {len(axes.results)} "
-                f"arrays, got {len(results)}"
+            raise fault(
+                "merge",
+                f"leaf {self.name!r}: expected the function to return {len(axes.results)} "
+                f"arrays, got {len(results)}",
             )
         for number, (result, own) in enumerate(zip(results, axes.results, strict=True)):
             known = None if self.avals is None else self.avals[number]
             expected = expected_shape(own, axes, result.shape if known is None else known[1])
             dtype = result.dtype if known is None else known[0]
             if (result.shape, result.dtype) != (expected, dtype):
-                raise TransformError(
-                    f"merge: leaf {self.name!r}: expected the function to return "
+                raise fault(
+                    "merge",
+                    f"leaf {self.name!r}: expected the function to return "
                     f"{dtype}{list(expected)} for {blocks}, got {_described(result)}: correct the "
-                    "function, or axes"
+                    "function, or axes",
                 )
         return results
 
@@ -99,9 +102,10 @@ def tried(
                 _check_by_itself(calling, operands, small, results, name)
     for result in results:
         if stored_as(result.dtype, ()) is None:
-            raise TransformError(
-                f"merge: leaf {calling.name!r}: expected the function to return a dtype that JAX "
-                f"has, got {result.dtype}: convert its result with astype"
+            raise fault(
+                "merge",
+                f"leaf {calling.name!r}: expected the function to return a dtype that JAX "
+                f"has, got {result.dtype}: convert its result with astype",
             )
     avals = tuple((result.dtype, result.shape) for result in results)
     return Calling(calling.function, calling.name, calling.many, avals)
@@ -124,11 +128,12 @@ def _check_by_itself(
     for alone, result, own in zip(calling(parts, first), results, axes.results, strict=True):
         divided = any(axis.name == name for axis in own)
         if divided and not alike(alone, _first(result, own, name, block)):
-            raise TransformError(
-                f"merge: leaf {calling.name!r}: expected the function to work on each block of "
+            raise fault(
+                "merge",
+                f"leaf {calling.name!r}: expected the function to work on each block of "
                 f"{block} along {name!r} by itself, but for {_described(parts[0])} it returned "
                 f"other values than for the same elements in {_described(operands[0])}: parts of "
-                "a leaf are read by themselves; write _ for an axis that must be whole"
+                "a leaf are read by themselves; write _ for an axis that must be whole",
             )
 
 

@@ -12,15 +12,16 @@ from safejax._src.reading.view import Strided, View
 from safejax._src.reading.windows import Window
 from safejax._src.transforms.merging.axes import WHOLE, MergeAxes
 from safejax._src.transforms.merging.calling import Calling, Function, expected_shape, tried
-from safejax.errors import TransformError
+from safejax._src.transforms.selection import fault
 
 
 def numbers_of(name: str, leaf: Any) -> Content:
     """The content of an array of numbers; `TransformError` for anything else."""
     if not is_array(leaf) or is_key(leaf.dtype):
-        raise TransformError(
-            f"merge: leaf {name!r}: expected an array of numbers, got {describe(leaf)}: narrow the "
-            "template"
+        raise fault(
+            "merge",
+            f"leaf {name!r}: expected an array of numbers, got {describe(leaf)}: narrow the "
+            "template",
         )
     return content_at(name, leaf)
 
@@ -39,7 +40,7 @@ def results_of(
     found = axes.of(shapes)
     if isinstance(found, str):
         shown = " and ".join(map(repr, names))
-        raise TransformError(f"merge: leaf {shown}: {found}: narrow the templates, or correct axes")
+        raise fault("merge", f"leaf {shown}: {found}: narrow the templates, or correct axes")
     dtypes = tuple(view.dtype for view in views)
     key = (dtypes, tuple(found.sizes.items()), tuple(shapes))
     known = tries.get(key)
