@@ -150,6 +150,9 @@ class _Http(Asker):
         async with Stall(patience) as stall:
             session = await fs.set_session()
             url = fs.encode_url(self.path)
+            # What is compressed although it was not asked for is not decompressed: no range of it
+            # is one of the file, and a kilobyte may become a gigabyte.
+            options["auto_decompress"] = False
             async with session.get(url, headers=headers, **options) as answer:
                 stall.moved()
                 size = size_of(answer, begin, end)
