@@ -10,7 +10,7 @@ import safejax
 
 ROOT = Path(safejax.__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-NOT_OF_USERS = ("test", "test-s3", "test-recipes", "bench", "dev")
+NOT_OF_USERS = ("test", "test-s3", "test-recipes", "fuzz", "bench", "dev")
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 
