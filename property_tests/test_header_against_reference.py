@@ -28,51 +28,9 @@ from safejax._src.format.written_header import (
 from safejax._src.pytrees.names import METADATA_NAME
 from safejax.errors import InvalidFileError
 from tests.support.files import data_begin, file_of
-
-
-def ours(data):
-    """What safejax reads from a file: the code, the shape and the bytes of each tensor."""
-    header = read_header(lambda begin, end: data[begin:end], len(data), "m.safetensors")
-    return {
-        name: (tensor.code, tensor.shape, data[tensor.begin : tensor.end])
-        for name, tensor in header.tensors.items()
-    }
-
-
-def reference(data):
-    """What the reference reader reads from a file."""
-    return {
-        name: (tensor["dtype"], tuple(tensor["shape"]), bytes(tensor["data"]))
-        for name, tensor in safetensors.deserialize(data)
-    }
-
+from tests.support.reference_header import STRICTER, compared, ours, reference
 
 # ---- what only the reference reader accepts
-
-FIELDS = '"dtype":"U8","shape":[1],"data_offsets":[0,1]'
-INFO = "{" + FIELDS + "}"
-AXES = ",".join("1" * 65)
-
-# The reason for refusing it: the file (header, data), and a part of the error message.
-STRICTER = {
-    "one of the two would be dropped, and readers differ in which": (
-        '{"a":' + INFO + ',"a":' + INFO + "}", b"x", "appears twice"),
-    "the same, of metadata": (
-        '{"__metadata__":{"k":"1","k":"2"}}', b"", "appears twice"),
-    "the format says that a header begins with a brace; the reference skips spaces": (
-        ' {"a":' + INFO + "}", b"x", "begin with '{'"),
-    "a field that we do not know may change what the others mean": (
-        '{"a":{' + FIELDS + ',"order":"F"}}', b"x", "expected the fields"),
-    "the format wants an object; a list is how the reference's own types happen to be read": (
-        '{"a":["U8",[1],[0,1]]}', b"x", "expected the fields"),
-    "the format wants a string; an object is how the reference's own types happen to be read": (
-        '{"a":{"dtype":{"U8":null},"shape":[1],"data_offsets":[0,1]}}', b"x", "known dtype"),
-    "NumPy and JAX have no array with more than 64 axes": (
-        '{"a":' + INFO.replace("[1]", f"[{AXES}]") + "}", b"x",
-        "at most 64 axes"),
-    "NumPy has no array of that shape, empty though it is": (
-        f'{{"a":{{"dtype":"F32","shape":[0,{2**62}],"data_offsets":[0,0]}}}}', b"", "overflows"),
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("reason", STRICTER)
@@ -92,25 +50,7 @@ def test_numpy_has_no_empty_array_of_such_a_shape():
 
 
 def compare(data):
-    """Check that safejax accepts no more than the reference reader, and reads the same."""
-    try:
-        expected = reference(data)
-    except safetensors.SafetensorError:
-        with pytest.raises(InvalidFileError, match=r"^m\.safetensors: "):
-            ours(data)
-        event("both refuse")
-        return
-    try:
-        read = ours(data)
-    except InvalidFileError as error:
-        refusal = str(error)
-    else:
-        event("both accept")
-        assert read == expected
-        return
-    sentences = [sentence for _, _, sentence in STRICTER.values() if sentence in refusal]
-    assert sentences, f"accepted by the reference reader, and refused: {refusal}"
-    event(f"stricter: {sentences[0]}")
+    event(compared(data))
 
 
 # ---- files that are written

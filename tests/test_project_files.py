@@ -12,7 +12,7 @@ from tests.support.pages import headings, shown
 
 ROOT = Path(safejax.__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-NOT_OF_USERS = ("test", "test-s3", "test-gcs", "test-recipes", "bench", "dev", "docs")
+NOT_OF_USERS = ("test", "test-s3", "test-gcs", "test-recipes", "fuzz", "bench", "dev", "docs")
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 LINK = re.compile(r"\]\(([^)\s]+)\)|^\[[\w-]+\]: (\S+)$", re.MULTILINE)
 

@@ -12,6 +12,7 @@ from safejax._src.adapter import explain_missing
 from safejax._src.reading.chunked import Chunks
 from safejax._src.reading.masking import masked
 from safejax._src.reading.memory import aligned_empty
+from safejax._src.storage.store import MAX_WHOLE_BYTES, too_large
 from safejax.errors import InvalidFileError, ReadError
 
 try:
@@ -74,12 +75,19 @@ class Folder:
     def read(self, name: str) -> bytes | None:
         """The bytes of the small file of this name, read once; None if there is none."""
         if name not in self._read:
+            if self.is_local:
+                self._check_size(os.path.join(self.path, name))
             try:
                 found = self._store().read(name).result()
             except (ValueError, OSError) as error:
                 raise ReadError(f"{self}: expected to read {name}, got: {error}") from error
             self._read[name] = bytes(found.value) if found.state == "value" else None
         return self._read[name]
+
+    def _check_size(self, file: str) -> None:
+        nbytes = os.path.getsize(file) if os.path.exists(file) else 0
+        if nbytes > MAX_WHOLE_BYTES:
+            raise too_large(file, nbytes)
 
     @property
     def spec(self) -> Any:

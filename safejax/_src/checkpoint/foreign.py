@@ -18,6 +18,7 @@ from safejax._src.format.foreign import HEAD_BYTES, is_msgpack, is_npz
 from safejax._src.format.header import MAX_HEADER_BYTES
 from safejax._src.leaves.leaf import Unsupported, is_scalar
 from safejax._src.leaves.leaves import Leaves
+from safejax._src.pytrees.extent import check_extent
 from safejax._src.pytrees.structure import is_something
 from safejax._src.pytrees.walk import walk
 from safejax._src.reading.computed import ComputedSource
@@ -86,6 +87,7 @@ def _open_npy(source: File) -> Leaves:
 def _open_msgpack(source: File) -> Leaves:
     makes = _Makes(source)
     table = msgpack.read_msgpack(_fetch_of(source), source.nbytes, source.name)
+    check_extent(table, source.name)
     walked = walk(table, lambda node: isinstance(node, msgpack.Array | msgpack.Other))
     entries = {name: makes.value(name, value) for name, value in walked.entries.items()}
     return Leaves(entries, walked.structure._replace(flattened=None))
@@ -204,4 +206,5 @@ def _window(array: npy.Array) -> Window:
 def _code_of(dtype: Dtype) -> str:
     if dtype.hasobject:
         return "objects, which are pickles and never read"
-    return f"{dtype}, of which NumPy's format says no more" if dtype.kind == "V" else str(dtype)
+    shown = f"{dtype!s:.80}"
+    return f"{shown}, of which NumPy's format says no more" if dtype.kind == "V" else shown

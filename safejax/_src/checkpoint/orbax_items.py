@@ -20,6 +20,7 @@ from safejax._src.format.orbax_tree import (
     TREE_NAME,
     Entry,
     TreeTable,
+    Tuples,
     read_keys,
     read_strings,
     read_tree,
@@ -28,6 +29,7 @@ from safejax._src.format.orbax_tree import (
 from safejax._src.leaves.flatten import flatten
 from safejax._src.leaves.leaf import Unsupported
 from safejax._src.leaves.leaves import Leaves
+from safejax._src.pytrees.extent import check_extent
 from safejax._src.pytrees.structure import MAX_DEPTH
 from safejax._src.pytrees.walk import walk
 from safejax._src.reading.chunked import ChunkCache, ChunkedSource, Chunks
@@ -186,27 +188,28 @@ def _leaves(table: TreeTable, leaf: Callable[[Entry], Any], file: str) -> Leaves
         if not isinstance(node.get(last.text), _Node):
             node[last.text] = leaf(entry)
     tree = _built(root, table.tuples)
+    check_extent(tree, file)
     walked = walk(tree, lambda node: isinstance(node, Unsupported))
     return Leaves(walked.entries, walked.structure)
 
 
-def _built(root: _Node, tuples: frozenset[tuple[str, ...]]) -> Any:
+def _built(root: _Node, tuples: Tuples) -> Any:
     """The tree of the nodes: lists, tuples where they are known as such, and dicts."""
-    order: list[tuple[tuple[str, ...], _Node, _Node | None]] = []
-    pending: list[tuple[tuple[str, ...], _Node, _Node | None]] = [((), root, None)]
+    order: list[tuple[_Node, Tuples | None, str, _Node | None]] = []
+    pending: list[tuple[_Node, Tuples | None, str, _Node | None]] = [(root, tuples, "", None)]
     while pending:
         order.append(pending.pop())
-        path, node, _ = order[-1]
+        node, known, _, _ = order[-1]
         for key, child in node.items():
             if isinstance(child, _Node):
-                pending.append(((*path, key), child, node))
+                pending.append((child, None if known is None else known.inside.get(key), key, node))
     built: Any = {}
     # Parents come before the containers in them.
-    for path, node, parent in reversed(order):
+    for node, known, key, parent in reversed(order):
         built = dict(node)
         if node.in_sequence and node.keys() == {str(n) for n in range(len(node))}:
             built = [node[str(n)] for n in range(len(node))]
-            built = tuple(built) if path in tuples else built
+            built = tuple(built) if known is not None and known.is_tuple else built
         if parent is not None:
-            parent[path[-1]] = built
+            parent[key] = built
     return built

@@ -16,6 +16,8 @@ from safejax._src.format.record import RECORD_KEY, Record, record_text
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.pytrees.structure import Structure
 from safejax._src.reading.source import HostArray
+from safejax._src.storage.store import MAX_WHOLE_BYTES
+from safejax.errors import InvalidFileError
 
 _OURS: Final = re.compile(r"((-[0-9a-f]{16})?-\d{5,}-of-\d{5,})?\.safetensors(\.index\.json)?")
 
@@ -83,7 +85,14 @@ class Folder:
         if self.record != Record():
             metadata[RECORD_KEY] = record_text(self.record)
         table = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
-        return strict_json.write_for_people(table).encode()
+        encoded = strict_json.write_for_people(table).encode()
+        if len(encoded) > MAX_WHOLE_BYTES:
+            raise InvalidFileError(
+                f"{self.index_name}: expected an index of at most {MAX_WHOLE_BYTES} bytes, got "
+                f"{len(encoded)} for {len(extents)} tensors: readers refuse it; store fewer or "
+                "shorter names"
+            )
+        return encoded
 
 
 def checked_stem(name: object) -> str:

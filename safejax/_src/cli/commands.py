@@ -17,6 +17,7 @@ from safejax._src.cli.output import emit, emit_table, progress_shown
 _PATHS: Final = click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 _JSON: Final = click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 _QUIET: Final = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+_MOST_OF_RULES: Final = 1_000_000
 _MESH: Final = re.compile(r"(\w+)=(\d+)")
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 
@@ -183,7 +184,9 @@ def plan(paths: tuple[str, ...], mesh: dict[str, int] | None, rules: Any, as_jso
     """
     if rules is not None and mesh is None:
         raise click.UsageError("--rules are for a mesh: give --mesh, too.")
-    text = None if rules is None else rules.read()
+    text = None if rules is None else rules.read(_MOST_OF_RULES + 1)
+    if text is not None and len(text) > _MOST_OF_RULES:
+        raise click.UsageError(f"--rules: expected at most {_MOST_OF_RULES} characters, got more.")
     planned = _imported("cli.planned")
     found = planned.plan_of(_path(paths), mesh, text, getattr(rules, "name", ""))
     emit(json.dumps(planned.as_json(found), indent=2) if as_json else str(found))

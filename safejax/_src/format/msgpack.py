@@ -22,6 +22,12 @@ Fetch = Callable[[int, int], bytes]
 _MOST: Final = 100_000_000
 """Bytes of a tree without its arrays, as of the header of a safetensors file."""
 
+_MOST_VALUES: Final = 1_000_000
+"""Values of a tree: each takes memory, and may take one byte of the file."""
+
+_LONGEST_DTYPE: Final = 32
+"""Characters of the name of a dtype; NumPy would take a longer one for that of very many fields."""
+
 _AHEAD: Final = 1 << 14
 """Bytes that are fetched at a time."""
 
@@ -87,6 +93,7 @@ class _Reader:
         self._fetch, self._size, self._file = fetch, size, file
         self._held, self._held_at = b"", 0
         self._taken = 0
+        self._values = 0
         self._in_extension = False
 
     def invalid(self, expected: str, got: str) -> InvalidFileError:
@@ -101,6 +108,8 @@ class _Reader:
         while True:
             value = self._value()
             if isinstance(value, _Open):
+                if self._values + value.left > _MOST_VALUES:
+                    raise self.invalid(f"at most {_MOST_VALUES} values", "more")
                 stack.append(value)
                 if len(stack) > MAX_DEPTH:
                     raise self.invalid(f"at most {MAX_DEPTH} nested containers", "more")
@@ -145,6 +154,9 @@ class _Reader:
 
     def _value(self) -> Any:
         """The next value; a container without the items that follow."""
+        self._values += 1
+        if self._values > _MOST_VALUES:
+            raise self.invalid(f"at most {_MOST_VALUES} values", "more")
         code = self._take(1)[0]
         if code in _CONSTANTS:
             return _CONSTANTS[code]
@@ -247,6 +259,8 @@ def _in_order(items: dict[Any, Any]) -> tuple[Any, ...]:
 
 def _dtype(name: str) -> Dtype | None:
     """The dtype of this name, if it is one that a leaf can have."""
+    if len(name) > _LONGEST_DTYPE:
+        return None
     try:
         dtype = np.dtype(name)
     except (TypeError, ValueError, SyntaxError):

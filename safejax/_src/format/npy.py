@@ -46,6 +46,9 @@ _ZIP_ERRORS: Final = (
 _METHODS: Final = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
 """How NumPy stores members. Of other methods, zipfile does not bound what it decompresses."""
 
+_ENCRYPTED: Final = 1
+"""A bit of the flags of a member (APPNOTE, 4.4.4)."""
+
 _LOCAL_HEADER: Final = struct.Struct("<4s5HLLLHH")
 
 
@@ -155,6 +158,10 @@ def _member(
             f"{info.compress_type} of zip: load it with NumPy, and store its arrays with "
             "safejax.save"
         )
+    if info.flag_bits & _ENCRYPTED:
+        raise InvalidFileError(
+            f"{shown}: expected it as NumPy writes it, got it encrypted: unpack it first"
+        )
     if info.compress_type == zipfile.ZIP_STORED:
         at = info.header_offset
         near = fetch(at, at + _NEAR)
@@ -167,7 +174,8 @@ def _member(
         except InvalidFileError:  # It may be longer than most headers.
             array = read_npy(fetch, begin, shown)
         end = begin + info.file_size
-        inside = array.begin + array.nbytes == end <= size
+        # Both sizes are in the archive's table, and readers differ in which of them they follow.
+        inside = array.begin + array.nbytes == end <= size and info.compress_size == info.file_size
     else:
         with archive.open(info) as stream:
             head = stream.read(_MAX_HEADER + 12)

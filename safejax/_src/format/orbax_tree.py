@@ -5,8 +5,7 @@ parameter is stored under the keys joined by dots. Tuples and named tuples are k
 if Orbax was told to store rich types; otherwise they are sequences and dicts.
 """
 
-from collections.abc import Iterator
-from typing import Any, Final, NamedTuple, cast, final
+from typing import Any, Final, NamedTuple, TypeAlias, cast, final
 
 from safejax._src.format import strict_json
 from safejax.errors import InvalidFileError
@@ -48,19 +47,30 @@ class Entry(NamedTuple):
 
 
 @final
+class Tuples:
+    """Whether a container is known to be a tuple, and what is known of those in it."""
+
+    __slots__ = ("inside", "is_tuple")
+
+    def __init__(self) -> None:
+        self.is_tuple = False
+        self.inside: dict[str, Tuples] = {}
+
+
+@final
 class TreeTable(NamedTuple):
     """What an item stores, and how.
 
     `in_ocdbt` is None if the table does not say whether the arrays are in an OCDBT store.
     `has_all_chunks` says that a chunk that is missing was lost; otherwise it has zeros. `tuples`
-    has the paths of the sequences that are known to be tuples.
+    says which sequences are known to be tuples.
     """
 
     entries: tuple[Entry, ...]
     in_ocdbt: bool | None
     in_zarr3: bool
     has_all_chunks: bool
-    tuples: frozenset[tuple[str, ...]]
+    tuples: Tuples
 
 
 def read_tree(data: bytes, file: str) -> TreeTable:
@@ -69,13 +79,13 @@ def read_tree(data: bytes, file: str) -> TreeTable:
     try:
         entries = tuple(map(_entry, table["tree_metadata"].values()))
         rich = table.get("value_metadata_tree")
-        tuples = frozenset(_tuples(strict_json.parse(rich))) if isinstance(rich, str) else ()
+        tuples = _tuples(strict_json.parse(rich)) if isinstance(rich, str) else Tuples()
         return TreeTable(
             entries,
             table.get("use_ocdbt"),
             bool(table.get("use_zarr3", False)),
             bool(table.get("store_array_data_equal_to_fill_value", False)),
-            frozenset(tuples),
+            tuples,
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise _invalid(file, f"{type(error).__name__}: {error}") from error
@@ -136,16 +146,21 @@ def _entry(entry: dict[str, Any]) -> Entry:
     return Entry(path, str(entry["value_metadata"]["value_type"]))
 
 
-def _tuples(tree: Any) -> Iterator[tuple[str, ...]]:
-    """The paths of the tuples in a tree of rich types."""
-    pending: list[tuple[tuple[str, ...], Any]] = [((), tree)]
+_Link: TypeAlias = "tuple[_Link, str] | None"
+"""A path from its end: the path above it, and its last key."""
+
+
+def _tuples(tree: Any) -> Tuples:
+    """The tuples in a tree of rich types."""
+    root = Tuples()
+    pending: list[tuple[_Link, Any]] = [(None, tree)]
     while pending:
         path, node = pending.pop()
         children: Any = node
         if isinstance(node, dict) and "category" in node:
             known = cast("dict[str, Any]", node)
             if known["category"] == "custom" and known["clazz"] == "tuple":
-                yield path
+                _place(root, path).is_tuple = True
                 children = known["entries"]
             elif known["category"] == "namedtuple":
                 children = {entry["key"]: entry["value"] for entry in known["entries"]}
@@ -157,4 +172,22 @@ def _tuples(tree: Any) -> Iterator[tuple[str, ...]]:
             items = ((str(n), child) for n, child in enumerate(cast("list[Any]", children)))
         else:
             continue
-        pending.extend(((*path, key), child) for key, child in items)
+        pending.extend(
+            ((path, key), child) for key, child in items if isinstance(child, dict | list)
+        )
+    return root
+
+
+def _place(root: Tuples, path: _Link) -> Tuples:
+    """What is known of the container at a path."""
+    keys: list[str] = []
+    while path is not None:
+        path, key = path
+        keys.append(key)
+    node = root
+    for key in reversed(keys):
+        inner = node.inside.get(key)
+        if inner is None:
+            inner = node.inside[key] = Tuples()
+        node = inner
+    return node

@@ -126,7 +126,7 @@ def read_record(stored: Mapping[str, str], file: str) -> tuple[dict[str, str], R
         record = _record(table)
     except (ValueError, RecursionError) as error:
         raise InvalidFileError(
-            f"{file}: invalid {RECORD_KEY!r} record in the metadata: {error}; load it with "
+            f"{file}: invalid {RECORD_KEY!r} record in the metadata: {error!s:.400}; load it with "
             "safetensors, which ignores the record, if the arrays alone are enough"
         ) from None
     if record.adds_format:

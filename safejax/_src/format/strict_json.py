@@ -16,14 +16,19 @@ from safejax._src.collector import collector_paused
 
 _SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]")
 _MINUS_ZERO: Final = re.compile(r"-0(?=[\s,\]}]|$)")
-_TOKEN: Final = re.compile(r'"(?:[^"\\]|\\(?s:.))*"?|(?P<open>[\[{])|(?P<close>[\]}])')
+_TOKEN: Final = re.compile(r'"(?:[^"\\]++|\\(?s:.))*+"?|(?P<open>[\[{])|(?P<close>[\]}])')
 _MAX_DEPTH: Final = 10_000
+_MAX_DIGITS: Final = 4300
+"""Python's own limit, beyond which the time for an int grows with the square of its digits."""
+_LONG: Final = re.compile(rf"(?<![0-9])[0-9]{{{_MAX_DIGITS + 1}}}")
 
 
-def parse(text: str, *, allow_surrogates: bool = False) -> Any:  # Any: whatever the text holds.
+# Any: whatever the text holds.
+def parse(text: str, *, allow_surrogates: bool = False, allow_constants: bool = False) -> Any:
     """The value that `text` holds.
 
-    With `allow_surrogates`, strings may hold an escaped half of a surrogate pair, as Python's can.
+    With `allow_surrogates`, strings may hold an escaped half of a surrogate pair, as Python's can;
+    with `allow_constants`, `NaN` and `Infinity` are numbers, as Python writes them.
 
     Raises `ValueError` with a sentence that says what is wrong with the text.
     """
@@ -31,12 +36,14 @@ def parse(text: str, *, allow_surrogates: bool = False) -> Any:  # Any: whatever
     # until the process runs out of stack and is killed.
     if sys.getrecursionlimit() > _MAX_DEPTH and _depth(text) > _MAX_DEPTH:
         raise ValueError("it is nested too deeply")
+    if not 0 < sys.get_int_max_str_digits() <= _MAX_DIGITS and _LONG.search(text):
+        raise ValueError(f"it has a number of more than {_MAX_DIGITS} digits")
     try:
         with collector_paused():
             value = json.loads(
                 text,
                 object_pairs_hook=_without_duplicates,
-                parse_constant=_refuse_constant,
+                parse_constant=None if allow_constants else _refuse_constant,
                 parse_float=_parse_float,
                 # Python's own function is much faster, and correct if there is no minus zero.
                 parse_int=_parse_int if _MINUS_ZERO.search(text) else None,

@@ -13,9 +13,9 @@ from safejax._src.collector import collector_paused, collector_resumed
 from safejax._src.pytrees.structure import (
     EMPTY,
     Kind,
+    KindTree,
     Segments,
     Structure,
-    container_key,
     paths_of,
 )
 from safejax.errors import TransformError
@@ -23,6 +23,9 @@ from safejax.errors import TransformError
 Builder: TypeAlias = Callable[[dict[Any, Any]], Any]
 
 _builders: Final[dict[str, Builder]] = {}
+
+_MOST_DIGITS: Final = 4300
+"""Python's own limit for the digits of an int, which a program can raise."""
 
 _ORDERED: Final = "collections.OrderedDict"
 """The only mapping whose keys JAX does not sort, so that they can be of any types."""
@@ -70,12 +73,12 @@ def build(entries: Mapping[str, Any], structure: Structure, file: str) -> Any:
 @collector_paused()
 def _build_from_names(entries: Mapping[str, Any], structure: Structure, file: str) -> Any:
     paths = paths_of(entries, structure, file)
+    kinds = KindTree(structure.kinds) if structure.kinds else None
     if len(entries) == 1 and () in paths.values():
         (leaf,) = entries.values()
-        return _container({}, (), structure.kinds) if leaf is EMPTY else leaf
-    root: dict[str, Any] = {}
-    containers: list[tuple[Segments, dict[str, Any]]] = [((), root)]
-    of_path: dict[Segments, dict[str, Any]] = {(): root}
+        return _container({}, kinds) if leaf is EMPTY else leaf
+    root = _Open(kinds)
+    order: list[tuple[_Open, str, _Open]] = []
     for name, leaf in entries.items():
         path = paths[name]
         if not path:
@@ -83,29 +86,40 @@ def _build_from_names(entries: Mapping[str, Any], structure: Structure, file: st
                 f"{file}: leaf {name!r} is recorded as the whole tree, but there are "
                 f"{len(entries)} leaves: rename it with transform=rename(...)"
             )
-        parent = of_path.get(path[:-1])
-        if parent is None:
-            parent = root
-            for depth in range(1, len(path)):
-                prefix = path[:depth]
-                inner = of_path.get(prefix)
-                if inner is None:
-                    inner = of_path[prefix] = {}
-                    containers.append((prefix, inner))
-                    if prefix[-1] in parent:
-                        raise _contradiction(file, name, prefix)
-                    parent[prefix[-1]] = inner
-                parent = inner
-        if path[-1] in parent:
+        node = root
+        for depth, segment in enumerate(path[:-1], 1):
+            inner = node.children.get(segment, _NOTHING)
+            if inner is _NOTHING:
+                inner = node.children[segment] = _Open(node.kinds_in(segment))
+                order.append((node, segment, inner))
+            elif type(inner) is not _Open:
+                raise _contradiction(file, name, path[:depth])
+            node = inner
+        if path[-1] in node.children:
             raise _contradiction(file, name, path)
-        parent[path[-1]] = _container({}, path, structure.kinds) if leaf is EMPTY else leaf
+        if leaf is EMPTY:
+            leaf = _container({}, node.kinds_in(path[-1]))
+        node.children[path[-1]] = leaf
     # Parents come before the containers in them, so in reverse each is built before it is used.
-    for segments, children in reversed(containers):
-        built = _container(children, segments, structure.kinds)
-        if not segments:
-            return built
-        of_path[segments[:-1]][segments[-1]] = built
-    raise AssertionError("the root is always there")
+    for parent, segment, node in reversed(order):
+        parent.children[segment] = _container(node.children, node.kinds)
+    return _container(root.children, kinds)
+
+
+_NOTHING: Final = object()
+
+
+class _Open:
+    """A container under construction, with the kinds that are recorded of it and below it."""
+
+    __slots__ = ("children", "kinds")
+
+    def __init__(self, kinds: KindTree | None) -> None:
+        self.children: dict[str, Any] = {}
+        self.kinds = kinds
+
+    def kinds_in(self, segment: str) -> KindTree | None:
+        return None if self.kinds is None else self.kinds.inside.get(segment)
 
 
 def _contradiction(file: str, name: str, path: Segments) -> TransformError:
@@ -115,9 +129,9 @@ def _contradiction(file: str, name: str, path: Segments) -> TransformError:
     )
 
 
-def _container(children: dict[str, Any], segments: Segments, kinds: Mapping[str, Kind]) -> Any:
-    """The container that the kind describes if the children fit it, and otherwise a dict."""
-    kind = kinds.get(container_key(segments)) if kinds else None
+def _container(children: dict[str, Any], kinds: KindTree | None) -> Any:
+    """The container that its kind describes if the children fit it, and otherwise a dict."""
+    kind = None if kinds is None else kinds.kind
     if kind is None:
         return children
     if kind.type in ("list", "tuple"):
@@ -157,6 +171,8 @@ def _int_keys(children: Iterable[str]) -> dict[str, int]:
     """The int of each segment that is one in decimal, as Python writes it."""
     keys: dict[str, int] = {}
     for segment in children:
+        if len(segment) > _MOST_DIGITS:
+            continue
         with contextlib.suppress(ValueError):
             if str(int(segment)) == segment:
                 keys[segment] = int(segment)

@@ -6,11 +6,11 @@ from typing import Final, NamedTuple
 from safejax._src.pytrees.names import SEPARATOR, join, split
 from safejax._src.pytrees.structure import (
     Kind,
+    KindTree,
     Segments,
     Structure,
     container_key,
     container_segments,
-    path_of,
     paths_of,
 )
 
@@ -39,9 +39,10 @@ def moved(structure: Structure, names: Mapping[str, str], step: str) -> Structur
     moves = [_move(old, old_paths[old], new, is_whole) for new, old in names.items()]
     kinds = _moved_kinds(structure.kinds, moves)
     flat = any(kind.flat for kind in kinds.values())
+    path_in = KindTree(kinds).path_of if flat else split
     paths = {name: path for name, path in structure.paths.items() if name not in old_paths}
     for name, move in zip(names, moves, strict=True):
-        implied = path_of(name, kinds) if flat else split(name)
+        implied = path_in(name)
         if implied != move.new and (move.kept or not move.new):
             paths[name] = move.new
     if kinds == structure.kinds and paths == structure.paths:

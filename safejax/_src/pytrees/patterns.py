@@ -18,6 +18,12 @@ from safejax.errors import TransformError
 Among: TypeAlias = Literal["int"] | tuple[str, ...] | None
 """What a placeholder matches: digits, or one of some texts; None for any segment, or any run."""
 
+_MOST_OF_REGEX: Final = 25_000_000
+_MOST_STEPS: Final = 1_000_000
+"""How much is tried for one name: by a regular expression, which is fast, or else in steps that are
+counted. What a pattern needs may grow as a power of the length of a name.
+"""
+
 _TOKEN: Final = re.compile(r"\{\{|\}\}|\{(?P<placeholder>[^{}]*)\}|(?P<star>\*)|[{}]")
 
 
@@ -81,10 +87,13 @@ class Template(NamedTuple):
         groups = {placeholder: f"g{n}" for n, placeholder in enumerate(self._distinct())}
         free = self._free()
         if all(free) and sum(not self._is_final(n, free) for n in range(len(free) - 1)) > 2:
-            return self._remembering_matcher()
-        compiled = re.compile(self._regex(groups))
+            return self._match_in_steps
+        regex, power = self._regex(groups)
+        compiled = re.compile(regex)
 
         def match(name: str) -> dict[str, str] | None:
+            if power > 1 and len(name) ** power > _MOST_OF_REGEX:
+                return self._match_in_steps(name)
             found = compiled.fullmatch(name)
             if found is None:
                 return None
@@ -92,30 +101,46 @@ class Template(NamedTuple):
 
         return match
 
-    def _remembering_matcher(self) -> Callable[[str], dict[str, str] | None]:
-        """As `matcher`, for placeholders of which many could end in several places."""
+    def _match_in_steps(self, name: str) -> dict[str, str] | None:
+        """As `matcher`, where placeholders could end in very many places; the steps are counted."""
+        is_free = all(self._free())
+        failed: set[tuple[int, int]] = set()
+        values: dict[str, str] = {}
+        steps = 0
 
-        def match(name: str) -> dict[str, str] | None:
-            failed: set[tuple[int, int]] = set()
-            values: dict[str, str] = {}
-
-            def matches_from(n: int, begin: int) -> bool:
-                if n == len(self.placeholders):
-                    return begin == len(name)
-                if (n, begin) in failed:
-                    return False
-                literal = self.parts[n + 1]
-                for end in _ends(self.placeholders[n], self.among[n], name, begin):
-                    if name.startswith(literal, end) and matches_from(n + 1, end + len(literal)):
-                        values[self.placeholders[n]] = name[begin:end]
-                        return True
-                failed.add((n, begin))
+        def matches_from(n: int, begin: int) -> bool:
+            nonlocal steps
+            if n == len(self.placeholders):
+                return begin == len(name)
+            if (n, begin) in failed:
                 return False
+            placeholder, literal = self.placeholders[n], self.parts[n + 1]
+            value = values.get(placeholder)
+            if value is None:
+                ends = _ends(placeholder, self.among[n], name, begin)
+            else:
+                ends = iter([begin + len(value)] if name.startswith(value, begin) else [])
+            for end in ends:
+                steps += 1
+                if name.startswith(literal, end):
+                    steps += (end - begin) // 64  # for the copy, which may be long
+                    values[placeholder] = name[begin:end]
+                    if matches_from(n + 1, end + len(literal)):
+                        return True
+                if steps > _MOST_STEPS:
+                    raise TransformError(
+                        f"pattern {self.text!r:.200}: expected to know in {_MOST_STEPS} steps "
+                        f"whether it matches a name, got more for {name[:40]!r}… of {len(name)} "
+                        "characters: write more text between its placeholders, best with a dot"
+                    )
+            if value is None:
+                values.pop(placeholder, None)
+            if is_free:  # Otherwise it depends on the values, too.
+                failed.add((n, begin))
+            return False
 
-            begins = name.startswith(self.parts[0])
-            return values if begins and matches_from(0, len(self.parts[0])) else None
-
-        return match
+        begins = name.startswith(self.parts[0])
+        return values if begins and matches_from(0, len(self.parts[0])) else None
 
     def _free(self) -> list[bool]:
         """Which placeholders match any text, and not the same as another."""
@@ -136,7 +161,8 @@ class Template(NamedTuple):
     def _distinct(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(self.placeholders))
 
-    def _regex(self, groups: Mapping[str, str]) -> str:
+    def _regex(self, groups: Mapping[str, str]) -> tuple[str, int]:
+        """The regular expression, and as which power of a name's length its time may grow."""
         # Trying all combinations of the lengths of thirty stars would not finish. Usually the
         # first match is as good as any, since the next placeholder can match what a placeholder
         # and the text after it leave over, or since there is no other. Such a match is final: an
@@ -147,12 +173,15 @@ class Template(NamedTuple):
         runs = [re.escape(self.parts[0])]  # up to the first star, from it to the next, …
         final = [True]
         seen: set[str] = set()
+        power = 1 + sum(not self._is_final(n, free) for n in range(len(free) - 1))
+        is_searched = False  # A segment after a star is looked for from each place.
         for n, placeholder in enumerate(self.placeholders):
             group, literal = groups[placeholder], re.escape(self.parts[n + 1])
             if placeholder.startswith("*"):
                 runs.append(f"(?P<{group}>(?s:.*?)){literal}")
                 final.append(True)
                 continue
+            is_searched |= len(runs) > 1 and not _has_one_end(self.among[n], self.parts[n + 1])
             final[-1] &= free[n] and _ends_in_order(self.among[n], self.parts[n + 1])
             if placeholder in seen:
                 runs[-1] += f"(?P={group}){literal}"
@@ -161,13 +190,10 @@ class Template(NamedTuple):
             segment = f"(?P<{group}>{_regex_of(self.among[n])}){literal}"
             runs[-1] += f"(?>{segment})" if self._is_final(n, free) else segment
         last = runs.pop()  # It ends where the name does.
-        return (
-            "".join(
-                f"(?>{run})" if is_final else run
-                for run, is_final in zip(runs, final, strict=False)
-            )
-            + last
+        before = "".join(
+            f"(?>{run})" if is_final else run for run, is_final in zip(runs, final, strict=False)
         )
+        return before + last, power + is_searched + final[1:-1].count(False)
 
     def fill(self, values: dict[str, str]) -> str:
         """The name that results from replacing the placeholders by these values."""

@@ -9,13 +9,15 @@ A process that flattened the tree itself remembers more, which no file holds: JA
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast, final
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, final
 
 from safejax._src.public import set_module
 from safejax._src.pytrees.names import join, split
 from safejax.errors import TransformError
 
 Segments: TypeAlias = tuple[str, ...]
+
+_DECODER: Final = json.JSONDecoder()
 
 MAX_DEPTH: Final = 500
 """The maximum depth of nested containers; with more, JAX itself would run out of stack."""
@@ -125,12 +127,59 @@ def container_segments(key: str) -> Segments:
         return ()
     if not key.startswith("["):
         return split(key)
-    segments = json.loads(key)
-    if isinstance(segments, list) and all(isinstance(part, str) for part in segments):
-        segments = tuple(cast("list[str]", segments))
-        if container_key(segments) == key:
-            return segments
+    segments = _strings_in(key)
+    if segments is not None and container_key(segments) == key:
+        return segments
     raise ValueError(f"expected the segments of a container, got {key!r:.80}")
+
+
+def _strings_in(text: str) -> Segments | None:
+    """The strings of a JSON list; None if it is another one. Nothing in it is followed deeper."""
+    found: list[str] = []
+    at = 0
+    while text[at : at + 2] == (',"' if found else '["'):
+        string, at = _DECODER.raw_decode(text, at + 1)
+        found.append(string)
+    return tuple(found) if text[at:] == "]" else None
+
+
+@final
+class KindTree:
+    """The kind of a container, and of those in it by their segments.
+
+    A path is followed one segment at a time: what it takes does not grow with the square of its
+    length, which a file chooses.
+    """
+
+    __slots__ = ("inside", "kind")
+
+    def __init__(self, kinds: Mapping[str, Kind] = {}) -> None:
+        self.kind: Kind | None = None
+        self.inside: dict[str, KindTree] = {}
+        for key, kind in kinds.items():
+            self.add(container_segments(key), kind)
+
+    def add(self, segments: Segments, kind: Kind) -> None:
+        """Let the container at these segments be of a kind."""
+        node = self
+        for segment in segments:
+            inner = node.inside.get(segment)
+            if inner is None:
+                inner = node.inside[segment] = KindTree()
+            node = inner
+        node.kind = kind
+
+    def path_of(self, name: str) -> Segments:
+        """The name split at its dots down to the first flat container."""
+        segments = split(name)
+        node: KindTree | None = self
+        for depth in range(min(len(segments), MAX_DEPTH)):
+            if node.kind is not None and node.kind.flat:
+                return (*segments[:depth], join(segments[depth:]))
+            node = node.inside.get(segments[depth])
+            if node is None:
+                break
+        return segments
 
 
 def name_in(container: str, segment: str) -> str:
@@ -144,11 +193,12 @@ def paths_of(names: Iterable[str], structure: Structure, file: str) -> dict[str,
     Raises `TransformError` for a path that is longer than `MAX_DEPTH`.
     """
     flat = any(kind.flat for kind in structure.kinds.values())
+    path_in = KindTree(structure.kinds).path_of if flat else split
     paths: dict[str, Segments] = {}
     for name in names:
         path = structure.paths.get(name)
         if path is None:
-            path = path_of(name, structure.kinds) if flat else split(name)
+            path = path_in(name)
         if len(path) > MAX_DEPTH:
             raise TransformError(
                 f"{file}: leaf {name[:80]!r}…: expected at most {MAX_DEPTH} nested "
@@ -165,13 +215,3 @@ def paths_of(names: Iterable[str], structure: Structure, file: str) -> dict[str,
         else:
             shorter = path
     return paths
-
-
-def path_of(name: str, kinds: Mapping[str, Kind]) -> Segments:
-    """The name split at its dots down to the first flat container."""
-    segments = split(name)
-    for depth in range(min(len(segments), MAX_DEPTH)):
-        kind = kinds.get(container_key(segments[:depth]))
-        if kind is not None and kind.flat:
-            return (*segments[:depth], join(segments[depth:]))
-    return segments

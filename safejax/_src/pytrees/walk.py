@@ -1,6 +1,6 @@
 """The walk through a pytree, one container at a time: its leaves by name, and its structure."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, final
 
 import jax
@@ -22,10 +22,10 @@ from safejax._src.pytrees.structure import (
     Empty,
     Flattened,
     Kind,
+    KindTree,
     Segments,
     Structure,
     container_key,
-    path_of,
 )
 from safejax.errors import LeafError
 
@@ -81,6 +81,7 @@ class _Walker:
         self._is_leaf = is_leaf
         self._leaf_types: set[type[Any]] = set(LEAF_TYPES)
         self._inside: list[_Inside] = []
+        self._tree = KindTree()
 
     def walk(self, tree: Any) -> None:
         entries, leaf_types, inside = self.entries, self._leaf_types, self._inside
@@ -126,7 +127,7 @@ class _Walker:
                 f"{join(segments[:3])!r}…: flatten it a little"
             )
         if kind != Kind():
-            self.kinds[container_key(segments)] = kind
+            self._put(segments, kind)
         # With a dot in a segment, a name splits at more places, unless the container is flat.
         is_plain = (not has_dots or kind.flat) and not any(SEPARATOR in each for each in segments)
         if segments:
@@ -144,9 +145,7 @@ class _Walker:
         if name in self.entries or name == METADATA_NAME:
             name = free_name(name, self.entries, METADATA_NAME)
             self.paths[name] = segments
-        elif name.count(SEPARATOR) != len(segments) - 1 and not _in_flat(
-            self.kinds, name, segments
-        ):
+        elif name.count(SEPARATOR) != len(segments) - 1 and not self._in_flat(name, segments):
             self.paths[name] = segments
         if is_leaf:
             self.names.append(name)
@@ -154,15 +153,20 @@ class _Walker:
             if node is not None:
                 kind = kind_of(segments, node, [])
                 if kind != Kind():
-                    self.kinds[container_key(segments)] = kind
+                    self._put(segments, kind)
                 node = EMPTY
             self.nothing[name] = node
         self.entries[name] = node
 
+    def _put(self, segments: Segments, kind: Kind) -> None:
+        """Record the kind of a container."""
+        self.kinds[container_key(segments)] = kind
+        if kind.flat:
+            self._tree.add(segments, kind)
 
-def _in_flat(kinds: Mapping[str, Kind], name: str, segments: Segments) -> bool:
-    """Whether a flat container around the leaf determines its path from its name alone."""
-    if len(segments) == 1:  # Only the root can be that container.
-        root = kinds.get("")
-        return root is not None and root.flat and segments[0] == name
-    return join(segments) == name and path_of(name, kinds) == segments
+    def _in_flat(self, name: str, segments: Segments) -> bool:
+        """Whether a flat container around the leaf determines its path from its name alone."""
+        if len(segments) == 1:  # Only the root can be that container.
+            root = self._tree.kind
+            return root is not None and segments[0] == name
+        return join(segments) == name and self._tree.path_of(name) == segments

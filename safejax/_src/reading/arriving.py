@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from safejax._src.reading.patience import CutShortError, Patience, StatusError
 
-_RANGE: Final = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+)")
+_RANGE: Final = re.compile(r"bytes (?:([0-9]{1,19})-[0-9]{1,19}|\*)/([0-9]{1,19})(?![0-9])")
 
 
 class NoRangesError(OSError):
@@ -37,6 +37,9 @@ def size_of(answer: Any, begin: int, end: int) -> int:
         return int(found[2])  # Nothing of the range is there.
     if answer.status >= 400:
         raise StatusError(answer.status, answer.reason, answer.headers)
+    encoding = answer.headers.get("Content-Encoding", "identity")
+    if encoding.lower() not in ("identity", ""):
+        raise NoRangesError(f"expected the bytes of the file, got them encoded: {encoding!r:.80}")
     length: int | None = answer.content_length
     # All of a small file is an answer, too.
     if answer.status == 200 and begin == 0 and length is not None and length <= end:

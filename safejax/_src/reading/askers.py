@@ -22,6 +22,13 @@ from safejax._src.reading.asking import Asker, FileSystem, Reply, in_loop, in_th
 from safejax._src.reading.patience import Patience, StatusError
 
 
+_DECOMPRESSES: Final = False
+"""What is compressed although it was not asked for stays so.
+
+No range of it is one of the file, and a kilobyte may become a gigabyte.
+"""
+
+
 def asker_of(fs: FileSystem, path: str) -> Asker:
     """The best way to ask a file system for a file."""
     kind: Any = type(fs)
@@ -138,6 +145,7 @@ class _Http(_Web):
         options = dict(fs.kwargs)
         headers = {**options.pop("headers", {}), **span, **self._condition()}
         session = await fs.set_session()
+        options["auto_decompress"] = _DECOMPRESSES
         return session.get(fs.encode_url(self.path), headers=headers, **options)
 
     def _condition(self) -> dict[str, str]:
@@ -168,6 +176,7 @@ class _Google(_Web):
             url,
             headers=fs._get_headers(dict(span)),  # noqa: SLF001
             params=fs._get_params({}),  # noqa: SLF001
+            auto_decompress=_DECOMPRESSES,
             **timeout,
         )
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from queue import Empty, SimpleQueue
+from queue import Empty, Queue
 from typing import Any, Final, final
 
 from numpy.typing import NDArray
@@ -85,7 +85,8 @@ class Flight:
         self._land = land
         self._weight = weight
         self._patience = patience
-        self._done: SimpleQueue[Future[Any]] = SimpleQueue()
+        # A SimpleQueue of CPython waits for ever if a signal comes when its timeout is over.
+        self._done: Queue[Future[Any]] = Queue()
         self._flying: dict[Future[Any], tuple[Piece, float]] = {}
         self._left: deque[Piece] = deque()
         # What is made again, with the time for it; the number keeps pieces from being compared.

@@ -122,7 +122,7 @@ def _seconds(said: str) -> float:
         return float(said)
     try:
         return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0
 
 

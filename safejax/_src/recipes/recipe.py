@@ -1,6 +1,5 @@
 """Recipes: the table of a family of models, made of its `config.json` and the names it has."""
 
-import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast, final
@@ -8,6 +7,7 @@ from typing import Any, cast, final
 from jax.sharding import Mesh
 
 from safejax._src.checkpoint.opening import open_path
+from safejax._src.format import strict_json
 from safejax._src.leaves.rules import ShardingRules
 from safejax._src.leaves.steps import Transform, chain
 from safejax._src.public import set_module
@@ -137,7 +137,8 @@ def _read(path: PathLike, fs: FileSystem) -> tuple[dict[str, Any], str]:
     file = store.join(folder, _CONFIG)
     where = masked(file)
     try:
-        values = json.loads(store.read(file))
+        # Some have infinities.
+        values = strict_json.parse(store.read(file).decode(), allow_constants=True)
     except FileNotFoundError as error:
         error.add_note(
             f"recipes.of: expected the configuration of a checkpoint in {where}: without it, give "

@@ -192,8 +192,7 @@ class HubStore(FarStore):
         cached = self.repository.cached(self._within(path))
         if cached is None:
             return self.remote.read(path)
-        with open(cached, "rb") as file:
-            return file.read()
+        return LocalStore().read(cached)
 
     def source(self, path: str, access: Access = "auto") -> File:
         cached = self.repository.cached(self._within(path))

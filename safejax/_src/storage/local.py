@@ -13,15 +13,16 @@ import shutil
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import final, get_args
+from typing import Final, final, get_args
 
 from safejax._src.reading.file import FileSource, MappedSource
 from safejax._src.storage.files import flush_name, write_atomically
 from safejax._src.storage.folders import make_folder
 from safejax._src.storage.network import is_on_network
-from safejax._src.storage.store import Access, Store
+from safejax._src.storage.store import MAX_WHOLE_BYTES, Access, Store, too_large
 from safejax._src.system import CAN_READ, CAN_WRITE_AT
+
+_AT_A_TIME: Final = 1 << 24
 
 
 @final
@@ -67,7 +68,18 @@ class LocalStore(Store):
         return os.listdir(folder)
 
     def read(self, path: str) -> bytes:
-        return Path(path).read_bytes()
+        with open(path, "rb", buffering=0) as file:
+            # What is no plain file has no size, and may have no end.
+            parts: list[bytes] = []
+            most = MAX_WHOLE_BYTES + 1
+            if os.fstat(file.fileno()).st_size >= most:
+                raise too_large(path, os.fstat(file.fileno()).st_size)
+            while most and (part := file.read(min(most, _AT_A_TIME))):
+                parts.append(part)
+                most -= len(part)
+        if not most:
+            raise too_large(path, MAX_WHOLE_BYTES + 1)
+        return b"".join(parts)
 
     def source(self, path: str, access: Access = "auto") -> MappedSource | FileSource:
         if access not in get_args(Access):

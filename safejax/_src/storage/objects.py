@@ -22,7 +22,7 @@ from safejax._src.storage.far import FarStore
 from safejax._src.storage.faults import saving, told
 from safejax._src.storage.local import LocalStore
 from safejax._src.storage.parts import least_part
-from safejax._src.storage.store import Access, Inside, Store
+from safejax._src.storage.store import MAX_WHOLE_BYTES, Access, Inside, Store, too_large
 
 Objects: TypeAlias = Any
 """An `obstore.store.ObjectStore`. `Any`, since obstore is an extra."""
@@ -111,6 +111,8 @@ class ObjectStore(FarStore):
 
     def read(self, path: str) -> bytes:
         source = self.source(path)
+        if source.nbytes > MAX_WHOLE_BYTES:
+            raise too_large(path, source.nbytes)
         return source.prefix(0, source.nbytes)
 
     def source(self, path: str, access: Access = "auto") -> RemoteSource:

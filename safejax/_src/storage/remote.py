@@ -20,7 +20,7 @@ from safejax._src.reading.remote import RemoteSource, said_by
 from safejax._src.storage.far import FarStore
 from safejax._src.storage.faults import saving, told
 from safejax._src.storage.parts import least_part
-from safejax._src.storage.store import Access, Inside
+from safejax._src.storage.store import MAX_WHOLE_BYTES, Access, Inside, too_large
 from safejax.errors import ReadError
 
 
@@ -84,6 +84,8 @@ class RemoteStore(FarStore):
 
     def read(self, path: str) -> bytes:
         source = RemoteSource(self.fs, path)
+        if source.nbytes > MAX_WHOLE_BYTES:
+            raise too_large(path, source.nbytes)
         return source.prefix(0, source.nbytes)
 
     def _names_if_folder(self, path: str) -> list[str] | None:

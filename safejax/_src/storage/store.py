@@ -6,12 +6,28 @@ Callers ask a store what it can do, and not which one it is.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Literal, NamedTuple, TypeAlias, final
+from typing import Final, Literal, NamedTuple, TypeAlias, final
 
+from safejax._src.reading.masking import masked
 from safejax._src.reading.source import File
+from safejax.errors import InvalidFileError
 
 Access: TypeAlias = Literal["auto", "map", "copy", "read"]
 """How the bytes of a file are obtained; a store chooses if it is `"auto"`."""
+
+MAX_WHOLE_BYTES: Final = 100_000_000
+"""The largest file that is read whole: an index, or a configuration. A header has at most as many.
+
+An index of ten million names has several times as many bytes.
+"""
+
+
+def too_large(path: str, nbytes: int) -> InvalidFileError:
+    """The error for a file that is to be read whole, and is larger than any of its kind."""
+    return InvalidFileError(
+        f"{masked(path)}: expected an index or a configuration of at most {MAX_WHOLE_BYTES} bytes, "
+        f"got {nbytes}: get the file again, or load the safetensors files by their names"
+    )
 
 
 @final
@@ -98,7 +114,7 @@ class Store(ABC):
 
     @abstractmethod
     def read(self, path: str) -> bytes:
-        """All bytes of a small file."""
+        """All bytes of a small file; `InvalidFileError` if it has over `MAX_WHOLE_BYTES`."""
 
     @abstractmethod
     def source(self, path: str, access: Access = "auto") -> File:

@@ -389,3 +389,25 @@ def test_equinox_never_makes_a_value_another(stored: Any, like: Any) -> None:
     np.save(stream, stored)
     with pytest.raises(MismatchError, match=r"'x': expected"):
         safejax.equinox.deserialize(stream.getvalue(), like={"x": like})
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "message"),
+    [
+        (8, 1, "got it encrypted"),
+        (20, 0, "expected 32 bytes of data for float64"),
+    ],
+    ids=["encrypted", "of two sizes"],
+)
+def test_a_member_that_readers_of_zip_read_differently_is_refused(
+    at: int, value: int, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.npz"
+    np.savez(path, a=np.zeros(4))
+    data = bytearray(path.read_bytes())
+    # A field of the entry in the archive's table: its flags, or how many bytes are stored.
+    entry = data.index(b"PK\x01\x02")
+    data[entry + at : entry + at + 2] = value.to_bytes(2, "little")
+    path.write_bytes(data)
+    with pytest.raises(InvalidFileError, match=f"m.npz: member 'a': .*{message}"):
+        safejax.load(path)

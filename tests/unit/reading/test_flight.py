@@ -1,6 +1,8 @@
 """Flight: what is under way is bounded, whoever asks, and failures are tried again or raised."""
 
+import signal
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -159,3 +161,32 @@ def test_a_question_is_asked_again() -> None:
     with pytest.raises(TimeoutError):
         patiently(ask, Patience(pause=10, period=1))
     assert len(left) == 1
+
+
+def test_signals_while_it_waits_do_not_make_it_wait_for_ever() -> None:
+    """A `SimpleQueue` of CPython does, if one comes when its timeout is just over."""
+    end = time.monotonic() + 20
+
+    def handle(*_: Any) -> None:
+        if time.monotonic() > end:
+            raise TimeoutError("it still waits")
+
+    def start(piece: Piece) -> "Future[int]":
+        future: Future[int] = Future()
+        if piece.tries == 0:
+            future.set_exception(ConnectionResetError())
+        else:
+            future.set_result(1)
+        return future
+
+    before = signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, 0.0002, 0.0002)
+    landed: list[int] = []
+    try:
+        for _ in range(300):
+            flight = Flight(start, lambda _, got: landed.append(got), lambda _: 0, PATIENCE)
+            flight.run([Piece(0, 1, None)])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert landed == [1] * 300
