@@ -22,15 +22,16 @@ from safejax._src.reading.windows import Window
 
 
 def gathered(view: View, axis: int, order: NDArray[np.intp]) -> View:
-    """The view of `array.take(order, axis)`, for a permutation of all elements along the axis."""
+    """The view of `array.take(order, axis)`, for a permutation of all elements along the axis.
+
+    It is one that moves some of them, and nobody changes it.
+    """
     if isinstance(view, Pointwise):
         return Pointwise(gathered(view.operand, axis, order), view.function, view.dtype)
     if isinstance(view, Concatenation):
         parts = _of_parts(view, axis, order)
         if parts is not None:
             return Concatenation(parts, view.axis)
-    if np.array_equal(order, np.arange(len(order))):
-        return view
     name = " and ".join(dict.fromkeys(source.name for source in view.sources))
     source = GatheredSource(view, axis, order, f"permuted {name}")
     return Strided(source, 0, view.dtype, Window.whole(view.shape))
@@ -49,7 +50,15 @@ def _of_parts(view: Concatenation, axis: int, order: NDArray[np.intp]) -> tuple[
             return None
         orders.append(own)
         begin = end
-    return tuple(gathered(part, axis, own) for part, own in zip(view.parts, orders, strict=True))
+    return tuple(
+        part if is_in_place(own) else gathered(part, axis, own)
+        for part, own in zip(view.parts, orders, strict=True)
+    )
+
+
+def is_in_place(order: NDArray[np.intp]) -> bool:
+    """Whether a permutation moves no element."""
+    return np.array_equal(order, np.arange(len(order)))
 
 
 @final

@@ -3,16 +3,18 @@
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from safejax._src.arrays.content import Content
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import Transform
 from safejax._src.public import set_module
 from safejax._src.pytrees.choices import Where, show_where
-from safejax._src.reading.gathered import gathered
+from safejax._src.reading.gathered import gathered, is_in_place
 from safejax._src.transforms.selection import checked_axis, fault, map_contents, required_where
 from safejax.errors import TransformError
 
@@ -42,9 +44,8 @@ class Permute(Transform):
                 f"along axis {axis}, got the shape {list(content.shape)}: narrow the pattern, or "
                 f"correct the indices",
             )
-        begins = np.arange(0, size, block)[:, None]
-        order = (begins + np.array(self.indices, np.intp)).reshape(-1)
-        return content.of(gathered(content.view, axis, order))
+        order = _order(self.indices, size)
+        return content if order is None else content.of(gathered(content.view, axis, order))
 
     @property
     def inverse(self) -> "Permute":
@@ -56,6 +57,16 @@ class Permute(Transform):
         more = f", … {len(self.indices)} in all" if len(self.indices) > _MOST_SHOWN else ""
         must_match = "" if self.must_match else ", must_match=False"
         return f"permute({show_where(self.where)}, {self.axis}, [{shown}{more}]{must_match})"
+
+
+# Many leaves have the same size along the axis.
+@lru_cache(maxsize=16)
+def _order(indices: tuple[int, ...], size: int) -> NDArray[np.intp] | None:
+    """The places of all elements along an axis, block by block; None if each is in its own."""
+    begins = np.arange(0, size, len(indices))[:, None]
+    order = (begins + np.array(indices, np.intp)).reshape(-1)
+    order.flags.writeable = False
+    return None if is_in_place(order) else order
 
 
 @set_module("safejax")

@@ -53,6 +53,7 @@ class Stack(Transform):
         match, back = self.template.matcher(), self.into.matcher()
         numbered: dict[str, dict[int, str]] = {}
         targets: dict[str, tuple[str, ...]] = {}
+        made: dict[tuple[str, ...], str] = {}
         places = self.template.placeholders
         before = places[: places.index(index)]
         for name in leaves:
@@ -66,9 +67,11 @@ class Stack(Transform):
                     f"leaf {name!r}: expected numbers without padding, 0, 1, 2 …, got "
                     f"{text!r}: the inverse could not restore it; rename it first",
                 )
-            target = filled(self, self.into, back, values, name)
-            numbered.setdefault(target, {})[int(text)] = name
-            targets[target] = tuple([values[placeholder] for placeholder in before])
+            others = tuple(values.values())
+            if others not in made:
+                target = made[others] = filled(self, self.into, back, values, name)
+                targets[target] = tuple(values[placeholder] for placeholder in before)
+            numbered.setdefault(made[others], {})[int(text)] = name
         wrong = fault_of_numbers(numbered, targets, self.start, self.count)
         if wrong is not None:
             raise fault(self, wrong)
@@ -79,10 +82,10 @@ class Stack(Transform):
 
     def _stacked(self, leaves: Leaves, names: list[str], target: str) -> Content:
         first = leaves[names[0]]
+        kind = (first.shape, first.dtype) if is_array(first) else None
         for name in names:
             leaf = leaves[name]
-            alike = is_array(leaf) and is_array(first)
-            if not (alike and (leaf.shape, leaf.dtype) == (first.shape, first.dtype)):
+            if not (is_array(leaf) and (leaf.shape, leaf.dtype) == kind):
                 raise fault(
                     self,
                     f"expected arrays of one shape and dtype, got {describe(first)} for "
