@@ -7,14 +7,13 @@ from functools import lru_cache
 from typing import final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from safejax._src.arrays.content import Content
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import Transform
 from safejax._src.public import set_module
 from safejax._src.pytrees.choices import Where, show_where
-from safejax._src.reading.gathered import gathered, is_in_place
+from safejax._src.reading.gathered import Order, gathered
 from safejax._src.transforms.selection import checked_axis, fault, map_contents, required_where
 from safejax.errors import TransformError
 
@@ -45,7 +44,7 @@ class Permute(Transform):
                 f"correct the indices",
             )
         order = _order(self.indices, size)
-        return content if order is None else content.of(gathered(content.view, axis, order))
+        return content.of(gathered(content.view, axis, order))
 
     @property
     def inverse(self) -> "Permute":
@@ -61,12 +60,10 @@ class Permute(Transform):
 
 # Many leaves have the same size along the axis.
 @lru_cache(maxsize=16)
-def _order(indices: tuple[int, ...], size: int) -> NDArray[np.intp] | None:
-    """The places of all elements along an axis, block by block; None if each is in its own."""
+def _order(indices: tuple[int, ...], size: int) -> Order:
+    """The order of all elements along an axis, block by block."""
     begins = np.arange(0, size, len(indices))[:, None]
-    order = (begins + np.array(indices, np.intp)).reshape(-1)
-    order.flags.writeable = False
-    return None if is_in_place(order) else order
+    return Order((begins + np.array(indices, np.intp)).reshape(-1))
 
 
 @set_module("safejax")
