@@ -40,7 +40,7 @@ def place_all(
     lazy = lazy_leaves(tree)
     for leaf in lazy:
         leaf.warn_if_narrowed()
-    total = sum(leaf.nbytes for leaf in lazy)
+    total = 0 if progress is None else sum(leaf.nbytes for leaf in lazy)
     done = 0
     one_at_a_time = threading.Lock()
     in_place: list[NDArray[Any]] = []
@@ -67,19 +67,22 @@ def place_all(
         gathered.add(id(leaf))
         report(leaf)
 
-    left = [leaf for leaf in lazy if id(leaf) not in gathered]
-    asked = read_together(leaf for leaf in left if leaf.content.view.plans_reads)
-    tasks = [(partial(place_together, group), _stored_dtype(group)) for group in asked]
-
     # A leaf that is worth a thread gets a task; the others share one task for each x64 mode.
     groups: list[list[LazyArray]] = [[], []]
-    for leaf in left:
-        if leaf.content.view.plans_reads:
+    asked: list[LazyArray] = []
+    for leaf in lazy:
+        if id(leaf) in gathered:
             continue
-        if leaf.is_worth_a_thread:
+        view = leaf.content.view
+        if view.plans_reads:
+            asked.append(leaf)
+        elif leaf.is_worth_a_thread:
             groups.append([leaf])
         else:
-            groups[needs_x64(leaf.content.view.dtype)].append(leaf)
+            groups[needs_x64(view.dtype)].append(leaf)
+    tasks = [
+        (partial(place_together, group), _stored_dtype(group)) for group in read_together(asked)
+    ]
     tasks += [(partial(place, group), _stored_dtype(group)) for group in groups if group]
     run_all_untraced(tasks, workers=min(8, os.cpu_count() or 1))
     placed = jax.tree.map(lambda leaf: leaf.placed() if isinstance(leaf, LazyArray) else leaf, tree)

@@ -105,7 +105,7 @@ class _Needed(NamedTuple):
     within: Window
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)  # Each has the places of all elements along an axis.
 def _located(
     window: Window, shape: tuple[int, ...], axis: int, order: Order
 ) -> tuple[tuple[tuple[slice, ...], ...], NDArray[np.intp], Window]:
