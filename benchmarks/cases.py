@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Final, final
 
-from benchmarks.sides import BFLOAT16, LAYERS, OWN, PORT, SET, STOCK
+from benchmarks.sides import BFLOAT16, LAYERS, NAMES, OWN, PORT, SET, STOCK
 from benchmarks.trees import MIB, Spec
 
 _LOADERS: Final = (
@@ -85,6 +85,13 @@ def _planning(count: int) -> Case:
     )  # fmt: skip
 
 
+def _naming(function: str, title: str) -> Case:
+    return Case(
+        f"names_{function}", f"20,000 names: {title}", function, ("safejax",), module="naming",
+        group="names", file=NAMES, nbytes=20_000 * 256, count=20_000, touched=0.0,
+    )  # fmt: skip
+
+
 def _sized(mib: int, function: str, sides: tuple[str, ...]) -> Case:
     return Case(
         f"{function}_{mib}", f"{function}, {mib} MiB", function, sides, group="scaling",
@@ -98,6 +105,11 @@ def _counted(count: int) -> Case:
         scale=0.25, count=count,
     )  # fmt: skip
 
+
+NAMING_STEPS: Final = (
+    "prefix", "rename", "cast", "transpose", "reshape", "permute", "offset", "stack",
+)  # fmt: skip
+"""The steps that are applied to many names, each by itself."""
 
 _CASES: Final = (
     Case("save", "save, flushed to disk", "save", _SAVERS),
@@ -156,6 +168,11 @@ _CASES: Final = (
     ),
     _saving(40_000),
     _planning(100_000),
+    *(_naming(step, step) for step in NAMING_STEPS),
+    _naming("where", "a pattern for each of 16,000"),
+    _naming("exact", "a table with a row for each"),
+    _naming("chain", "a chain of eight steps"),
+    _naming("plan", "the plan of the chain"),
     Case(
         "row", "one row of one leaf as NumPy", "row",
         ("safejax", "numpy.memmap", "numpy.memmap, mapped anew"), group="part", scale=4.0,

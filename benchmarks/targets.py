@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Final, TypeAlias, final
 
+from benchmarks.cases import NAMING_STEPS
 from benchmarks.trees import MIB
 
 Results: TypeAlias = dict[str, dict[str, Any]]
@@ -162,6 +163,8 @@ TARGETS: Final[tuple[Target, ...]] = (
     within("open_100000", "safetensors.numpy", 4),
     independent("plan_100000", "open_100000", 2),
     within("save_40000", "safetensors.numpy", 1.3),
+    *(seconds(f"names_{each}", 0.5) for each in (*NAMING_STEPS, "where", "exact")),
+    *(seconds(f"names_{each}", 1.0) for each in ("chain", "plan")),
     independent("open_1000_large", "open_1000", 1.25),
     within("port", "NumPy by hand", 0.7),
     header("open_100000", 1.05),

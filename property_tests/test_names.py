@@ -7,8 +7,9 @@ from hypothesis import event, example, given
 from hypothesis import strategies as st
 
 from safejax._src.pytrees.choices import predicate
+from safejax._src.pytrees.lookup import Lookup
 from safejax._src.pytrees.names import join, split
-from safejax._src.pytrees.patterns import Template
+from safejax._src.pytrees.patterns import Template, exactly
 from safejax.errors import TransformError
 
 
@@ -107,6 +108,22 @@ def test_filling_in_what_was_matched_gives_the_name(case):
     found = template.matcher()(name)
     if found is not None:
         assert template.fill(found) == name
+
+
+@given(st.lists(cases(), min_size=1, max_size=6), st.booleans())
+@example([("a.{i}", [], "a.x"), ("a.x", [], "a.y"), ("*.x", [], "b.x"), ("{i}.x", [], "x")], False)
+@example([("{i}.a", [], "x.a"), ("b.*", [], "b.a"), ("b.a", [], "y.a")], False)
+def test_a_lookup_finds_what_trying_each_template_finds_in_the_same_order(drawn, with_names):
+    names = [name for *_, name in drawn]
+    texts = [text for text, *_ in drawn] + (list(map(exactly, names)) if with_names else [])
+    templates = list(map(Template.parse, texts))
+    lookup = Lookup(templates)
+    for name in names:
+        tried = [(number, each.matcher()(name)) for number, each in enumerate(templates)]
+        expected = [(number, values) for number, values in tried if values is not None]
+        assert lookup.hits(name) == expected
+        assert lookup.first(name) == next(iter(expected), (-1, None))
+        event(f"{min(len(expected), 2)} hits or more")
 
 
 @given(st.text(), st.text())

@@ -14,6 +14,7 @@ BFLOAT16: Final = "bfloat16.safetensors"
 LAYERS: Final = "layers.safetensors"
 SET: Final = "set"
 PORT: Final = "port"
+NAMES: Final = "names.safetensors"
 
 
 @final
@@ -79,6 +80,7 @@ WRITERS: Final = {
     STOCK: ("safetensors_numpy", "write"),
     SET: ("safetensors_numpy", "write_set"),
     PORT: ("port", "write"),
+    NAMES: ("naming", "write"),
     **{side.file: (side.module, "write") for side in SIDES.values() if side.file is not None},
 }
 """The module and function that write each kind of file."""

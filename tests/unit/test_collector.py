@@ -326,3 +326,29 @@ def test_file_systems_are_called_outside_of_the_pause(before, monkeypatch):
     np.asarray(tree["w"])
     assert STATES
     assert set(STATES) == {before}
+
+
+def test_the_functions_that_transforms_are_given_run_outside_of_the_pause(before):
+    seen = []
+
+    def looked_at(value):
+        seen.append(gc.isenabled())
+        return value
+
+    leaves = safejax.flatten({"a": np.ones(3, np.float32), "b": np.ones(2, np.int8)})
+    safejax.elementwise(looked_at, "a")(leaves)
+    safejax.transpose(lambda name: bool(looked_at("")), must_match=False)(leaves)
+    table = safejax.correspond(
+        [("a", "c"), ("b", None, lambda name: looked_at(np.ones(2, np.int8)))]
+    )
+    table.inverse(table(leaves))
+    assert len(seen) > 3
+    assert set(seen) == {before}
+
+
+def test_an_error_of_a_transform_ends_the_pause(before):
+    leaves = safejax.flatten({"a": np.ones(3, np.float32)})
+    for step in (safejax.transpose("a"), safejax.correspond([("b", "c")])):
+        with pytest.raises(safejax.TransformError):
+            step(leaves)
+        assert gc.isenabled() is before

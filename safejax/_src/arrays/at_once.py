@@ -52,18 +52,19 @@ def place_at_once(
         for leaf in group:
             report(leaf)
 
-    left = list(leaves)
-    asked = read_together(leaf for leaf in left if leaf.content.view.plans_reads)
-    tasks = [(partial(place_together, group), _stored_dtype(group)) for group in asked]
     # A leaf that is worth a thread gets a task; the others share one task for each x64 mode.
     groups: list[list[_Leaf]] = [[], []]
-    for leaf in left:
-        if leaf.content.view.plans_reads:
-            continue
-        if leaf.is_worth_a_thread:
+    asked: list[_Leaf] = []
+    for leaf in leaves:
+        view = leaf.content.view
+        if view.plans_reads:
+            asked.append(leaf)
+        elif leaf.is_worth_a_thread:
             groups.append([leaf])
         else:
-            groups[needs_x64(leaf.content.view.dtype)].append(leaf)
+            groups[needs_x64(view.dtype)].append(leaf)
+    together = read_together(asked)
+    tasks = [(partial(place_together, group), _stored_dtype(group)) for group in together]
     tasks += [(partial(place, group), _stored_dtype(group)) for group in groups if group]
     run_all_untraced(tasks, workers=min(8, os.cpu_count() or 1))
     read_ahead(in_place)

@@ -54,7 +54,8 @@ class Content(NamedTuple):
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the leaf, without the axes of a single key."""
-        return self.view.shape[: len(self.view.shape) - self.key_axes]
+        shape = self.view.shape
+        return shape if self.key is None else shape[: len(shape) - self.key_axes]
 
     @property
     def key_axes(self) -> int:

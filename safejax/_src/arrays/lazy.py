@@ -94,10 +94,13 @@ class LazyArray(jax.Array):
             dtype = jax.dtypes.canonicalize_dtype(content.view.dtype)
         self._aval = abstract_value(content.shape, dtype, placement.sharding, content.weak_type)
 
-    def sibling(self, family: Family, number: int, name: str) -> "LazyArray":
-        """A leaf of the same load, placement and type, that holds `number` of a family."""
+    def sibling(self, content: Content | tuple[Family, int], name: str) -> "LazyArray":
+        """A leaf of the same load, placement, shape and type that holds something else.
+
+        That is a content, or the one with a number in a family.
+        """
         leaf = LazyArray.__new__(LazyArray)
-        leaf._content = (family, number)
+        leaf._content = content
         leaf._name = name
         leaf._placement = self._placement
         leaf._rows = None
@@ -110,16 +113,8 @@ class LazyArray(jax.Array):
 
     def named(self, name: str) -> "LazyArray":
         """The same leaf under another name; it is placed if this one is."""
-        leaf = LazyArray.__new__(LazyArray)
-        leaf._content = self._content
-        leaf._name = name
-        leaf._placement = self._placement
-        leaf._rows = None
-        leaf._notice = self._notice
+        leaf = self.sibling(self._content, name)
         leaf._placed = self._placed
-        leaf._is_passed = False
-        leaf._lock = threading.Lock()
-        leaf._aval = self._aval
         return leaf
 
     # ---- known without reading
@@ -532,7 +527,7 @@ class LazyArray(jax.Array):
         rows, first, _ = known
         if not -rows.size <= number < rows.size:
             return None
-        return first.sibling(rows, number % rows.size, self._name)
+        return first.sibling((rows, number % rows.size), self._name)
 
     def __reduce__(self) -> Any:
         return self.__reduce_ex__(2)

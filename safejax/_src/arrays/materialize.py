@@ -30,7 +30,7 @@ def place_all(
     lazy = lazy_leaves(tree)
     for leaf in lazy:
         leaf.warn_if_narrowed()
-    total = sum(leaf.nbytes for leaf in lazy)
+    total = 0 if progress is None else sum(leaf.nbytes for leaf in lazy)
     done = 0
     one_at_a_time = threading.Lock()
 

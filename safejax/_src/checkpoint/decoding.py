@@ -48,7 +48,7 @@ def open_leaves(source: File, *, verify: bool = False) -> Leaves:
         alike = models.get((tensor.code, tensor.shape, weak_type))
         if alike is not None and name not in special:
             model, tensors = alike
-            entries[name] = model.sibling(tensors.in_source(data), tensor.begin, name)
+            entries[name] = model.sibling((tensors.in_source(data), tensor.begin), name)
             continue
         view = _view(data, name, tensor, record)
         if isinstance(view, Unsupported):

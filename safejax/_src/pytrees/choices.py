@@ -8,9 +8,10 @@ matches are not chosen.
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, TypeAlias, cast
 
+from safejax._src.pytrees.lookup import Lookup
 from safejax._src.pytrees.patterns import Template
 from safejax.errors import TransformError
 
@@ -94,17 +95,39 @@ def any_of(where: Where, aval_of: Callable[[str], Any] | None = None) -> Callabl
     if not isinstance(where, tuple):
         return predicate(cast("Choice", where), aval_of)
     others = [pattern_of_others(choice) for choice in where]
-    wanted = [
-        predicate(each, aval_of) for each, out in zip(where, others, strict=True) if out is None
-    ]
-    unwanted = [predicate(out) for out in others if out is not None]
+    wanted = [each for each, out in zip(where, others, strict=True) if out is None]
+    is_wanted = _any_of(wanted, aval_of)
+    is_unwanted = _any_of([out for out in others if out is not None], aval_of)
+    return lambda name: (not wanted or is_wanted(name)) and not is_unwanted(name)
 
-    def chooses(name: str) -> bool:
-        return (not wanted or any(each(name) for each in wanted)) and not any(
-            each(name) for each in unwanted
-        )
 
-    return chooses
+def _any_of(
+    choices: Sequence[Choice], aval_of: Callable[[str], Any] | None
+) -> Callable[[str], bool]:
+    """The function that says whether any of the choices means a name; `!` is not looked at."""
+    lookup = Lookup(Template.parse(each) for each in choices if isinstance(each, str))
+    others = [predicate(each, aval_of) for each in choices if not isinstance(each, str)]
+    return lambda name: lookup.first(name)[0] >= 0 or any(each(name) for each in others)
+
+
+def meant_by_each(
+    choices: Sequence[Choice], names: Iterable[str], aval_of: Callable[[str], Any]
+) -> Iterator[set[str]]:
+    """The names that each of the choices means; `!` is not looked at.
+
+    Names are looked up in all patterns at once. `aval_of` is as for `predicate`.
+    """
+    if len(choices) == 1:
+        yield set(filter(predicate(choices[0], aval_of), names))
+        return
+    meant: dict[str, set[str]] = {each: set() for each in choices if isinstance(each, str)}
+    lookup, of_number = Lookup(map(Template.parse, meant)), list(meant.values())
+    for name in names:
+        for number, _ in lookup.hits(name):
+            of_number[number].add(name)
+    for choice in choices:
+        is_pattern = isinstance(choice, str)
+        yield meant[choice] if is_pattern else set(filter(predicate(choice, aval_of), names))
 
 
 def show_where(where: Where) -> str:

@@ -84,6 +84,8 @@ class Template(NamedTuple):
         if not self.placeholders:
             (literal,) = self.parts
             return lambda name: {} if name == literal else None
+        if len(self.placeholders) == 1:
+            return self._matcher_of_one()
         groups = {placeholder: f"g{n}" for n, placeholder in enumerate(self._distinct())}
         free = self._free()
         if all(free) and sum(not self._is_final(n, free) for n in range(len(free) - 1)) > 2:
@@ -95,9 +97,24 @@ class Template(NamedTuple):
             if power > 1 and len(name) ** power > _MOST_OF_REGEX:
                 return self._match_in_steps(name)
             found = compiled.fullmatch(name)
-            if found is None:
+            return None if found is None else dict(zip(groups, found.groups(), strict=True))
+
+        return match
+
+    def _matcher_of_one(self) -> Callable[[str], dict[str, str] | None]:
+        """As `matcher`, for one placeholder, whose text is all that is between the two literals.
+
+        To compile a regular expression takes far longer than to match some names without one.
+        """
+        (placeholder,), (among,), (before, after) = self.placeholders, self.among, self.parts
+        least = len(before) + len(after)
+        is_run = placeholder.startswith("*")
+
+        def match(name: str) -> dict[str, str] | None:
+            if len(name) < least or not (name.startswith(before) and name.endswith(after)):
                 return None
-            return {placeholder: found[group] for placeholder, group in groups.items()}
+            text = name[len(before) : len(name) - len(after)]
+            return {placeholder: text} if is_run or _is_among(text, among) else None
 
         return match
 
@@ -226,6 +243,13 @@ def _regex_of(among: Among) -> str:
     if among is None:
         return "[^.]+?"
     return "[0-9]+?" if among == "int" else "|".join(map(re.escape, sorted(among, key=len)))
+
+
+def _is_among(text: str, among: Among) -> bool:
+    """Whether a placeholder that is no star matches a text."""
+    if among is None:
+        return text != "" and "." not in text
+    return text.isascii() and text.isdigit() if among == "int" else text in among
 
 
 def _ends(placeholder: str, among: Among, name: str, begin: int) -> Iterator[int]:

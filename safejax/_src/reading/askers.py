@@ -21,7 +21,6 @@ from safejax._src.reading.arriving import Stall, body, size_of, total_of
 from safejax._src.reading.asking import Asker, FileSystem, Reply, in_loop, in_thread
 from safejax._src.reading.patience import Patience, StatusError
 
-
 _DECOMPRESSES: Final = False
 """What is compressed although it was not asked for stays so.
 

@@ -5,6 +5,7 @@ elements that a part needs, in as few windows as there are ranges of them.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple, final
 
 import numpy as np
@@ -21,33 +22,48 @@ from safejax._src.reading.view import Strided, View
 from safejax._src.reading.windows import Window
 
 
-def gathered(view: View, axis: int, order: NDArray[np.intp]) -> View:
-    """The view of `array.take(order, axis)`, for a permutation of all elements along the axis."""
+@final
+class Order:
+    """A permutation of all elements along an axis: the place that each is taken from.
+
+    It is compared by identity, and never changed: what is read for a window is found once for all
+    leaves that have the same order.
+    """
+
+    __slots__ = ("is_identity", "places")
+
+    def __init__(self, places: NDArray[np.intp]) -> None:
+        self.places = places
+        self.is_identity = np.array_equal(places, np.arange(len(places)))
+
+
+def gathered(view: View, axis: int, order: Order) -> View:
+    """The view of `array.take(order.places, axis)`."""
+    if order.is_identity:
+        return view
     if isinstance(view, Pointwise):
         return Pointwise(gathered(view.operand, axis, order), view.function, view.dtype)
     if isinstance(view, Concatenation):
         parts = _of_parts(view, axis, order)
         if parts is not None:
             return Concatenation(parts, view.axis)
-    if np.array_equal(order, np.arange(len(order))):
-        return view
     name = " and ".join(dict.fromkeys(source.name for source in view.sources))
     source = GatheredSource(view, axis, order, f"permuted {name}")
     return Strided(source, 0, view.dtype, Window.whole(view.shape))
 
 
-def _of_parts(view: Concatenation, axis: int, order: NDArray[np.intp]) -> tuple[View, ...] | None:
+def _of_parts(view: Concatenation, axis: int, order: Order) -> tuple[View, ...] | None:
     """The parts with the order of each; None if elements change from one part to another."""
     if axis != view.axis:
         return tuple(gathered(part, axis, order) for part in view.parts)
-    orders: list[NDArray[np.intp]] = []
+    orders: list[Order] = []
     begin = 0
     for part in view.parts:
         end = begin + part.shape[axis]
-        own = order[begin:end] - begin
+        own = order.places[begin:end] - begin
         if own.size and (own.min() < 0 or own.max() >= end - begin):
             return None
-        orders.append(own)
+        orders.append(Order(own))
         begin = end
     return tuple(gathered(part, axis, own) for part, own in zip(view.parts, orders, strict=True))
 
@@ -56,7 +72,7 @@ def _of_parts(view: Concatenation, axis: int, order: NDArray[np.intp]) -> tuple[
 class GatheredSource(Derived):
     """The flat values of a view with its elements along `axis` in the order of `order`."""
 
-    def __init__(self, view: View, axis: int, order: NDArray[np.intp], name: str) -> None:
+    def __init__(self, view: View, axis: int, order: Order, name: str) -> None:
         super().__init__((view,), name)
         self._axis, self._order = axis, order
 
@@ -75,17 +91,9 @@ class GatheredSource(Derived):
 
     def _needed(self, window: Window) -> "_Needed":
         (view,) = self.operands
-        box, within = located(window, view.shape, [0] * len(view.shape))
-        begin, length, step = box[self._axis]
-        wanted = self._order[begin : begin + (length - 1) * step + 1 : step]
-        found = np.sort(wanted)
-        breaks = np.flatnonzero(np.diff(found) != 1) + 1
-        pieces = [
-            view.index(tuple(map(_slice, (*box[: self._axis], run, *box[self._axis + 1 :]))))
-            for run in (Along(int(part[0]), len(part), 1) for part in np.split(found, breaks))
-        ]
-        whole = concatenation(tuple(pieces), self._axis)
-        return _Needed(whole, np.searchsorted(found, wanted), within)
+        indices, places, within = _located(window, view.shape, self._axis, self._order)
+        pieces = tuple(view.index(index) for index in indices)
+        return _Needed(concatenation(pieces, self._axis), places, within)
 
 
 @final
@@ -95,6 +103,21 @@ class _Needed(NamedTuple):
     view: View
     places: NDArray[np.intp]
     within: Window
+
+
+@lru_cache(maxsize=16)  # Each has the places of all elements along an axis.
+def _located(
+    window: Window, shape: tuple[int, ...], axis: int, order: Order
+) -> tuple[tuple[tuple[slice, ...], ...], NDArray[np.intp], Window]:
+    """The pieces of an array that are read for a window, and the rest of what is needed."""
+    box, within = located(window, shape, [0] * len(shape))
+    begin, length, step = box[axis]
+    wanted = order.places[begin : begin + (length - 1) * step + 1 : step]
+    found = np.sort(wanted)
+    breaks = np.flatnonzero(np.diff(found) != 1) + 1
+    runs = [Along(int(part[0]), len(part), 1) for part in np.split(found, breaks)]
+    indices = tuple(tuple(map(_slice, (*box[:axis], run, *box[axis + 1 :]))) for run in runs)
+    return indices, np.searchsorted(found, wanted), within
 
 
 def _slice(along: Along) -> slice:

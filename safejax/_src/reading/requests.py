@@ -8,6 +8,7 @@ requested are counted apart.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, NamedTuple, TypeAlias, final
 
 import numpy as np
@@ -115,6 +116,7 @@ def planned(wanted: Sequence[Spans], reach: Reach) -> Requests:
     return Requests(begins, ends, int(needed.sum()))
 
 
+@lru_cache(maxsize=1024)
 def runs_cost(dtype: Dtype, window: Window) -> Cost:
     """The cost of a window of which each run is read by itself, and nothing else."""
     if window.size == 0:

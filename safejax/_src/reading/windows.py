@@ -81,7 +81,7 @@ class Window:
         """The window on `array[index]`, for NumPy's basic indices."""
         # With a final Ellipsis NumPy returns a view, and does not read an element: there is none.
         closed = index if Ellipsis in index else (*index, ...)
-        return self._of(self._phantom()[closed])
+        return self.showing(_phantom(self.shape, self.strides)[closed])
 
     def row(self, number: int) -> "Window":
         """The window on `array[number]` for `number >= 0`: a shortcut for the common `index`."""
@@ -90,24 +90,15 @@ class Window:
 
     def transpose(self, axes: tuple[int, ...]) -> "Window":
         """The window on `array.transpose(axes)`."""
-        shape = tuple(self.shape[axis] for axis in axes)
-        return Window(self.offset, shape, tuple(self.strides[axis] for axis in axes))
+        return _transposed(self, axes)
 
     def expand(self, axis: int, size: int = 1) -> "Window":
         """The window with a new axis of `size` at `axis`, along which all elements repeat."""
-        shape = (*self.shape[:axis], size, *self.shape[axis:])
-        strides = (*self.strides[:axis], 0, *self.strides[axis:])
-        return Window(self.offset, shape, strides)
+        return _expanded(self, axis, size)
 
     def reshape(self, shape: tuple[int, ...]) -> "Window | None":
         """The window on `array.reshape(shape)`, or None where NumPy would need a copy."""
-        phantom = self._phantom()
-        try:
-            return self._of(phantom.reshape(shape, copy=False))
-        except ValueError:
-            if self.size != Window.whole(shape).size or len(shape) > MAX_AXES:
-                raise
-            return None
+        return _reshaped(self, shape)
 
     def runs(self) -> tuple["Window", int]:
         """The elements of a non-empty window as runs of equal length, each element once.
@@ -156,20 +147,42 @@ class Window:
         axes.sort(key=lambda moving: moving[2])
         return offset, axes
 
-    def _phantom(self) -> NDArray[np.int8]:
-        return _phantom(self.shape, self.strides)
-
-    def _of(self, phantom: NDArray[np.int8]) -> "Window":
+    def showing(self, phantom: NDArray[np.int8]) -> "Window":
+        """The window on what a view of this one's phantom shows: the array that NumPy works on."""
         moved = _address(phantom) - _address(_NOWHERE) if phantom.size else 0
         # NumPy wraps an address below zero around to the top of 64 bits; this restores the sign.
         moved = (moved + _HALF) % (2 * _HALF) - _HALF
         return Window(self.offset + moved, phantom.shape, phantom.strides)
 
 
-# Most windows have the shape of another one.
+# Most windows are the same as another one, each of another tensor: then they stay the same.
 @lru_cache(maxsize=1024)
 def _phantom(shape: tuple[int, ...], strides: tuple[int, ...]) -> NDArray[np.int8]:
     return as_strided(_NOWHERE, shape, strides, writeable=False)
+
+
+@lru_cache(maxsize=1024)
+def _transposed(window: Window, axes: tuple[int, ...]) -> Window:
+    shape = tuple(window.shape[axis] for axis in axes)
+    return Window(window.offset, shape, tuple(window.strides[axis] for axis in axes))
+
+
+@lru_cache(maxsize=1024)
+def _expanded(window: Window, axis: int, size: int) -> Window:
+    shape = (*window.shape[:axis], size, *window.shape[axis:])
+    strides = (*window.strides[:axis], 0, *window.strides[axis:])
+    return Window(window.offset, shape, strides)
+
+
+@lru_cache(maxsize=1024)
+def _reshaped(window: Window, shape: tuple[int, ...]) -> Window | None:
+    phantom = _phantom(window.shape, window.strides)
+    try:
+        return window.showing(phantom.reshape(shape, copy=False))
+    except ValueError:
+        if window.size != Window.whole(shape).size or len(shape) > MAX_AXES:
+            raise
+        return None
 
 
 def _address(array: NDArray[Any]) -> int:

@@ -59,8 +59,7 @@ class Arithmetic(Transform):
                 f"leaf {name!r}: expected a number that float64 has for {dtype.name}, got "
                 f"{self.by!r}: give a float",
             )
-        function = _OnBlocks(self.operation, self.by, self.exact, dtype, name, repr(self))
-        return content.of(Pointwise(content.view, function, dtype))
+        return content.of(Pointwise(content.view, _OnBlocks(self, dtype, name), dtype))
 
     @property
     def inverse(self) -> "Arithmetic":
@@ -81,26 +80,25 @@ class Arithmetic(Transform):
 @final
 @dataclass(frozen=True, slots=True)
 class _OnBlocks(BlockFunction):
-    operation: Operation
-    by: int | float
-    exact: bool
+    step: Arithmetic
     dtype: Dtype
     name: str
-    step: str
 
     def __call__(self, array: NDArray[Any]) -> NDArray[Any]:
+        operation, by = self.step.operation, self.step.by
         with np.errstate(all="ignore"):
             function = _floats if is_floating(self.dtype) else _integers
-            result, is_exact = function(array, self.operation, self.by, self.dtype)
-        if self.exact and not is_exact.all():
+            result, is_exact = function(array, operation, by, self.dtype)
+        if self.step.exact and not is_exact.all():
             value = array.reshape(-1)[int(np.argmin(is_exact.reshape(-1)))]
             wider = "float32" if self.dtype.itemsize < 4 else "float64"
             is_narrow = is_floating(self.dtype) and self.dtype.itemsize < 8
             remedy = f"cast it to {wider} first" if is_narrow else "correct it"
             raise PrecisionError(
-                f"leaf {self.name!r}: expected {value!s} {self.operation} {self.by!r} to be exact "
+                f"leaf {self.name!r}: expected {value!s} {operation} {by!r} to be exact "
                 f"in {self.dtype.name}, as {int(is_exact.sum())} of {is_exact.size} results are, "
-                f"got a value that it lacks: {remedy}, or pass exact=False to round; in {self.step}"
+                f"got a value that it lacks: {remedy}, or pass exact=False to round; in "
+                f"{self.step!r}"
             )
         return result
 

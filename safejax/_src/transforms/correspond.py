@@ -8,6 +8,7 @@ from typing import Any, TypeAlias, cast, final
 
 from jax.sharding import Mesh, PartitionSpec
 
+from safejax._src.collector import collector_paused
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.rules import ShardingRules, sharding_rules
 from safejax._src.leaves.steps import Transform
@@ -35,6 +36,7 @@ class Correspondence(Transform):
     sizes: tuple[tuple[str, int], ...] = ()
     is_inverse: bool = False
 
+    @collector_paused()
     def __call__(self, leaves: Leaves, /) -> Leaves:
         return made_of(Examination(self.rows, dict(self.sizes), self.is_inverse, leaves))
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safejax._src.arrays.content import Content
+from safejax._src.collector import collector_resumed
 from safejax._src.dtypes import Dtype, is_floating, stored_as
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import Transform
@@ -43,6 +44,7 @@ class Elementwise(Transform):
     def __call__(self, leaves: Leaves, /) -> Leaves:
         return map_contents(self, leaves, self.where, self.must_match, self._apply)
 
+    @collector_resumed()  # The function is the user's.
     def _apply(self, name: str, content: Content) -> Content:
         if content.key is not None:
             raise fault(

@@ -14,19 +14,14 @@ from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import Transform
 from safejax._src.public import set_module
 from safejax._src.pytrees.choices import show_where
+from safejax._src.pytrees.lookup import Lookup
 from safejax._src.pytrees.patterns import Template
 from safejax._src.reading.view import View
 from safejax._src.transforms.merging.axes import MergeAxes, parse_merge_axes
 from safejax._src.transforms.merging.calling import Calling, Function
 from safejax._src.transforms.merging.rules import Rule, parsed_rule
 from safejax._src.transforms.merging.views import numbers_of, results_of, whole_of
-from safejax._src.transforms.renaming import (
-    FirstMatch,
-    Renamed,
-    check_shadows,
-    filled,
-    representative,
-)
+from safejax._src.transforms.renaming import Renamed, check_shadows, filled, representative
 from safejax._src.transforms.selection import Faults, fault, nothing_matched, quoted
 from safejax.errors import TransformError
 
@@ -46,10 +41,10 @@ class Merge(Transform):
     def __call__(self, leaves: Leaves, /) -> Leaves:
         groups = self._groups(leaves)
         of_name = {name: target for target, names in groups.items() for name in names}
-        back = FirstMatch(into for into, _ in self.rules)
+        back = Lookup(into for into, _ in self.rules)
 
         def claimed(name: str) -> bool:
-            return self.backward is not None and back.of(name)[1] is not None
+            return self.backward is not None and back.first(name)[1] is not None
 
         tries: dict[Any, Calling] = {}
         renamed = Renamed(self, claimed)
@@ -71,14 +66,14 @@ class Merge(Transform):
 
     def _groups(self, leaves: Leaves) -> dict[str, list[str]]:
         """The new names, with the old ones in the order of the templates."""
-        first = FirstMatch(part for _, parts in self.rules for part in parts)
+        lookup = Lookup(part for _, parts in self.rules for part in parts)
         count = len(self.rules[0][1])
         backs = [into.matcher() for into, _ in self.rules]
         found: dict[str, dict[int, str]] = {}
         of: dict[str, int] = {}
         faults = Faults(self)
         for name in leaves:
-            at, values = first.of(name)
+            at, values = lookup.first(name)
             if values is None:
                 continue
             number, place = divmod(at, count)
@@ -190,18 +185,18 @@ class Unmerge(Transform):
     merge: Merge
 
     def __call__(self, leaves: Leaves, /) -> Leaves:
-        first = FirstMatch(into for into, _ in self.merge.rules)
-        made = FirstMatch(part for _, parts in self.merge.rules for part in parts)
+        lookup = Lookup(into for into, _ in self.merge.rules)
+        made = Lookup(part for _, parts in self.merge.rules for part in parts)
         rules = [[(part, part.matcher()) for part in parts] for _, parts in self.merge.rules]
 
         def claimed(name: str) -> bool:
-            return made.of(name)[1] is not None
+            return made.first(name)[1] is not None
 
         tries: dict[Any, Calling] = {}
         renamed = Renamed(self, claimed)
         matched: set[int] = set()
         for name, leaf in leaves.items():
-            number, values = first.of(name)
+            number, values = lookup.first(name)
             if values is None:
                 renamed.leave(name, leaf)
                 continue

@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import final
 
 import numpy as np
@@ -12,7 +13,7 @@ from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import Transform
 from safejax._src.public import set_module
 from safejax._src.pytrees.choices import Where, show_where
-from safejax._src.reading.gathered import gathered
+from safejax._src.reading.gathered import Order, gathered
 from safejax._src.transforms.selection import checked_axis, fault, map_contents, required_where
 from safejax.errors import TransformError
 
@@ -42,8 +43,7 @@ class Permute(Transform):
                 f"along axis {axis}, got the shape {list(content.shape)}: narrow the pattern, or "
                 f"correct the indices",
             )
-        begins = np.arange(0, size, block)[:, None]
-        order = (begins + np.array(self.indices, np.intp)).reshape(-1)
+        order = _order(self.indices, size)
         return content.of(gathered(content.view, axis, order))
 
     @property
@@ -56,6 +56,14 @@ class Permute(Transform):
         more = f", … {len(self.indices)} in all" if len(self.indices) > _MOST_SHOWN else ""
         must_match = "" if self.must_match else ", must_match=False"
         return f"permute({show_where(self.where)}, {self.axis}, [{shown}{more}]{must_match})"
+
+
+# Many leaves have the same size along the axis.
+@lru_cache(maxsize=16)
+def _order(indices: tuple[int, ...], size: int) -> Order:
+    """The order of all elements along an axis, block by block."""
+    begins = np.arange(0, size, len(indices))[:, None]
+    return Order((begins + np.array(indices, np.intp)).reshape(-1))
 
 
 @set_module("safejax")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import final
 
+from safejax._src.collector import collector_paused
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import Transform
 from safejax._src.public import set_module
@@ -20,6 +21,7 @@ class Prefix(Transform):
     text: str
     adds: bool = True
 
+    @collector_paused()
     def __call__(self, leaves: Leaves, /) -> Leaves:
         if not self.adds:
             others = [name for name in leaves if self._below(self._above(name)) != name]

@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
+from safejax._src.collector import collector_paused
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import Transform
 from safejax._src.public import set_module
+from safejax._src.pytrees.lookup import Lookup
 from safejax._src.pytrees.patterns import Template, agreeing
-from safejax._src.transforms.renaming import FirstMatch, Renamed, check_shadows
+from safejax._src.transforms.renaming import Renamed, check_shadows
 from safejax._src.transforms.selection import capped, fault, nothing_matched
 from safejax.errors import TransformError
 
@@ -22,6 +24,7 @@ class Rename(Transform):
     strict: bool = False
     must_match: bool = True
 
+    @collector_paused()
     def __call__(self, leaves: Leaves, /) -> Leaves:
         back = self.inverse
         renamed = Renamed(self)
@@ -76,12 +79,12 @@ class _Renamer:
     """The rules, compiled."""
 
     def __init__(self, rules: tuple[tuple[Template, Template], ...]) -> None:
-        self._first = FirstMatch(source for source, _ in rules)
+        self._lookup = Lookup(source for source, _ in rules)
         self._targets = [target for _, target in rules]
 
     def rename(self, name: str) -> tuple[int | None, str]:
         """The number of the first rule that matches `name`, and the new name."""
-        number, values = self._first.of(name)
+        number, values = self._lookup.first(name)
         return (None, name) if values is None else (number, self._targets[number].fill(values))
 
 

@@ -6,9 +6,12 @@ from typing import Any, final
 import jax
 
 from safejax._src.arrays.content import Content
-from safejax._src.leaves.leaf import like_leaf, named
+from safejax._src.collector import collector_paused
+from safejax._src.leaves.leaf import named
 from safejax._src.leaves.leaves import Leaves
+from safejax._src.leaves.making import Maker
 from safejax._src.leaves.steps import Transform
+from safejax._src.pytrees.lookup import Lookup
 from safejax._src.pytrees.moving import moved
 from safejax._src.pytrees.names import check_name
 from safejax._src.pytrees.patterns import Template
@@ -93,6 +96,7 @@ def filled(
     return target
 
 
+@collector_paused()
 def parted(
     transform: Transform,
     leaves: Leaves,
@@ -105,7 +109,7 @@ def parted(
 
     `parts(name, leaf, values)` gives names and contents; `values` are those of the placeholders.
     """
-    match = template.matcher()
+    match, maker = template.matcher(), Maker()
     renamed = Renamed(transform, claimed)
     matched = False
     for name, leaf in leaves.items():
@@ -120,12 +124,13 @@ def parted(
             renamed.faults.add(name, error)
             continue
         for target, part in made:
-            renamed.add(target, like_leaf(leaf, part, target), name)
+            renamed.add(target, maker.like(leaf, part, target), name)
     if must_match and not matched:
         raise nothing_matched(transform, template.text, leaves)
     return leaves.replace(renamed.entries)
 
 
+@collector_paused()
 def gathered(
     transform: Transform,
     leaves: Leaves,
@@ -137,7 +142,7 @@ def gathered(
 
     `groups` maps each new name to the old name whose position it takes, and to all old names.
     """
-    back = into.matcher()
+    back, maker = into.matcher(), Maker()
     renamed = Renamed(transform, lambda name: back(name) is not None)
     group_of = {name: target for target, (_, names) in groups.items() for name in names}
     for name, leaf in leaves.items():
@@ -152,7 +157,7 @@ def gathered(
             except TransformError as error:
                 renamed.faults.add(target, error)
                 continue
-            made = like_leaf(representative(leaves, names), content, target)
+            made = maker.like(representative(leaves, names), content, target)
             renamed.add(target, made, name)
     return leaves.replace(renamed.entries)
 
@@ -161,31 +166,6 @@ def representative(leaves: Leaves, names: list[str]) -> Any:
     """The leaf that one made of all these will be like: an abstract one, if there is one."""
     abstract = [leaves[name] for name in names if isinstance(leaves[name], jax.ShapeDtypeStruct)]
     return (abstract or [leaves[names[0]]])[0]
-
-
-@final
-class FirstMatch:
-    """Which of many templates is the first that matches a name: at once where it is the name."""
-
-    def __init__(self, templates: Iterable[Template]) -> None:
-        self._exact: dict[str, int] = {}
-        self._others: list[tuple[int, Callable[[str], dict[str, str] | None]]] = []
-        for number, template in enumerate(templates):
-            if template.placeholders:
-                self._others.append((number, template.matcher()))
-            else:
-                self._exact.setdefault(template.parts[0], number)
-
-    def of(self, name: str) -> tuple[int, dict[str, str] | None]:
-        """The number of the template, and the values of its placeholders; -1 and None if none."""
-        exact = self._exact.get(name)
-        for number, match in self._others:
-            if exact is not None and exact < number:
-                break
-            values = match(name)
-            if values is not None:
-                return number, values
-        return (-1, None) if exact is None else (exact, {})
 
 
 def check_shadows(
@@ -197,7 +177,7 @@ def check_shadows(
         match = templates[number].matcher()
         taken = [name for name in leaves if match(name) is not None]
         if taken:
-            rule, _ = FirstMatch(templates[:number]).of(taken[0])
+            rule, _ = Lookup(templates[:number]).first(taken[0])
             text, earlier = templates[number].text, templates[rule].text
             shadowed.append(
                 f"expected {text!r} to match a leaf of its own, but {earlier!r}, which comes "

@@ -9,14 +9,17 @@ from typing import Final, final
 import jax
 
 from safejax._src.arrays.content import Content
-from safejax._src.leaves.leaf import aval_of, content_at, is_array, like_leaf
+from safejax._src.collector import collector_paused
+from safejax._src.leaves.leaf import aval_of, content_at, is_array
 from safejax._src.leaves.leaves import Leaves
+from safejax._src.leaves.making import Maker
 from safejax._src.leaves.steps import Transform, within
 from safejax._src.pytrees.choices import (
     Where,
     asks_for_aval,
     checked,
     choices_of,
+    meant_by_each,
     pattern_of_others,
     predicate,
     show_where,
@@ -45,24 +48,21 @@ def chosen(transform: Transform, where: Where, leaves: Leaves, must_match: bool)
         leaf = leaves[name]
         return aval_of(leaf) if is_array(leaf) else None
 
-    several = isinstance(where, tuple)
+    choices = choices_of(where)
+    others = [pattern_of_others(choice) if isinstance(where, tuple) else None for choice in choices]
+    meant = [
+        choice if other is None else other for choice, other in zip(choices, others, strict=True)
+    ]
     names: set[str] = set()
     left_out: set[str] = set()
     unused: list[Where] = []
-    is_only_others = several
-    for choice in choices_of(where):
-        others = pattern_of_others(choice) if several else None
-        found = set(filter(predicate(choice if others is None else others, aval), leaves))
+    for choice, other, found in zip(meant, others, meant_by_each(meant, leaves, aval), strict=True):
         if must_match and not found:
-            unused.append(choice if others is None else others)
-        if others is None:
-            names |= found
-            is_only_others = False
-        else:
-            left_out |= found
+            unused.append(choice)
+        (names if other is None else left_out).update(found)
     if unused:
         raise nothing_matched(transform, unused[0], leaves, others=unused[1:])
-    return (set(leaves) if is_only_others else names) - left_out
+    return (names if None in others else set(leaves)) - left_out
 
 
 def fault(step: Transform | str, sentence: str) -> TransformError:
@@ -115,21 +115,25 @@ def map_contents(
 ) -> Leaves:
     """The leaves with the content of each chosen array replaced by `function` of it; unread.
 
+    The garbage collector is paused while it is called.
+
     Raises `TransformError` if `where` matches no leaf, unless `must_match` is false.
     """
     names = leaves if where is None else chosen(transform, where, leaves, must_match)
     entries = dict(leaves)
     faults = Faults(transform)
-    for name, leaf in leaves.items():
-        if name in names and is_array(leaf):
-            content = content_at(name, leaf)
-            try:
-                changed = function(name, content)
-            except TransformError as error:
-                faults.add(name, error)
-                continue
-            if changed != content:
-                entries[name] = like_leaf(leaf, changed, name)
+    maker = Maker()
+    with collector_paused():
+        for name, leaf in leaves.items():
+            if name in names and is_array(leaf):
+                content = content_at(name, leaf)
+                try:
+                    changed = function(name, content)
+                except TransformError as error:
+                    faults.add(name, error)
+                    continue
+                if changed is not content and changed != content:
+                    entries[name] = maker.like(leaf, changed, name)
     faults.check()
     changed_leaves = leaves.replace(entries)
     if where is not None and any(map(asks_for_aval, choices_of(where))):

@@ -57,6 +57,7 @@ class Stack(Transform):
         match, back = self.template.matcher(), self.into.matcher()
         numbered: dict[str, dict[int, str]] = {}
         targets: dict[str, tuple[str, ...]] = {}
+        made: dict[tuple[str, ...], str] = {}
         places = self.template.placeholders
         before = places[: places.index(index)]
         faults = Faults(self)
@@ -67,6 +68,7 @@ class Stack(Transform):
             text = values.pop(index)
             if not is_in_range(text, self.start, self.count):
                 continue
+            others = tuple(values.values())
             try:
                 if str(int(text)) != text:
                     raise fault(
@@ -74,12 +76,13 @@ class Stack(Transform):
                         f"leaf {name!r}: expected numbers without padding, 0, 1, 2 …, got "
                         f"{text!r}: the inverse could not restore it; rename it first",
                     )
-                target = filled(self, self.into, back, values, name)
+                if others not in made:
+                    target = made[others] = filled(self, self.into, back, values, name)
+                    targets[target] = tuple([values[placeholder] for placeholder in before])
             except TransformError as error:
                 faults.add(name, error)
                 continue
-            numbered.setdefault(target, {})[int(text)] = name
-            targets[target] = tuple([values[placeholder] for placeholder in before])
+            numbered.setdefault(made[others], {})[int(text)] = name
         faults.check()
         wrong = fault_of_numbers(numbered, targets, self.start, self.count)
         if wrong is not None:
@@ -91,10 +94,10 @@ class Stack(Transform):
 
     def _stacked(self, leaves: Leaves, names: list[str], target: str) -> Content:
         first = leaves[names[0]]
+        kind = (first.shape, first.dtype) if is_array(first) else None
         for name in names:
             leaf = leaves[name]
-            alike = is_array(leaf) and is_array(first)
-            if not (alike and (leaf.shape, leaf.dtype) == (first.shape, first.dtype)):
+            if not (is_array(leaf) and (leaf.shape, leaf.dtype) == kind):
                 raise fault(
                     self,
                     f"expected arrays of one shape and dtype, got {describe(first)} for "

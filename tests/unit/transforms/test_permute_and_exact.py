@@ -31,7 +31,7 @@ from safejax import (
 )
 from safejax._src.reading.array import ArraySource
 from safejax._src.reading.concatenation import concatenation
-from safejax._src.reading.gathered import gathered
+from safejax._src.reading.gathered import Order, gathered
 from safejax._src.reading.pointwise import cast_view
 from safejax._src.reading.view import Strided, View
 from safejax._src.reading.windows import Window
@@ -85,7 +85,7 @@ def orders(draw: st.DrawFn) -> tuple[View, Any]:
     for _ in range(draw(st.integers(1, 3))):
         axis = draw(st.integers(0, model.ndim - 1))
         order = np.array(draw(st.permutations(range(model.shape[axis]))), np.intp)
-        view, model = gathered(view, axis, order), model.take(order, axis)
+        view, model = gathered(view, axis, Order(order)), model.take(order, axis)
         if draw(st.booleans()):
             axes = tuple(draw(st.permutations(range(model.ndim))))
             view, model = view.transpose(axes), model.transpose(axes)

@@ -8,6 +8,7 @@ between tensors. A sum may stand within a product: in `(h (k + k))` the parts ta
 
 import re
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Final, NamedTuple, TypeAlias, final
 
 from safejax.errors import TransformError
@@ -149,6 +150,7 @@ class _Reader:
         )
 
 
+@lru_cache(maxsize=1024)
 def atoms(tensor: Tensor) -> tuple[Factor, ...]:
     """The factors of all axes, in C order."""
     return tuple(factor for axis in tensor for factor in axis)
@@ -158,6 +160,7 @@ def _sum_in(tensor: Tensor) -> Sum | None:
     return next((factor for factor in atoms(tensor) if isinstance(factor, Sum)), None)
 
 
+@lru_cache(maxsize=1024)
 def part_names(tensor: Tensor) -> tuple[tuple[str, ...], ...]:
     """The names of the axes of each part of a tensor: of one, or of each term of its sum."""
     found = _sum_in(tensor)

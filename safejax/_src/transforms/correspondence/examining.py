@@ -1,8 +1,9 @@
 """Examining leaves by a table of correspondences: what each row takes, and all that is at fault."""
 
-from collections.abc import Mapping
-from functools import cache
-from typing import Any, Final, final
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
+from math import prod
+from typing import Final, final
 
 from safejax._src.arrays.content import Content
 from safejax._src.arrays.lazy import LazyArray
@@ -83,9 +84,7 @@ class Examination:
         return side.names[place].text
 
     def _is_complete(self, group: Group) -> bool:
-        expected = len(group.source.names)
-        for count in group.counts():
-            expected *= count
+        expected = len(group.source.names) * prod(group.counts())
         if len(group.names) == expected:
             return True
         missing = group.missing()
@@ -142,38 +141,16 @@ class Examination:
             )
             return False
         assert group.target is not None
-        own = tuple((f"_.{n}",) for n in range(rank - len(group.source.lead)))
-        self.tensors[id(group)] = (_tensors(group.source, own), _tensors(group.target, own))
+        rank -= len(group.source.lead)
+        self.tensors[id(group)] = (_tensors(group.source, rank), _tensors(group.target, rank))
         return True
 
     def _solve(self, groups: list[Group]) -> None:
-        constraints: dict[tuple[object, ...], list[Constraint]] = {}
-        for group in groups:
-            for name, count in zip(group.stacked, group.counts(), strict=True):
-                key = (group.row, name, count, group.scope if name.startswith("_") else None)
-                constraints.setdefault(
-                    key, [Constraint((name,), count, group.first, group.scope, counted=True)]
-                )
-            if group.is_plain or group.target is None:
-                continue
-            source, _ = self.tensors[id(group)]
-            scope = _scope(group, source)
-            for place, name in {place: name for (place, _), name in group.names.items()}.items():
-                shape = self.contents[name].shape  # The others of this place have the same.
-                constraints.setdefault(
-                    (group.row, place, shape, scope),
-                    [
-                        Constraint(axis, size, name, scope)
-                        for axis, size in zip(source[place], shape, strict=True)
-                    ],
-                )
-        # The largest numbers first: a group is shorter than others, and not longer.
-        counts, axes = (
-            [each for row in constraints.values() for each in row if each.counted == counted]
-            for counted in (True, False)
-        )
-        counts.sort(key=lambda constraint: -constraint.size)
-        faults, left = self.sizes.solve([*counts, *axes])
+        # Most rows have the axes and the shapes of another one, which has the same faults.
+        faults, left = self.sizes.solve(self._constraints(groups, each_row=False))
+        if faults:
+            self.sizes = Sizes(self._given)
+            faults, left = self.sizes.solve(self._constraints(groups, each_row=True))
         for fault in faults:
             self._report.add("sizes", fault)
         seen: set[str] = set()
@@ -187,6 +164,36 @@ class Examination:
                     f"{show_axis(constraint.axis)}, which leaves {' and '.join(names)} open",
                 )
 
+    def _constraints(self, groups: list[Group], *, each_row: bool) -> list[Constraint]:
+        """What the numbers and the shapes of the leaves say of sizes, once or in each row."""
+        constraints: dict[tuple[object, ...], list[Constraint]] = {}
+        for group in groups:
+            row = group.row if each_row else None
+            for name, count in zip(group.stacked, group.counts(), strict=True):
+                key = (row, name, count, group.scope if name.startswith("_") else None)
+                constraints.setdefault(
+                    key, [Constraint((name,), count, group.first, group.scope, counted=True)]
+                )
+            if group.is_plain or group.target is None:
+                continue
+            source, _ = self.tensors[id(group)]
+            scope = scope_of(group, source)
+            for place, name in {place: name for (place, _), name in group.names.items()}.items():
+                shape = self.contents[name].shape  # The others of this place have the same.
+                key = (row, source[place], shape, scope)
+                if key not in constraints:
+                    constraints[key] = [
+                        Constraint(axis, size, name, scope)
+                        for axis, size in zip(source[place], shape, strict=True)
+                    ]
+        # The largest numbers first: a group is shorter than others, and not longer.
+        counts, axes = (
+            [each for row in constraints.values() for each in row if each.counted == counted]
+            for counted in (True, False)
+        )
+        counts.sort(key=lambda constraint: -constraint.size)
+        return [*counts, *axes]
+
     def _solve_inverse(self, groups: list[Group]) -> None:
         """Check that the shapes of the result imply all sizes again, so that it can be undone."""
         constraints: dict[tuple[object, ...], list[Constraint]] = {}
@@ -194,23 +201,19 @@ class Examination:
             if group.is_plain:
                 continue
             source, target = self.tensors[id(group)]
-            scope = _scope(group, source)
+            scope = scope_of(group, source)
             assert group.target is not None
             for count, name in zip(self._counts(group), group.source.lead, strict=True):
                 constraints.setdefault(
-                    (group.row, name, count, scope),
+                    (name, count, scope),
                     [Constraint((name,), count, group.first, group.scope, counted=True)],
                 )
             for place, tensor in enumerate(target):
-                shape = tuple(size_of(axis, self.size(group)) for axis in tensor)
-                name = group.target.names[place].text
-                constraints.setdefault(
-                    (group.row, place, shape, scope),
-                    [
-                        Constraint(axis, size, name, group.scope)
-                        for axis, size in zip(tensor, shape, strict=True)
-                    ],
-                )
+                if (tensor, scope) not in constraints:  # Which implies the sizes.
+                    name, size = group.target.names[place].text, self.size(group)
+                    constraints[tensor, scope] = [
+                        Constraint(axis, size_of(axis, size), name, group.scope) for axis in tensor
+                    ]
         inverse = Sizes(self._given)
         _, left = inverse.solve(each for row in constraints.values() for each in row)
         seen: set[str] = set()
@@ -242,8 +245,9 @@ class Examination:
                         f"{row}: {{{name}}}: how many there are to restore: sizes={{{name!r}: n}}",
                     )
 
-    def size(self, group: Group) -> Any:
-        return cache(lambda name: self.sizes.size(name, group.scope))
+    def size(self, group: Group) -> Callable[[str], int]:
+        """The function from the names of axes to their sizes in a group."""
+        return partial(self.sizes.size, scope=group.scope)
 
     def _counts(self, group: Group) -> tuple[int, ...]:
         return tuple(self.sizes.size(name, group.scope) for name in group.source.lead)
@@ -275,14 +279,18 @@ def _show(content: Content) -> str:
     return f"{dtype}[{','.join(map(str, content.shape))}]"
 
 
-def _tensors(side: Side, own: Tensor) -> tuple[Tensor, ...]:
-    """The axes of a side's tensors, with `own` for any axes."""
+def _tensors(side: Side, count: int) -> tuple[Tensor, ...]:
+    """The axes of a side's tensors, with names for `count` axes where a row says nothing."""
     if side.tensors is not None:
         return side.tensors
-    return ((*((name,) for name in side.lead), *own),)
+    return ((*((name,) for name in side.lead), *((f"_.{n}",) for n in range(count))),)
 
 
-def _scope(group: Group, tensors: tuple[Tensor, ...]) -> tuple[object, ...] | None:
+def scope_of(group: Group, tensors: tuple[Tensor, ...]) -> tuple[object, ...] | None:
     """The scope of a group that has names with sizes of their own."""
-    names = names_of(tensors)
-    return group.scope if any(name.startswith("_") for name in names) else None
+    return group.scope if _has_own(tensors) else None
+
+
+@lru_cache(maxsize=1024)
+def _has_own(tensors: tuple[Tensor, ...]) -> bool:
+    return any(name.startswith("_") for name in names_of(tensors))

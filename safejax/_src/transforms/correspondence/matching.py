@@ -1,11 +1,12 @@
 """Matching: which rows of a table of correspondences take which names, and what they make."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import NamedTuple, final
 
-from safejax._src.transforms.correspondence.rows import Row, Side
+from safejax._src.pytrees.lookup import Lookup, Match
+from safejax._src.transforms.correspondence.rows import Name, Row, Side
 
 
 @final
@@ -19,29 +20,25 @@ class Hit(NamedTuple):
 
 @final
 class Index:
-    """The rows, by what the names that they take end in: a table may have 20,000 names."""
+    """The rows, by the names that they take: a table may have 20,000 of them."""
 
     def __init__(self, rows: Sequence[Row], is_inverse: bool) -> None:
-        self._by_end: dict[int, dict[str, list[tuple[int, int, _Matcher]]]] = {}
+        self._places: list[tuple[int, int]] = []
+        names: list[Name] = []
+        matches: list[Match] = []
         for number, row in enumerate(rows):
             source, _ = row.sides(is_inverse)
             for place, name in enumerate(source.names if source is not None else ()):
-                end = name.template.parts[-1]
-                ends = self._by_end.setdefault(len(end), {})
-                ends.setdefault(end, []).append((number, place, name.matcher(row.numbers)))
+                self._places.append((number, place))
+                names.append(name)
+                matches.append(name.matcher(row.numbers))
+        self._lookup = Lookup((name.template for name in names), matches)
 
     def hits(self, name: str) -> list[Hit]:
         """The rows that take a name, in their order."""
-        found: list[Hit] = []
-        for length, ends in self._by_end.items():
-            for row, place, match in ends.get(name[len(name) - length :], ()):
-                values = match(name)
-                if values is not None:
-                    found.append(Hit(row, place, values))
-        return sorted(found) if len(found) > 1 else found
+        return [Hit(*self._places[number], values) for number, values in self._lookup.hits(name)]
 
 
-_Matcher = Callable[[str], dict[str, str] | None]
 Place = tuple[int, tuple[int, ...]]
 """Which of a row's names, and the numbers in it that the other side does not have in its name."""
 
@@ -79,6 +76,8 @@ class Group:
 
     def counts(self) -> tuple[int, ...]:
         """How many numbers there are of each placeholder that is stacked, as the largest says."""
+        if not self.stacked:
+            return ()
         numbers = zip(*(numbers for _, numbers in self.names), strict=True)
         return tuple(max(each) + 1 for each in numbers)
 

@@ -1,12 +1,12 @@
 """Rows of a table of correspondences: names on both sides, and how their axes lie in each other."""
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, cast, final
 
 import numpy as np
 
+from safejax._src.pytrees.lookup import Match
 from safejax._src.pytrees.patterns import Template
 from safejax._src.transforms.correspondence.axes import Tensor, names_of, parse_axes, part_names
 from safejax.errors import TransformError
@@ -50,7 +50,7 @@ class Name:
         """The placeholders, in order."""
         return tuple(dict.fromkeys(self.template.placeholders))
 
-    def matcher(self, numbers: frozenset[str]) -> Callable[[str], dict[str, str] | None]:
+    def matcher(self, numbers: frozenset[str]) -> Match:
         """A function from a name to the text of each placeholder, or None if it does not match.
 
         The text of those that are `numbers` is a number from 0 on, without padding.
@@ -58,6 +58,8 @@ class Name:
         match = self.template.matcher()
         scale = {name: (1, 0) for name in numbers if name in self.template.placeholders}
         scale |= {name: (stride, offset) for name, stride, offset in self.numbering}
+        if not scale:
+            return match
 
         def counted(name: str) -> dict[str, str] | None:
             values = match(name)
@@ -77,6 +79,8 @@ class Name:
 
     def fill(self, values: dict[str, str]) -> str:
         """The name that results from replacing the placeholders by these values."""
+        if not self.numbering:
+            return self.template.fill(values)
         counted = {
             name: str(stride * int(values[name]) + offset)
             for name, stride, offset in self.numbering
