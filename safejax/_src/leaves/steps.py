@@ -55,12 +55,12 @@ class Step(ABC, Generic[_In, _Out]):
         self._refuse_inverse()
 
     def _refuse_inverse(self) -> NoReturn:
-        raise self.not_invertible(
+        raise self._not_invertible(
             "expected a step with an inverse, this one has none: pair it with one by "
             "step(forward, inverse)"
         )
 
-    def not_invertible(self, sentence: str) -> NotInvertibleError:
+    def _not_invertible(self, sentence: str) -> NotInvertibleError:
         """The error of a step that has no inverse."""
         return NotInvertibleError(f"{sentence}{within(self)}")
 
@@ -102,7 +102,7 @@ class FunctionStep(Step[_In, _Out]):
     @property
     def inverse(self) -> "FunctionStep[_Out, _In]":
         if self.backward is None:
-            raise self.not_invertible(
+            raise self._not_invertible(
                 "expected a step with an inverse, this one was made without one: give the function "
                 "that reverses it, step(forward, inverse)"
             )

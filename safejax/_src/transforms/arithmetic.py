@@ -64,7 +64,7 @@ class Arithmetic(Transform):
     @property
     def inverse(self) -> "Arithmetic":
         if not self.exact:
-            raise self.not_invertible(
+            raise self._not_invertible(
                 "expected a step with exact results, these are rounded: leave out exact=False"
             )
         return Arithmetic(self.where, _BACK[self.operation], self.by, self.exact, self.must_match)

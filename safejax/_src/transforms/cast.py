@@ -62,7 +62,7 @@ class Cast(Transform):
     @property
     def inverse(self) -> "Cast":
         if self.source is None:
-            raise self.not_invertible(
+            raise self._not_invertible(
                 f"expected a cast whose inverse has a target, this one converts any "
                 f"floating dtype: name one, as in cast({self.target.name!r}, source='float32')"
             )

@@ -109,7 +109,7 @@ class Elementwise(Transform):
     @property
     def inverse(self) -> "Elementwise":
         if self.backward is None:
-            raise self.not_invertible(
+            raise self._not_invertible(
                 "expected a function that reverses it, got none: elementwise(f, where, inverse=g)"
             )
         return Elementwise(self.backward, self.where, self.function, self.must_match)

@@ -161,7 +161,7 @@ class Merge(Transform):
     @property
     def inverse(self) -> "Unmerge":
         if self.backward is None:
-            raise self.not_invertible(
+            raise self._not_invertible(
                 "expected a function that takes the result apart, got none: "
                 "merge(names, f, axes=..., inverse=g)"
             )

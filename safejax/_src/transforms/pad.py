@@ -90,7 +90,7 @@ class Resize(Transform):
     @property
     def inverse(self) -> "Resize":
         if self.source is None:
-            raise self.not_invertible(
+            raise self._not_invertible(
                 f"expected a size to go back to, got none: give the size before it, for "
                 f"example source={self.to - 1 if self.grows else self.to + 1}"
             )

@@ -71,7 +71,7 @@ class Reshape(Transform):
     @property
     def inverse(self) -> "Reshape":
         if self.source is None:
-            raise self.not_invertible(
+            raise self._not_invertible(
                 "expected a reshape whose inverse has a target, this one takes any "
                 "shape: give the shape before it, as in source=(-1, 768)"
             )

@@ -64,7 +64,7 @@ class Select(Transform):
     def inverse(self) -> "Restore":
         if self.again is None:
             made = "the other leaves are lost" if self.keep else "what it drops is lost"
-            raise self.not_invertible(
+            raise self._not_invertible(
                 f"expected a step with an inverse, but {made}: "
                 "drop(..., inverse={}) for one that restores nothing, or give what it restores"
             )
