@@ -12,7 +12,7 @@ from safejax._src.inspection.contents import Contents, Item, contents, described
 from safejax._src.inspection.statistics import WINDOW_ELEMENTS, reals
 from safejax._src.progress import ProgressArgument, shown_progress
 from safejax._src.public import set_module
-from safejax._src.reading.remote import FileSystem
+from safejax._src.reading.filesystems import FileSystem
 from safejax._src.reading.view import View
 
 _SHOWN: Final = 40

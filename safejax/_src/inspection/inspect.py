@@ -19,7 +19,7 @@ from safejax._src.pytrees.choices import (
     pattern_of_others,
     predicate,
 )
-from safejax._src.reading.remote import FileSystem
+from safejax._src.reading.filesystems import FileSystem
 from safejax.errors import TransformError
 
 _SHOWN_ROWS: Final = 60

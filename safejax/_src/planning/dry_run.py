@@ -27,7 +27,7 @@ from safejax._src.planning.table import listed
 from safejax._src.public import set_module
 from safejax._src.pytrees.building import build
 from safejax._src.reading.batch import Batch
-from safejax._src.reading.remote import FileSystem
+from safejax._src.reading.filesystems import FileSystem
 from safejax._src.reading.requests import FREE, Cost
 from safejax._src.reading.view import Strided, View
 from safejax._src.warn import warnings_collected

@@ -12,16 +12,14 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
-from typing import Any, Final, NamedTuple, TypeAlias, final
+from typing import Any, Final, NamedTuple, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from safejax._src.reading.arriving import Stall, body, size_of, total_of
+from safejax._src.reading.filesystems import FileSystem
 from safejax._src.reading.patience import Patience
-
-FileSystem: TypeAlias = Any
-"""An `fsspec.AbstractFileSystem`. `Any`, since fsspec is an extra and has no types."""
 
 
 @final

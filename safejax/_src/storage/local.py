@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import final, get_args
 
 from safejax._src.reading.file import FileSource, MappedSource
@@ -67,7 +66,8 @@ class LocalStore(Store):
         return os.listdir(folder)
 
     def read(self, path: str) -> bytes:
-        return Path(path).read_bytes()
+        with open(path, "rb") as file:
+            return file.read()
 
     def source(self, path: str, access: Access = "auto") -> MappedSource | FileSource:
         if access not in get_args(Access):

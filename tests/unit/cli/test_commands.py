@@ -80,7 +80,8 @@ def test_a_terminal_gets_a_table_that_fits(path: str) -> None:
     assert "█" in shown.decode()
 
 
-def test_what_needs_no_jax_does_not_import_it(path: str) -> None:
+def test_a_command_imports_what_it_needs(path: str) -> None:
+    """Not JAX, unless it is for values of it, and for local files nothing of files elsewhere."""
     program = """if True:
         import sys
         from safejax._src.cli.main import main
@@ -90,6 +91,10 @@ def test_what_needs_no_jax_does_not_import_it(path: str) -> None:
         assert main(["inspect", path]) == main(["inspect", path, "--stats"]) == 0
         assert main(["diff", path, path]) == main(["verify", path]) == 0
         assert not {"jax", "jaxlib", "rich"} & sys.modules.keys()
+        assert not {"asyncio", "email", "fsspec", "ssl"} & sys.modules.keys()
+        assert not [name for name in sys.modules if name.endswith((".remote", ".elsewhere"))]
+        assert main(["inspect", f"file://{path}"]) == 0
+        assert "safejax._src.storage.elsewhere" in sys.modules and "jax" not in sys.modules
     """
     subprocess.run([sys.executable, "-W", "error", "-c", program, path], check=True, cwd=ROOT)
 
