@@ -1,5 +1,6 @@
 """Inspect: what is in a file or a tree, as a value that prints as a table."""
 
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, cast, final
@@ -38,11 +39,11 @@ class Inspection:
     """What is in a file, in several, or in a tree; printed as a table, and in notebooks.
 
     `tensors` maps each name to a value with its `dtype`, `shape`, `nbytes`, `file`, `span`,
-    `aligned`, `in_place`, `key`, `weak_type`, `digests`, `sharding` and `statistics`. `values` has
-    the entries that are no tensors. `structure` maps the name of each container that is not a dict
-    with string keys to its kind (`""` is the tree itself). `files` has a value for each file, with
-    its `name`, `nbytes`, `header_bytes`, `alignment`, `tensors` and `digests`. `warnings` has what
-    a load would warn of.
+    `aligned`, `in_place`, `key`, `weak_type`, `digests`, `sharding`, `shards` and `statistics`.
+    `values` has the entries that are no tensors. `structure` maps the name of each container that
+    is not a dict with string keys to its kind (`""` is the tree itself). `files` has a value for
+    each file, with its `name`, `nbytes`, `header_bytes`, `alignment`, `tensors` and `digests`.
+    `warnings` has what a load would warn of.
     """
 
     source: str
@@ -93,6 +94,21 @@ class Inspection:
                 "warnings": self.warnings,
             }
         )
+
+    def to_html(self) -> str:
+        """A page for browsers, which needs no other file and no network.
+
+        It has the tree of the names, which can be searched, a map of the sizes, what is known of
+        each tensor, its statistics if there are any, and, of a tree with shardings, which device
+        holds which part of it.
+
+        >>> import jax.numpy as jnp, safejax
+        >>> page = safejax.inspect({"w": jnp.ones((4, 2))}).to_html()
+        >>> page.startswith("<!doctype html>")
+        True
+        """
+        # Imported by name: only who asks for a page needs it.
+        return importlib.import_module("safejax._src.inspection.page").page_of(self)
 
     def rows(self) -> list[Row]:
         """The rows of the table: a tree of containers, with their totals, and of tensors."""
@@ -246,5 +262,5 @@ def _info(item: Item) -> TensorInfo:
     aligned = item.in_place if item.span is None else item.span[0] % 64 == 0
     return TensorInfo(
         item.name, item.dtype, item.shape, item.nbytes, item.file, item.span, aligned,
-        item.in_place, item.key, item.weak_type, item.digests, item.sharding, None,
+        item.in_place, item.key, item.weak_type, item.digests, item.sharding, item.shards, None,
     )  # fmt: skip

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any, Final, NamedTuple, final
 
+import jax
+
 from safejax._src.planning.table import html_table, listed, table, with_commas
 from safejax._src.public import set_module
 from safejax._src.reading.requests import FREE, Cost
@@ -111,6 +113,19 @@ class Plan:
     def nbytes(self) -> int:
         """The bytes of all leaves, each counted once, in the dtypes in which they are placed."""
         return sum(_size(leaf) for leaf in self.leaves)
+
+    @property
+    def avals(self) -> Mapping[str, jax.ShapeDtypeStruct]:
+        """The shape, dtype and sharding of each leaf, by its name.
+
+        `safejax.inspect(plan.avals).to_html()` draws which device holds which part of each.
+        """
+        return {
+            leaf.name: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=leaf.sharding, weak_type=leaf.weak_type
+            )
+            for leaf in self.leaves
+        }
 
     @property
     def reads(self) -> Cost:

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -97,6 +98,27 @@ def test_a_command_imports_what_it_needs(path: str) -> None:
         assert "safejax._src.storage.elsewhere" in sys.modules and "jax" not in sys.modules
     """
     subprocess.run([sys.executable, "-W", "error", "-c", program, path], check=True, cwd=ROOT)
+
+
+def test_a_page_is_written_instead_of_a_table(path: str, tmp_path: Path, capsys: Capture) -> None:
+    page = tmp_path / "page.html"
+    for _ in range(2):  # A page may be replaced.
+        assert run("inspect", path, "--where", "mlp.*", "--html", page) == 0
+    assert capsys.readouterr().out == ""
+    assert page.read_text() == safejax.inspect(path, where="mlp.*").to_html()
+    assert run("inspect", path, "--html", "-") == 0
+    assert capsys.readouterr().out == f"{safejax.inspect(path).to_html()}\n"
+    assert run("inspect", path, "--html", page, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["source"] == path
+
+
+def test_a_page_replaces_no_other_file(path: str, tmp_path: Path, capsys: Capture) -> None:
+    before = Path(path).read_bytes()
+    assert run("inspect", path, "--html", path) == 2
+    assert "or a page, for --html, got another file" in capsys.readouterr().err
+    assert Path(path).read_bytes() == before
+    assert run("inspect", path, "--html", tmp_path / "none" / "page.html") == 2
+    assert names_in(tmp_path) == ["m.safetensors"]
 
 
 # ---- diff and verify
@@ -229,6 +251,22 @@ def test_plan_onto_a_mesh(path: str, tmp_path: Path, capsys: Capture) -> None:
         rules.write_text(text)
         assert run("plan", path, "--mesh", "data=4,model=2", "--rules", rules) == 2
         assert part in capsys.readouterr().err
+
+
+def test_plan_draws_a_page(path: str, tmp_path: Path, capsys: Capture) -> None:
+    rules, page = tmp_path / "rules.json", tmp_path / "page.html"
+    rules.write_text('{"mlp.w": ["data", "model"]}')
+    mesh = ("--mesh", "data=4,model=2", "--rules", rules)
+    assert run("plan", path, *mesh, "--html", page) == 0
+    assert capsys.readouterr().out == ""
+    data = re.search('id="data">(.*?)</script>', page.read_text())
+    assert data is not None
+    table = json.loads(data[1])
+    assert len(table["devices"]) == 8
+    assert max(len(parts) for _, _, parts in table["layouts"]) == 8
+    rules.write_text('{"mlp.b": [["data", "model"]]}')  # Of four elements, over eight devices.
+    assert run("plan", path, *mesh, "--html", page) == 1
+    assert "mlp.b" in page.read_text().partition("<main")[0]
 
 
 def test_plan_needs_no_devices_of_the_mesh(path: str) -> None:
