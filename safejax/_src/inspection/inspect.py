@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, cast, final
 
+from safejax._src.format.markup import html_lines, html_table
 from safejax._src.inspection import text
 from safejax._src.inspection.contents import Contents, FileInfo, Item, contents, described_value
 from safejax._src.inspection.rows import Row, rows_of
@@ -169,9 +170,9 @@ class Inspection:
     def _repr_html_(self) -> str:
         """What notebooks show: the table that `print` shows."""
         rows, more = self._shown_rows()
-        table = text.html_table(self.columns, rows, RIGHT)
-        lines = text.html_lines([*more, *self.notes()])
-        return f"{text.html_lines([self.title()])}{table}{lines}"
+        table = html_table(self.columns, rows, RIGHT)
+        lines = html_lines([*more, *self.notes()])
+        return f"{html_lines([self.title()])}{table}{lines}"
 
     def _shown_rows(self) -> tuple[list[tuple[str, ...]], list[str]]:
         rows = self.rows()

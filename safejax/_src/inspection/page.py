@@ -14,6 +14,7 @@ from html import escape
 from importlib import resources
 from typing import Any, Final
 
+from safejax._src.format.markup import printable
 from safejax._src.inspection import text
 from safejax._src.inspection.contents import described_value
 from safejax._src.inspection.inspect import Inspection
@@ -58,7 +59,7 @@ def _read(name: str) -> str:
 
 
 def _text(value: str) -> str:
-    return escape(text.printable(value))
+    return escape(printable(value))
 
 
 def _digest(content: str) -> str:
@@ -83,16 +84,16 @@ def _data(inspection: Inspection) -> dict[str, Any]:
     rows = [
         (
             row.depth,
-            text.printable(row.label),
+            printable(row.label),
             -1 if row.tensor is None else number_of[row.tensor.name],
         )
         for row in inspection.rows()
     ]
     found = [
         (
-            text.printable(tensor.name), dtypes[tensor.dtype], tensor.shape, tensor.nbytes,
+            printable(tensor.name), dtypes[tensor.dtype], tensor.shape, tensor.nbytes,
             -1 if tensor.file is None else files[tensor.file],
-            None if tensor.span is None else tensor.span[0], text.printable(tensor.notes),
+            None if tensor.span is None else tensor.span[0], printable(tensor.notes),
             layouts.number(tensor, devices), _statistics(tensor.statistics),
         )
         for tensor in tensors
@@ -100,8 +101,8 @@ def _data(inspection: Inspection) -> dict[str, Any]:
     return {
         "rows": rows,
         "tensors": found,
-        "dtypes": list(map(text.printable, dtypes)),
-        "files": list(map(text.printable, files)),
+        "dtypes": list(map(printable, dtypes)),
+        "files": list(map(printable, files)),
         "layouts": layouts.all,
         "devices": list(devices),
         "statistics": any(tensor.statistics is not None for tensor in tensors),
@@ -134,7 +135,7 @@ class _Layouts:
                 (shard.begin, shard.end, [devices[each] for each in shard.devices])
                 for shard in tensor.shards
             ]
-            self.all.append((text.printable(tensor.sharding), tensor.shape, parts))
+            self.all.append((printable(tensor.sharding), tensor.shape, parts))
         return self._numbers[key]
 
 

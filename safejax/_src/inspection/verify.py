@@ -17,6 +17,7 @@ from safejax._src.checkpoint.stored import (
 )
 from safejax._src.format.header import Header, faults_of_header, read_header
 from safejax._src.format.index import Index
+from safejax._src.format.markup import html_lines
 from safejax._src.format.record import Record, read_record
 from safejax._src.inspection import text
 from safejax._src.inspection.contents import IN_MEMORY, items_of, united
@@ -71,7 +72,7 @@ class Verification:
 
     def _repr_html_(self) -> str:
         """What notebooks show: the report that `print` shows."""
-        return text.html_lines([self._title(), *self._lines()])
+        return html_lines([self._title(), *self._lines()])
 
     def _title(self) -> str:
         found = "valid" if self.is_valid else text.counted(len(self.faults), "fault")

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any, Final, NamedTuple, final
 
 import jax
 
-from safejax._src.planning.table import html_table, listed, table, with_commas
+from safejax._src.format.markup import html_lines, html_table
+from safejax._src.planning.table import listed, table, with_commas
 from safejax._src.public import set_module
 from safejax._src.reading.requests import FREE, Cost
 
@@ -183,8 +183,14 @@ class Plan:
 
     def _repr_html_(self) -> str:
         """What notebooks show: the table that `print` shows."""
-        title, *lines = map(escape, self._lines())
-        return f"<p>{title}</p>{html_table(_COLUMNS, self._rows())}<p>{'<br>'.join(lines)}</p>"
+        title, *lines = self._lines()
+        rows = [
+            [row, *map(with_commas, counts), *[""] * (len(_COLUMNS) - len(counts))]
+            for row, counts in self._rows()
+        ]
+        return (
+            f"{html_lines([title])}{html_table(('', *_COLUMNS), rows, _COLUMNS)}{html_lines(lines)}"
+        )
 
     def _rows(self) -> list[tuple[str, tuple[int, ...]]]:
         """A row for each device and each process: its title, and its counts."""
