@@ -149,14 +149,16 @@ def verify(paths: tuple[str, ...], headers_only: bool, as_json: bool, quiet: boo
 )
 @click.option("--checksum", is_flag=True, help="Record digests of the values.")
 @click.option("--verify", "is_verified", is_flag=True, help="Check the digests of SRC.")
+@click.option("--item", metavar="NAME", help="Of a step of Orbax's with several items.")
+@click.option("--step", type=click.IntRange(0), help="Of Orbax's CheckpointManager; else the last.")
 @click.option("--overwrite", is_flag=True, help="Replace what is at DST.")
 @_QUIET
 def convert(target: str, where: str | None, dtype: str | None, **options: Any) -> None:
     """Write the tensors of SRC to DST, block by block: renamed, cast, selected, in other files.
 
-    The order is: select, drop, rename, prefix, dtype. SRC may also be an archive of NumPy (.npz) or
-    a file of Flax (.msgpack), which are read into memory. DST appears when it is complete; what was
-    there before stays until then.
+    The order is: select, drop, rename, prefix, dtype. SRC may also be a checkpoint of Orbax, an
+    archive or an array of NumPy (.npz, .npy), or a file of Flax (.msgpack). DST appears when it is
+    complete; what was there before stays until then.
     """
     if where is not None and dtype is None:
         raise click.UsageError("--where chooses what --dtype converts: give --dtype, or --select.")

@@ -13,6 +13,7 @@ from typing import Any
 import flax.serialization
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 import safejax
@@ -201,15 +202,84 @@ def test_convert_replaces_nothing_unasked(path: str, tmp_path: Path, capsys: Cap
     assert run("diff", GOLDEN / "nested.safetensors", path) == 0
 
 
-def test_convert_reads_archives_of_numpy_and_files_of_flax(tmp_path: Path) -> None:
-    arrays: dict[str, Any] = {"a.w": np.arange(6.0).reshape(2, 3), "b": np.array([True])}
-    np.savez(tmp_path / "m.npz", **arrays)
-    tree = {"a": {"w": arrays["a.w"]}, "b": arrays["b"]}
-    (tmp_path / "m.msgpack").write_bytes(flax.serialization.msgpack_serialize(tree))
-    for name in ("m.npz", "m.msgpack"):
+def others(folder: Path) -> Any:
+    """A tree, and files of other programs in the folder that have it."""
+    tree = {"a": {"w": np.arange(6.0).reshape(2, 3)}, "b": np.array([True])}
+    np.savez(folder / "m.npz", **{"a.w": tree["a"]["w"], "b": tree["b"]})
+    (folder / "m.msgpack").write_bytes(flax.serialization.msgpack_serialize(tree))
+    # The first bytes say what a file is.
+    (folder / "m").write_bytes((folder / "m.msgpack").read_bytes())
+    np.save(folder / "m.npy", tree["b"])
+    return tree
+
+
+def test_convert_reads_files_of_numpy_and_flax(tmp_path: Path) -> None:
+    tree = others(tmp_path)
+    for name in ("m.npz", "m.msgpack", "m"):
         target = tmp_path / f"{name}.safetensors"
         assert run("convert", tmp_path / name, target) == 0
         assert safejax.diff(target, tree).is_same
+    target = tmp_path / "m.npy.safetensors"
+    assert run("convert", tmp_path / "m.npy", target, "--prefix", "b") == 0
+    assert safejax.inspect(target).tensors["b"].shape == (1,)
+
+
+def test_convert_reads_checkpoints_of_orbax(tmp_path: Path, capsys: Capture) -> None:
+    folder, target = tmp_path / "steps", tmp_path / "m.safetensors"
+    tree = {"a": {"w": np.arange(6.0).reshape(2, 3)}, "n": np.int32([20])}
+    with ocp.CheckpointManager(folder) as manager:
+        for step in (3, 20):
+            items = {"state": ocp.args.PyTreeSave({**tree, "n": np.int32([step])})}
+            items["other"] = ocp.args.PyTreeSave({"x": np.ones(2)})
+            manager.save(step, args=ocp.args.Composite(**items))
+    arguments: list[list[object]] = [
+        [folder, "--item", "state", "--step", "20"],
+        [folder, "--item", "state"],
+        [folder / "20", "--item", "state"],
+        [folder / "20" / "state"],
+    ]
+    for each in arguments:
+        assert run("convert", *each, target, "--checksum", "--overwrite") == 0
+        assert safejax.diff(target, tree).is_same
+        assert safejax.verify(target).nbytes == 52
+    assert run("convert", folder, target, "--step", "3", "--item", "state", "--overwrite") == 0
+    assert safejax.load(target)["n"].item() == 3
+    before = target.read_bytes()
+    for each, said in (
+        ([folder], "expected one item"),
+        ([folder, "--step", "4"], "expected step 4"),
+        ([folder, "--item", "none"], "expected the item 'none'"),
+        ([folder, "--item", "state", "--verify"], "leave out --verify"),
+    ):
+        assert run("convert", *each, target, "--overwrite") == 2
+        assert said in capsys.readouterr().err
+    assert target.read_bytes() == before
+    (tmp_path / "none").mkdir()
+    assert run("convert", tmp_path / "none", target, "--overwrite") == 2
+    assert "since it is empty" in capsys.readouterr().err
+
+
+def test_convert_needs_orbax_for_its_checkpoints_only(tmp_path: Path) -> None:
+    tree = others(tmp_path)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "step", tree)
+    program = f"""if True:
+        import os, sys
+        sys.modules["orbax"] = sys.modules["flax"] = sys.modules["tensorstore"] = None
+        from safejax._src.cli.main import main
+        os.chdir({str(tmp_path)!r})
+        assert main(["convert", "m.msgpack", "m.safetensors"]) == 0
+        assert main(["convert", "m.npz", "m.safetensors", "--overwrite"]) == 0
+        sys.exit(main(["convert", "step", "new.safetensors"]))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "pip install 'safejax[orbax]'" in done.stderr
+    assert not (tmp_path / "new.safetensors").exists()
+    assert safejax.diff(tmp_path / "m.safetensors", tree).is_same
 
 
 @pytest.mark.parametrize(
