@@ -16,7 +16,11 @@ const size = (bytes) => {
   for (bytes /= 1024; bytes >= 1023.95 && power < 4; power += 1) bytes /= 1024;
   return `${bytes.toLocaleString("en", { minimumFractionDigits: 1, maximumFractionDigits: 1 })} ${units[power]}`;
 };
-const digits = (value) => (value === null ? "" : typeof value === "string" ? value : String(+value.toPrecision(4)));
+const digits = (value) => {
+  if (value === null || typeof value === "string") return value || "";
+  const rounded = +value.toPrecision(4), most = Math.abs(rounded);
+  return most && (most < 1e-3 || most >= 1e7) ? rounded.toExponential() : String(rounded);
+};
 const count = (value) => value.toLocaleString("en");
 
 // ---- the tree

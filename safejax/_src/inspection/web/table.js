@@ -1,20 +1,28 @@
 // ---- the table, of which only the rows that can be seen are in the page
 
 const tree = byId("tree"), head = make("div", "head"), space = make("div");
-const hasShards = data.devices.length > 1, columns = ["name", "dtype", "shape", "size", "share"];
-let template = "minmax(260px, 3fr) 96px minmax(90px, 1fr) 84px 90px";
-if (hasShards) { columns.push("shards"); template += " 64px"; }
-if (data.statistics) { columns.push("histogram", "min", "max", "mean", "std", "NaN", "inf"); template += " 170px 70px 70px 70px 70px 46px 46px"; }
-columns.push("");
-template += " minmax(80px, 1fr)";
+const hasShards = data.devices.length > 1;
+// Of each column its name, its least width in pixels, and its part of the width that is left.
+const columns = [["name", 260, 3], ["dtype", 104, 0], ["shape", 120, 1], ["size", 84, 0], ["share", 90, 0]];
+if (hasShards) columns.push(["shards", 64, 0]);
+if (data.statistics) {
+  columns.push(["histogram", 170, 0], ["min", 76, 0], ["max", 76, 0], ["mean", 76, 0], ["std", 76, 0], ["NaN", 50, 0], ["inf", 50, 0]);
+}
+columns.push(["", 90, 1]);
+// All rows are of one width, so that their columns are below each other.
+const GAP = 10;
+const template = columns.map(([, least, part]) => (part ? `minmax(${least}px, ${part}fr)` : `${least}px`)).join(" ");
+const leastWidth = `${columns.reduce((sum, [, least]) => sum + least + GAP, -GAP)}px`;
 const RIGHT = new Set(["size", "min", "max", "mean", "std", "NaN", "inf"]);
 head.setAttribute("role", "row");
-for (const column of columns) {
+for (const [column] of columns) {
   const cell = make("div", RIGHT.has(column) ? "number" : "", column);
   cell.setAttribute("role", "columnheader");
   head.append(cell);
 }
 head.style.gridTemplateColumns = template;
+head.style.minWidth = space.style.minWidth = leastWidth;
+space.style.position = "relative";
 tree.append(head, space);
 let visible = [];
 
@@ -34,7 +42,7 @@ const turn = (node) => { node.open = !node.open; list(); };
 const rowOf = (node, number) => {
   const row = make("div", `row${node.children.length ? " container" : ""}`), tensor = node.tensor;
   row.style.gridTemplateColumns = template;
-  row.style.top = `${HEAD + number * ROW}px`;
+  row.style.top = `${number * ROW}px`;
   row.setAttribute("role", "row");
   row.setAttribute("aria-level", node.depth + 1);
   row.setAttribute("aria-selected", node === state.chosen);
