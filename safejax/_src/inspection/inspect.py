@@ -102,11 +102,6 @@ class Inspection:
         It has the tree of the names, which can be searched, a map of the sizes, what is known of
         each tensor, its statistics if there are any, and, of a tree with shardings, which device
         holds which part of it.
-
-        >>> import jax.numpy as jnp, safejax
-        >>> page = safejax.inspect({"w": jnp.ones((4, 2))}).to_html()
-        >>> page.startswith("<!doctype html>")
-        True
         """
         # Imported by name: only who asks for a page needs it.
         return importlib.import_module("safejax._src.inspection.page").page_of(self)
@@ -206,6 +201,8 @@ def inspect(
     ((4, 2), 1.0)
     >>> inspection.by_dtype
     {'float32': Total(tensors=2, size=10, nbytes=40)}
+    >>> with open(os.path.join(tempfile.mkdtemp(), "page.html"), "w") as file:
+    ...     written = file.write(inspection.to_html())
 
     Raises what `load` raises for a file that cannot be opened, and `TransformError` for a pattern
     that no name matches.
