@@ -26,7 +26,7 @@ from safejax._src.checkpoint.options import LoadOptions, parse_options, shows_op
 from safejax._src.leaves.flatten import flatten
 from safejax._src.leaves.leaf import is_array, is_scalar
 from safejax._src.leaves.leaves import Leaves
-from safejax._src.reading.remote import FileSystem
+from safejax._src.reading.filesystems import FileSystem
 from safejax._src.storage.files import PathLike
 
 try:

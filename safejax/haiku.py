@@ -31,7 +31,7 @@ from safejax._src.pytrees.building import register_container
 from safejax._src.pytrees.names import split
 from safejax._src.pytrees.structure import Kind, container_key
 from safejax._src.pytrees.walk import walk
-from safejax._src.reading.remote import FileSystem
+from safejax._src.reading.filesystems import FileSystem
 from safejax._src.storage.files import PathLike
 
 try:

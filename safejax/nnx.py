@@ -19,7 +19,7 @@ from safejax._src.leaves.steps import apply
 from safejax._src.pytrees.names import join
 from safejax._src.pytrees.structure import EMPTY
 from safejax._src.pytrees.walk import walk
-from safejax._src.reading.remote import FileSystem
+from safejax._src.reading.filesystems import FileSystem
 from safejax.errors import LeafError
 
 try:

@@ -25,7 +25,7 @@ from safejax._src.leaves.steps import apply
 from safejax._src.moved import names_new_way
 from safejax._src.pytrees.building import register_container
 from safejax._src.pytrees.structure import Kind, Structure
-from safejax._src.reading.remote import FileSystem
+from safejax._src.reading.filesystems import FileSystem
 from safejax._src.storage.files import PathLike
 from safejax.errors import LeafError, MismatchError
 

@@ -16,7 +16,7 @@ from safejax._src.checkpoint.options import Options, Paths
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.pytrees.structure import Kind
 from safejax._src.pytrees.walk import walk
-from safejax._src.reading.remote import FileSystem
+from safejax._src.reading.filesystems import FileSystem
 from safejax._src.reading.source import BufferSource, File
 from safejax._src.storage.files import PathLike, checked_path
 from safejax._src.storage.location import locate

@@ -15,7 +15,7 @@ from safejax._src.checkpoint.options import (
 )
 from safejax._src.moved import names_new_way
 from safejax._src.public import set_module
-from safejax._src.reading.remote import FileSystem
+from safejax._src.reading.filesystems import FileSystem
 
 _Tree = TypeVar("_Tree")
 

@@ -20,7 +20,7 @@ from safejax._src.moved import names_new_way
 from safejax._src.processes.agreement import TIMEOUT
 from safejax._src.progress import ProgressArgument, reported
 from safejax._src.public import set_module
-from safejax._src.reading.remote import FileSystem
+from safejax._src.reading.filesystems import FileSystem
 from safejax._src.storage.files import PathLike
 
 

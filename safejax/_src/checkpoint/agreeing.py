@@ -21,7 +21,7 @@ from safejax._src.checkpoint.shards import Folder
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.processes.agreement import TIMEOUT, Round
 from safejax._src.processes.preparing import agreed
-from safejax._src.reading.remote import FileSystem
+from safejax._src.reading.filesystems import FileSystem
 from safejax._src.storage.files import PathLike, checked_path
 from safejax._src.storage.location import locate
 from safejax._src.storage.store import Store

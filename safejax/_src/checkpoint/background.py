@@ -20,7 +20,7 @@ from safejax._src.checkpoint.shards import Folder
 from safejax._src.checkpoint.snapshot import Holding
 from safejax._src.checkpoint.turns import Turn, turns
 from safejax._src.progress import Progress, ProgressArgument, reported
-from safejax._src.reading.remote import FileSystem
+from safejax._src.reading.filesystems import FileSystem
 from safejax._src.storage.location import locate
 from safejax._src.storage.store import Store
 

@@ -17,6 +17,9 @@ _LOOKED_AT: Final = 100
 
 _ORBAX: Final = frozenset({"_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt"})
 
+_STEP: Final = re.compile(r"[/_\\]\d+$")
+"""The end of a path that may be that of a step of Orbax's."""
+
 _OTHERS: Final = {
     (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"): (
         "pickles, which may run code when they are loaded: get the safetensors files of the same "
@@ -29,6 +32,22 @@ _OTHERS: Final = {
     (".gguf",): "GGUF files: get the safetensors files of the same model",
 }
 """What other programs store, by the ends of names, with the remedy."""
+
+
+def is_of_orbax(store: Store, folder: str) -> bool:
+    """Whether a folder looks like an item or a step of Orbax's, or like a manager's, of steps."""
+
+    def inside(each: str) -> list[str]:
+        names = sorted(store.names_in(each)) if store.is_folder(each) else []
+        return [store.join(each, name) for name in names[:_LOOKED_AT]]
+
+    def has_mark(each: str) -> bool:
+        return store.is_folder(each) and not _ORBAX.isdisjoint(store.names_in(each))
+
+    children = inside(folder)
+    steps = [each for each in children if _STEP.search(each)][:_SHOWN]
+    items = [item for step in steps for item in inside(step)]
+    return any(map(has_mark, (folder, *children, *items)))
 
 
 def in_folder(store: Store, folder: str, names: list[str]) -> str:

@@ -11,8 +11,8 @@ from typing import Final, Generic, TypeAlias, TypeVar, final
 from safejax._src.checkpoint.choosing import choose, is_checkpoint
 from safejax._src.checkpoint.explaining import in_folder, not_there, other_set
 from safejax._src.format.index import INDEX_NAME, Index, is_index, read_index
+from safejax._src.reading.filesystems import FileSystem
 from safejax._src.reading.masking import masked
-from safejax._src.reading.remote import FileSystem
 from safejax._src.reading.source import File
 from safejax._src.storage.files import PathLike, checked_path
 from safejax._src.storage.location import locate

@@ -10,7 +10,7 @@ from safejax._src.checkpoint.union import union
 from safejax._src.format.index import Index
 from safejax._src.leaves.leaf import is_tensor
 from safejax._src.leaves.leaves import Leaves
-from safejax._src.reading.remote import FileSystem
+from safejax._src.reading.filesystems import FileSystem
 from safejax._src.reading.source import File
 from safejax._src.storage.store import Access
 from safejax.errors import InvalidFileError

@@ -15,7 +15,7 @@ from safejax._src.leaves.flatten import flatten
 from safejax._src.leaves.leaves import Leaves, checked_metadata
 from safejax._src.leaves.steps import TransformArgument, apply
 from safejax._src.progress import Progress
-from safejax._src.reading.remote import FileSystem
+from safejax._src.reading.filesystems import FileSystem
 from safejax._src.storage.files import write_chunks
 from safejax._src.storage.folders import write_folder_atomically
 from safejax._src.storage.location import locate

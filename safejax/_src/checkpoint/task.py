@@ -17,7 +17,7 @@ from safejax._src.format.index import STEM
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import TransformArgument
 from safejax._src.progress import ProgressArgument, check_progress
-from safejax._src.reading.remote import FileSystem
+from safejax._src.reading.filesystems import FileSystem
 from safejax._src.storage.files import PathLike, checked_path
 from safejax._src.storage.location import locate
 from safejax.errors import ProcessError

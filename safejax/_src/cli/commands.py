@@ -16,6 +16,7 @@ from safejax._src.cli.output import emit, emit_table, progress_shown
 
 _PATHS: Final = click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 _JSON: Final = click.option("--json", "as_json", is_flag=True, help="Write JSON.")
+_HTML: Final = click.option("--html", metavar="FILE", help="Write a page for browsers.")
 _QUIET: Final = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 _MOST_OF_RULES: Final = 1_000_000
 _MESH: Final = re.compile(r"(\w+)=(\d+)")
@@ -68,21 +69,27 @@ def safejax() -> None:
 @_PATHS
 @click.option("-w", "--where", multiple=True, metavar="PATTERN", help="Only such tensors.")
 @click.option("--stats", is_flag=True, help="Read the values, and show what they are like.")
+@_HTML
 @_JSON
 @_QUIET
 def inspect(
-    paths: tuple[str, ...], where: tuple[str, ...], stats: bool, as_json: bool, quiet: bool
-) -> None:
+    paths: tuple[str, ...], where: tuple[str, ...], stats: bool, html: str | None, as_json: bool,
+    quiet: bool,
+) -> None:  # fmt: skip
     """Show what is in a file: names, dtypes, shapes, sizes, metadata and structure.
 
-    Only the header is read, unless --stats is given.
+    Only the header is read, unless --stats is given. With --html, the tree, a map of the sizes and
+    all else is drawn in one page, which needs no network.
     """
     inspecting = _imported("inspection.inspect")
     found = inspecting.inspect(
         _path(paths), where=where or None, stats=stats, progress=stats and progress_shown(quiet)
     )
+    if html is not None:
+        _imported("cli.pages").write_page(html, found.to_html())
     if as_json:
         emit(found.to_json())
+    if as_json or html is not None:
         return
     columns = found.columns
     rows = ((row.tensor is None, inspecting.cells_of(row, columns)) for row in found.rows())
@@ -143,14 +150,16 @@ def verify(paths: tuple[str, ...], headers_only: bool, as_json: bool, quiet: boo
 )
 @click.option("--checksum", is_flag=True, help="Record digests of the values.")
 @click.option("--verify", "is_verified", is_flag=True, help="Check the digests of SRC.")
+@click.option("--item", metavar="NAME", help="Of a step of Orbax's with several items.")
+@click.option("--step", type=click.IntRange(0), help="Of Orbax's CheckpointManager; else the last.")
 @click.option("--overwrite", is_flag=True, help="Replace what is at DST.")
 @_QUIET
 def convert(target: str, where: str | None, dtype: str | None, **options: Any) -> None:
     """Write the tensors of SRC to DST, block by block: renamed, cast, selected, in other files.
 
-    The order is: select, drop, rename, prefix, dtype. SRC may also be an archive of NumPy (.npz) or
-    a file of Flax (.msgpack), which are read into memory. DST appears when it is complete; what was
-    there before stays until then.
+    The order is: select, drop, rename, prefix, dtype. SRC may also be a checkpoint of Orbax, an
+    archive or an array of NumPy (.npz, .npy), or a file of Flax (.msgpack). DST appears when it is
+    complete; what was there before stays until then.
     """
     if where is not None and dtype is None:
         raise click.UsageError("--where chooses what --dtype converts: give --dtype, or --select.")
@@ -175,9 +184,14 @@ def convert(target: str, where: str | None, dtype: str | None, **options: Any) -
     type=click.File(encoding="utf-8"),
     help='A JSON file: {"PATTERN": [null, "model"], ...}, the first match wins.',
 )
+@_HTML
 @_JSON
-def plan(paths: tuple[str, ...], mesh: dict[str, int] | None, rules: Any, as_json: bool) -> int:
+def plan(
+    paths: tuple[str, ...], mesh: dict[str, int] | None, rules: Any, html: str | None, as_json: bool
+) -> int:
     """Show what a load onto a mesh would read, place and copy; only headers are read.
+
+    With --html, a page shows which device holds which part of each tensor.
 
     The mesh has virtual devices of the CPU, so that none of its size is needed here. The exit
     status is 1 if the plan has problems, such as a sharding that does not divide a shape.
@@ -189,7 +203,10 @@ def plan(paths: tuple[str, ...], mesh: dict[str, int] | None, rules: Any, as_jso
         raise click.UsageError(f"--rules: expected at most {_MOST_OF_RULES} characters, got more.")
     planned = _imported("cli.planned")
     found = planned.plan_of(_path(paths), mesh, text, getattr(rules, "name", ""))
-    emit(json.dumps(planned.as_json(found), indent=2) if as_json else str(found))
+    if html is not None:
+        _imported("cli.pages").write_page(html, planned.page_of(found))
+    if as_json or html is None:
+        emit(json.dumps(planned.as_json(found), indent=2) if as_json else str(found))
     return 1 if found.problems else 0
 
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
+from safejax._src.format.markup import printable
 from safejax._src.inspection import text
 
 _UNREAD: Final = 141
@@ -37,7 +38,7 @@ def emit_table(
     if not sys.stdout.isatty():
         cells = [row for _, row in rows]
         lines = text.table(columns, cells, right) if cells else []
-        emit("\n".join([text.printable(title), *lines, text.joined(notes)]).rstrip("\n"))
+        emit("\n".join([printable(title), *lines, text.joined(notes)]).rstrip("\n"))
         return
     # Imported by name: it takes longer than all the rest, and only a terminal needs it.
     console: Any = importlib.import_module("rich.console").Console()
@@ -47,14 +48,14 @@ def emit_table(
         justify = "right" if column in right else "left"
         table.add_column(escaped(column), justify=justify, overflow="fold")
     for stands_out, row in rows:
-        cells = [escaped(text.printable(cell)) for cell in row]
+        cells = [escaped(printable(cell)) for cell in row]
         table.add_row(*cells, style="bold" if stands_out else None)
-    console.print(escaped(text.printable(title), style="bold cyan"))
+    console.print(escaped(printable(title), style="bold cyan"))
     if table.row_count:
         console.print(table)
     for note in notes:
         style = "red" if note.startswith(("fault:", "problem:", "warning:")) else "dim"
-        console.print(escaped(text.printable(note), style=style))
+        console.print(escaped(printable(note), style=style))
     sys.stdout.flush()
 
 

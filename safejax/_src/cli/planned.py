@@ -5,7 +5,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, cast
 
 import jax
@@ -13,6 +13,7 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from safejax._src.checkpoint.finding import Path
 from safejax._src.format import strict_json
+from safejax._src.inspection.inspect import inspect
 from safejax._src.leaves.rules import sharding_rules
 from safejax._src.planning.dry_run import plan
 from safejax._src.planning.plan import Plan
@@ -25,6 +26,12 @@ def plan_of(path: Path, axes: Mapping[str, int] | None, rules: str | None, file:
     mesh = _mesh(axes)
     specs = [] if rules is None else parse_rules(rules, file, axes)
     return plan(path, sharding=sharding_rules(mesh, specs))
+
+
+def page_of(found: Plan) -> str:
+    """The plan as a page: what is held where, and what a load would say."""
+    said = (*found.problems, *found.warnings)
+    return replace(inspect(found.avals), source=found.source, warnings=said).to_html()
 
 
 def as_json(found: Plan) -> dict[str, Any]:

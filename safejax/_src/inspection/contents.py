@@ -12,10 +12,11 @@ from typing import Any, Final, NamedTuple, cast, final
 from safejax._src.checkpoint.finding import Opener, Path, find, shown_path
 from safejax._src.checkpoint.stored import Stored, check_structure, read_stored, stored_view
 from safejax._src.format.index import Index
+from safejax._src.inspection.shards import Shard
 from safejax._src.pytrees.structure import EMPTY, Kind
 from safejax._src.reading.digests import DIGEST_BYTES
+from safejax._src.reading.filesystems import FileSystem
 from safejax._src.reading.masking import masked
-from safejax._src.reading.remote import FileSystem
 from safejax._src.reading.source import BufferSource, File
 from safejax._src.reading.view import View
 from safejax.errors import InvalidFileError
@@ -42,6 +43,7 @@ class Item(NamedTuple):
     weak_type: bool = False
     digests: int = 0
     sharding: str | None = None
+    shards: tuple[Shard, ...] = ()
 
     @property
     def description(self) -> str:

@@ -7,12 +7,13 @@ from typing import Any, Final, final
 import numpy as np
 from numpy.typing import NDArray
 
+from safejax._src.format.markup import html_lines, html_table
 from safejax._src.inspection import text
 from safejax._src.inspection.contents import Contents, Item, contents, described_value
 from safejax._src.inspection.statistics import WINDOW_ELEMENTS, reals
 from safejax._src.progress import ProgressArgument, shown_progress
 from safejax._src.public import set_module
-from safejax._src.reading.remote import FileSystem
+from safejax._src.reading.filesystems import FileSystem
 from safejax._src.reading.view import View
 
 _SHOWN: Final = 40
@@ -113,8 +114,8 @@ class Difference:
     def _repr_html_(self) -> str:
         """What notebooks show: the table that `print` shows."""
         rows = self._rows()
-        table = text.html_table(_COLUMNS, rows, _RIGHT) if rows else ""
-        return f"{text.html_lines([self.title()])}{table}{text.html_lines(self._lines())}"
+        table = html_table(_COLUMNS, rows, _RIGHT) if rows else ""
+        return f"{html_lines([self.title()])}{table}{html_lines(self._lines())}"
 
     def _rows(self) -> list[tuple[str, ...]]:
         return [

@@ -1,9 +1,11 @@
 """Inspect: what is in a file or a tree, as a value that prints as a table."""
 
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, cast, final
 
+from safejax._src.format.markup import html_lines, html_table
 from safejax._src.inspection import text
 from safejax._src.inspection.contents import Contents, FileInfo, Item, contents, described_value
 from safejax._src.inspection.rows import Row, rows_of
@@ -19,7 +21,7 @@ from safejax._src.pytrees.choices import (
     pattern_of_others,
     predicate,
 )
-from safejax._src.reading.remote import FileSystem
+from safejax._src.reading.filesystems import FileSystem
 from safejax.errors import TransformError
 
 _SHOWN_ROWS: Final = 60
@@ -38,11 +40,11 @@ class Inspection:
     """What is in a file, in several, or in a tree; printed as a table, and in notebooks.
 
     `tensors` maps each name to a value with its `dtype`, `shape`, `nbytes`, `file`, `span`,
-    `aligned`, `in_place`, `key`, `weak_type`, `digests`, `sharding` and `statistics`. `values` has
-    the entries that are no tensors. `structure` maps the name of each container that is not a dict
-    with string keys to its kind (`""` is the tree itself). `files` has a value for each file, with
-    its `name`, `nbytes`, `header_bytes`, `alignment`, `tensors` and `digests`. `warnings` has what
-    a load would warn of.
+    `aligned`, `in_place`, `key`, `weak_type`, `digests`, `sharding`, `shards` and `statistics`.
+    `values` has the entries that are no tensors. `structure` maps the name of each container that
+    is not a dict with string keys to its kind (`""` is the tree itself). `files` has a value for
+    each file, with its `name`, `nbytes`, `header_bytes`, `alignment`, `tensors` and `digests`.
+    `warnings` has what a load would warn of.
     """
 
     source: str
@@ -93,6 +95,16 @@ class Inspection:
                 "warnings": self.warnings,
             }
         )
+
+    def to_html(self) -> str:
+        """A page for browsers, which needs no other file and no network.
+
+        It has the tree of the names, which can be searched, a map of the sizes, what is known of
+        each tensor, its statistics if there are any, and, of a tree with shardings, which device
+        holds which part of it.
+        """
+        # Imported by name: only who asks for a page needs it.
+        return importlib.import_module("safejax._src.inspection.page").page_of(self)
 
     def rows(self) -> list[Row]:
         """The rows of the table: a tree of containers, with their totals, and of tensors."""
@@ -153,9 +165,9 @@ class Inspection:
     def _repr_html_(self) -> str:
         """What notebooks show: the table that `print` shows."""
         rows, more = self._shown_rows()
-        table = text.html_table(self.columns, rows, RIGHT)
-        lines = text.html_lines([*more, *self.notes()])
-        return f"{text.html_lines([self.title()])}{table}{lines}"
+        table = html_table(self.columns, rows, RIGHT)
+        lines = html_lines([*more, *self.notes()])
+        return f"{html_lines([self.title()])}{table}{lines}"
 
     def _shown_rows(self) -> tuple[list[tuple[str, ...]], list[str]]:
         rows = self.rows()
@@ -189,6 +201,8 @@ def inspect(
     ((4, 2), 1.0)
     >>> inspection.by_dtype
     {'float32': Total(tensors=2, size=10, nbytes=40)}
+    >>> with open(os.path.join(tempfile.mkdtemp(), "page.html"), "w") as file:
+    ...     written = file.write(inspection.to_html())
 
     Raises what `load` raises for a file that cannot be opened, and `TransformError` for a pattern
     that no name matches.
@@ -246,5 +260,5 @@ def _info(item: Item) -> TensorInfo:
     aligned = item.in_place if item.span is None else item.span[0] % 64 == 0
     return TensorInfo(
         item.name, item.dtype, item.shape, item.nbytes, item.file, item.span, aligned,
-        item.in_place, item.key, item.weak_type, item.digests, item.sharding, None,
+        item.in_place, item.key, item.weak_type, item.digests, item.sharding, item.shards, None,
     )  # fmt: skip

@@ -1,9 +1,7 @@
 """Rows: the tensors of a tree, and its containers with what is in them, in one column of names."""
 
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple, Protocol, final
-
-_ROOT: Final = ""
+from typing import Any, NamedTuple, Protocol, final
 
 
 class Sized(Protocol):
@@ -43,21 +41,35 @@ def rows_of(tensors: Mapping[str, Sized]) -> list[Row]:
                 continue
         # A name that extends another one is a row of its own.
         tree[name] = tensor
+    return _rows(tree)
+
+
+def _rows(tree: dict[str, Any]) -> list[Row]:
+    """The rows, without recursion: a name may have any number of segments."""
     rows: list[Row] = []
-    _add(rows, tree, 0, _ROOT)
-    return rows
-
-
-def _add(rows: list[Row], tree: dict[str, Any], depth: int, prefix: str) -> None:
-    for segment, node in tree.items():
-        label = f"{prefix}{segment}"
-        if not isinstance(node, dict):
-            rows.append(Row(depth, label, 1, node.nbytes, node))
-        elif len(node) == 1:
-            _add(rows, node, depth, f"{label}.")
+    # Of each open container: the row that it has, its children, and the tensors and bytes in it.
+    opened: list[list[Any]] = [[None, iter(tree.items()), 0, 0]]
+    while opened:
+        at, children, tensors, nbytes = opened[-1]
+        entry = next(children, None)
+        if entry is None:
+            opened.pop()
+            if opened:
+                rows[at] = rows[at]._replace(tensors=tensors, nbytes=nbytes)
+                opened[-1][2] += tensors
+                opened[-1][3] += nbytes
+            continue
+        segment, node = entry
+        label = [segment]
+        while isinstance(node, dict) and len(node) == 1:
+            ((segment, node),) = node.items()
+            label.append(segment)
+        depth = len(opened) - 1
+        if isinstance(node, dict):
+            opened.append([len(rows), iter(node.items()), 0, 0])
+            rows.append(Row(depth, ".".join(label), 0, 0))
         else:
-            at = len(rows)
-            _add(rows, node, depth + 1, _ROOT)
-            inside = [row.tensor for row in rows[at:] if row.tensor is not None]
-            nbytes = sum(tensor.nbytes for tensor in inside)
-            rows.insert(at, Row(depth, label, len(inside), nbytes))
+            rows.append(Row(depth, ".".join(label), 1, node.nbytes, node))
+            opened[-1][2] += 1
+            opened[-1][3] += node.nbytes
+    return rows

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final, final
 
 from safejax._src.inspection import text
+from safejax._src.inspection.shards import Shard
 from safejax._src.inspection.statistics import Statistics
 
 _SHOWN: Final = 12
@@ -22,7 +23,8 @@ class TensorInfo:
     the mapped file, without a copy (those of 64 bits do so only in JAX's x64 mode, and are not
     counted).
     `key` is the implementation of typed PRNG keys, whose shape is that of their data. `digests`
-    is how many blocks of it have one. `sharding` is that of a leaf of a tree, as text.
+    is how many blocks of it have one. `sharding` is that of a leaf of a tree, as text, and `shards`
+    has each distinct part of it, with the devices that hold it, where they are known.
     """
 
     name: str
@@ -37,6 +39,7 @@ class TensorInfo:
     weak_type: bool
     digests: int
     sharding: str | None
+    shards: tuple[Shard, ...]
     statistics: Statistics | None
 
     @property

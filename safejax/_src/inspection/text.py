@@ -3,8 +3,9 @@
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from typing import Any, Final, cast
+
+from safejax._src.format.markup import printable
 
 _UNITS: Final = ("KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -29,16 +30,6 @@ def number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def printable(text: str) -> str:
-    """The text with an escape for each character that would do something to a terminal."""
-    if text.isprintable():
-        return text
-    return "".join(
-        each if each.isprintable() else each.encode("unicode_escape", "surrogatepass").decode()
-        for each in text
-    )
-
-
 def joined(lines: Iterable[str]) -> str:
     """The lines as one text; what files say cannot begin a line of its own."""
     return "\n".join(map(printable, lines))
@@ -57,26 +48,6 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence
         return "  ".join(aligned).rstrip()
 
     return list(map(line, cells))
-
-
-def html_table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str]) -> str:
-    """The same table in HTML."""
-
-    def line(row: Sequence[str], tag: str) -> str:
-        cells = (
-            f'<{tag} style="text-align:{"right" if column in right else "left"};'
-            f'white-space:pre">{escape(printable(text))}</{tag}>'
-            for text, column in zip(row, columns, strict=True)
-        )
-        return f"<tr>{''.join(cells)}</tr>"
-
-    return f"<table>{line(columns, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"
-
-
-def html_lines(lines: Iterable[str]) -> str:
-    """A paragraph of lines; empty for none."""
-    text = "<br>".join(escape(printable(line)) for line in lines)
-    return f"<p>{text}</p>" if text else ""
 
 
 def to_json(value: Any) -> str:

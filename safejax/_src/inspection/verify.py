@@ -17,14 +17,15 @@ from safejax._src.checkpoint.stored import (
 )
 from safejax._src.format.header import Header, faults_of_header, read_header
 from safejax._src.format.index import Index
+from safejax._src.format.markup import html_lines
 from safejax._src.format.record import Record, read_record
 from safejax._src.inspection import text
 from safejax._src.inspection.contents import IN_MEMORY, items_of, united
 from safejax._src.progress import ProgressArgument, shown_progress
 from safejax._src.public import set_module
 from safejax._src.reading.digests import DIGEST_BYTES, Digests, hasher
+from safejax._src.reading.filesystems import FileSystem
 from safejax._src.reading.masking import masked
-from safejax._src.reading.remote import FileSystem
 from safejax._src.reading.source import BufferSource, File
 from safejax._src.reading.windows import Window
 from safejax.errors import InvalidFileError, ReadError
@@ -71,7 +72,7 @@ class Verification:
 
     def _repr_html_(self) -> str:
         """What notebooks show: the report that `print` shows."""
-        return text.html_lines([self._title(), *self._lines()])
+        return html_lines([self._title(), *self._lines()])
 
     def _title(self) -> str:
         found = "valid" if self.is_valid else text.counted(len(self.faults), "fault")

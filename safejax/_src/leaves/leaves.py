@@ -1,19 +1,25 @@
 """Leaves: a mapping from names to leaves, with the tree's structure and the user's metadata."""
 
+import sys
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from types import MappingProxyType
-from typing import Any, TypeAlias, final
+from typing import Any, Final, TypeAlias, final
 
 import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from safejax._src.arrays.lazy import LazyArray
+from safejax._src.format.markup import html_lines, html_table
 from safejax._src.format.record import RECORD_KEY
 from safejax._src.leaves.leaf import Unsupported, describe, is_array
 from safejax._src.public import set_module
 from safejax._src.pytrees.names import METADATA_NAME, check_name
 from safejax._src.pytrees.structure import Empty, Scalar, Structure
 from safejax.errors import LeafError, SafejaxError, TransformError
+
+_SHOWN: Final = 60
+"""The most leaves that a notebook shows."""
 
 _Array: TypeAlias = "jax.Array | NDArray[Any] | np.generic[Any] | jax.ShapeDtypeStruct"
 Leaf: TypeAlias = "_Array | Scalar | Empty | Unsupported | None"
@@ -87,6 +93,19 @@ class Leaves(Mapping[str, Any]):
         more = [f"… {len(self) - 8} more"] if len(self) > 8 else []
         return f"Leaves({{{', '.join(shown + more)}}})"
 
+    def _repr_html_(self) -> str:
+        """What notebooks show: the names, and what is known of each leaf; nothing is read."""
+        rows = [(name, describe(leaf), _state(leaf)) for name, leaf in list(self.items())[:_SHOWN]]
+        more = [f"… {len(self) - _SHOWN:,} more"] if len(self) > _SHOWN else []
+        lines = [*more, *(f"metadata {key}: {value:.200}" for key, value in self.metadata.items())]
+        title = html_lines([f"Leaves: {len(self):,}"])
+        return f"{title}{html_table(('name', 'leaf', ''), rows, ())}{html_lines(lines)}"
+
+    def __treescope_repr__(self, path: str | None, render: Callable[..., Any]) -> Any:
+        """Treescope shows the leaves as it shows a dict of them; unread ones are not read."""
+        treescope: Any = sys.modules["treescope.repr_lib"]  # It is treescope that asks.
+        return treescope.render_dictionary_wrapper(Leaves, self._entries, path, render)
+
     def replace(
         self,
         entries: Mapping[str, Leaf] | None = None,
@@ -123,6 +142,11 @@ class Leaves(Mapping[str, Any]):
         return self.replace(
             {name: applied(name, leaf) if is_array(leaf) else leaf for name, leaf in self.items()}
         )
+
+
+def _state(leaf: Any) -> str:
+    is_lazy = isinstance(leaf, LazyArray)
+    return ("placed" if leaf.is_placed else "unread") if is_lazy else type(leaf).__name__
 
 
 def _is_ascii(names: Iterable[str]) -> bool:

@@ -27,8 +27,8 @@ from safejax._src.planning.requested import passed_on, read_for, requested
 from safejax._src.planning.table import listed
 from safejax._src.public import set_module
 from safejax._src.pytrees.building import build
+from safejax._src.reading.filesystems import FileSystem
 from safejax._src.reading.order import order_of_reading
-from safejax._src.reading.remote import FileSystem
 from safejax._src.reading.requests import Cost
 from safejax._src.reading.view import Strided, View
 from safejax._src.warn import warnings_collected

@@ -3,10 +3,12 @@
 import math
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
-from html import escape
 from typing import Any, Final, NamedTuple, final
 
-from safejax._src.planning.table import html_table, listed, table, with_commas
+import jax
+
+from safejax._src.format.markup import html_lines, html_table
+from safejax._src.planning.table import listed, table, with_commas
 from safejax._src.public import set_module
 from safejax._src.reading.requests import FREE, Cost
 
@@ -117,6 +119,19 @@ class Plan:
         return sum(_size(leaf) for leaf in self.leaves)
 
     @property
+    def avals(self) -> Mapping[str, jax.ShapeDtypeStruct]:
+        """The shape, dtype and sharding of each leaf, by its name.
+
+        `safejax.inspect(plan.avals).to_html()` draws which device holds which part of each.
+        """
+        return {
+            leaf.name: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=leaf.sharding, weak_type=leaf.weak_type
+            )
+            for leaf in self.leaves
+        }
+
+    @property
     def reads(self) -> Cost:
         """What all processes together request from files."""
         return sum((process.reads for process in self.processes.values()), FREE)
@@ -181,8 +196,14 @@ class Plan:
 
     def _repr_html_(self) -> str:
         """What notebooks show: the table that `print` shows."""
-        title, *lines = map(escape, self._lines())
-        return f"<p>{title}</p>{html_table(_COLUMNS, self._rows())}<p>{'<br>'.join(lines)}</p>"
+        title, *lines = self._lines()
+        rows = [
+            [row, *map(with_commas, counts), *[""] * (len(_COLUMNS) - len(counts))]
+            for row, counts in self._rows()
+        ]
+        return (
+            f"{html_lines([title])}{html_table(('', *_COLUMNS), rows, _COLUMNS)}{html_lines(lines)}"
+        )
 
     def _rows(self) -> list[tuple[str, tuple[int, ...]]]:
         """A row for each device and each process: its title, and its counts."""

@@ -1,7 +1,6 @@
-"""Tables of counts, as text and in HTML: how a plan shows what it holds."""
+"""Tables of counts: how a plan shows what it holds."""
 
 from collections.abc import Iterable, Sequence
-from html import escape
 from typing import Final
 
 _LISTED: Final = 5
@@ -23,15 +22,6 @@ def table(columns: Sequence[str], rows: Iterable[tuple[str, Sequence[int]]]) -> 
         aligned = [text.rjust(width) for text, width in zip(counts, widths[1:], strict=True)]
         lines.append("  ".join([title.ljust(widths[0]), *aligned]).rstrip())
     return lines
-
-
-def html_table(columns: Sequence[str], rows: Iterable[tuple[str, Sequence[int]]]) -> str:
-    """The same table in HTML."""
-    lines = ["".join(f"<th>{escape(column)}</th>" for column in ("", *columns))]
-    for title, counts in rows:
-        cells = "".join(f'<td align="right">{with_commas(count)}</td>' for count in counts)
-        lines.append(f'<th align="left">{escape(title)}</th>{cells}')
-    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
 def with_commas(count: int) -> str:

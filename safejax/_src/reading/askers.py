@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safejax._src.reading.arriving import Stall, body, size_of, total_of
-from safejax._src.reading.asking import Asker, FileSystem, Reply, in_loop, in_thread
+from safejax._src.reading.asking import Asker, Reply, in_loop, in_thread
+from safejax._src.reading.filesystems import FileSystem
 from safejax._src.reading.patience import Patience, StatusError
 
 _DECOMPRESSES: Final = False

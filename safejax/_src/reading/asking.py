@@ -8,15 +8,13 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
-from typing import Any, NamedTuple, TypeAlias, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from safejax._src.reading.filesystems import FileSystem
 from safejax._src.reading.patience import Patience
-
-FileSystem: TypeAlias = Any
-"""An `fsspec.AbstractFileSystem`. `Any`, since fsspec is an extra and has no types."""
 
 
 @final

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any, Final
 
-from safejax._src.reading.asking import FileSystem
+from safejax._src.reading.filesystems import FileSystem
 
 _VERSIONS: Final = (
     "generation", "versionid", "etag", "md5hash", "contentmd5", "md5", "blobid", "oid", "xethash",

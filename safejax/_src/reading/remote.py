@@ -9,7 +9,8 @@ import numpy as np
 from safejax._src.reading import patience as patience_of
 from safejax._src.reading.arriving import NoRangesError
 from safejax._src.reading.askers import asker_of
-from safejax._src.reading.asking import Asker, FileSystem, Reply, in_thread
+from safejax._src.reading.asking import Asker, Reply, in_thread
+from safejax._src.reading.filesystems import FileSystem
 from safejax._src.reading.flight import Flight, Piece, PieceError
 from safejax._src.reading.identity import difference, identity_of
 from safejax._src.reading.landing import Landing

@@ -11,8 +11,8 @@ from safejax._src.format import strict_json
 from safejax._src.leaves.rules import ShardingRules
 from safejax._src.leaves.steps import Transform, chain
 from safejax._src.public import set_module
+from safejax._src.reading.filesystems import FileSystem
 from safejax._src.reading.masking import masked
-from safejax._src.reading.remote import FileSystem
 from safejax._src.recipes.blocks import Rows
 from safejax._src.recipes.config import Config
 from safejax._src.recipes.families import FAMILIES

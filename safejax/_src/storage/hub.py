@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, Final, final
 from urllib.parse import unquote
 
-from safejax._src.reading.asking import FileSystem
+from safejax._src.reading.filesystems import FileSystem
 from safejax._src.reading.masking import masked
 from safejax._src.reading.patience import may_pass
 from safejax._src.reading.source import File

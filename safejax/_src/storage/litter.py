@@ -8,7 +8,6 @@ folder removes it.
 import contextlib
 import os
 import re
-import secrets
 import shutil
 import stat
 import time
@@ -27,7 +26,7 @@ _OLD: Final = 24 * 60 * 60
 
 def temporary_name(target: str) -> str:
     """The path of a new temporary file or folder next to `target`."""
-    name = f"{_prefix(target)}{secrets.token_hex(8)}{_SUFFIX}"
+    name = f"{_prefix(target)}{os.urandom(8).hex()}{_SUFFIX}"
     return os.path.join(os.path.dirname(target), name)
 
 

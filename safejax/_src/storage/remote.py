@@ -14,7 +14,8 @@ from typing import Any, Final, final
 from weakref import WeakKeyDictionary
 
 from safejax._src.reading import patience as patience_of
-from safejax._src.reading.asking import FileSystem, in_thread
+from safejax._src.reading.asking import in_thread
+from safejax._src.reading.filesystems import FileSystem
 from safejax._src.reading.masking import masked
 from safejax._src.reading.remote import RemoteSource, said_by
 from safejax._src.storage.far import FarStore

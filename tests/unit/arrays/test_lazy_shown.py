@@ -1,6 +1,7 @@
 """What people see of a lazy leaf: its values where they are at hand, and how to see them if not."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -133,6 +134,33 @@ def test_treescope_shows_a_tree_of_leaves_without_a_read(visualizer: Any) -> Non
         assert treescope.render_to_text({"w": leaves["w"]}) == plain
 
 
+# Treescope asks NumPy and JAX for all that they have, also for what is deprecated.
+@pytest.mark.filterwarnings("ignore:The chararray class is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:jax.ArrayRef is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:jax.array_ref is deprecated:DeprecationWarning")
+def test_treescope_shows_leaves_as_a_dict_of_them_without_a_read(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    safejax.save({"w": jnp.ones((4, 4)), "n": 3, "host": np.ones(2)}, path, checksum=True)
+    leaves = safejax.flatten(safejax.load(path))
+    with observe_reads() as log:
+        text = treescope.render_to_text(leaves)
+        assert treescope.render_to_html(leaves)
+        assert text.startswith("Leaves({")
+        assert "'w': LazyArray(float32[4,4], name='w', unread)" in text
+        assert "'n': 3" in text
+        for value in (
+            leaves, safejax.inspect(path), safejax.plan(path), safejax.verify(path, digests=False),
+            safejax.diff({}, {}),
+        ):  # fmt: skip
+            assert "<table>" in value._repr_html_() or isinstance(
+                value, safejax.Verification | safejax.Difference
+            )
+            assert treescope.render_to_html(value)
+    assert not log.reads
+    assert not leaves["w"].is_placed
+
+
+# Of JAX's arrays, too, IPython shows the repr: one of HTML would show no more of a leaf.
 def test_ipython_finds_no_method_of_its_own_and_shows_the_repr() -> None:
     leaf = lazy(jnp.ones(3))
     kinds = ("html", "pretty", "markdown", "svg", "png", "latex", "json", "mimebundle")

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 import safejax
@@ -27,9 +28,20 @@ def test_the_commands_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     Path("damaged.safetensors").write_bytes(data)
     Path("rules.json").write_text(RULES)
     np.savez("arrays.npz", w=np.ones(3))
-    assert len(LINES) >= 14
+    with ocp.CheckpointManager(Path("checkpoints").absolute()) as manager:
+        for step in (1, 2):
+            manager.save(
+                step, args=ocp.args.StandardSave({"params": layer, "step": np.int32(step)})
+            )
+    assert len(LINES) >= 18
     for line, status in LINES:
         assert main(shlex.split(line)) == int(status or 0), line
+    assert safejax.inspect("step.safetensors").tensors.keys() == {
+        "params.kernel", "params.bias", "step",
+    }  # fmt: skip
+    assert safejax.load("step.safetensors")["step"] == 2
+    assert safejax.load("params.safetensors")["params"]["bias"].dtype == "bfloat16"
+    assert "<!doctype html>" in Path("page.html").read_text()
     assert safejax.inspect("renamed.safetensors").tensors.keys() == {
         "model.mlp.kernel", "model.mlp.bias",
     }  # fmt: skip

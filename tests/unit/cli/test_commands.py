@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 import flax.serialization
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 import safejax
@@ -80,7 +82,8 @@ def test_a_terminal_gets_a_table_that_fits(path: str) -> None:
     assert "█" in shown.decode()
 
 
-def test_what_needs_no_jax_does_not_import_it(path: str) -> None:
+def test_a_command_imports_what_it_needs(path: str) -> None:
+    """Not JAX, unless it is for values of it, and for local files nothing of files elsewhere."""
     program = """if True:
         import sys
         from safejax._src.cli.main import main
@@ -90,8 +93,33 @@ def test_what_needs_no_jax_does_not_import_it(path: str) -> None:
         assert main(["inspect", path]) == main(["inspect", path, "--stats"]) == 0
         assert main(["diff", path, path]) == main(["verify", path]) == 0
         assert not {"jax", "jaxlib", "rich"} & sys.modules.keys()
+        assert not {"asyncio", "email", "fsspec", "ssl"} & sys.modules.keys()
+        assert not [name for name in sys.modules if name.endswith((".remote", ".elsewhere"))]
+        assert main(["inspect", f"file://{path}"]) == 0
+        assert "safejax._src.storage.elsewhere" in sys.modules and "jax" not in sys.modules
     """
     subprocess.run([sys.executable, "-W", "error", "-c", program, path], check=True, cwd=ROOT)
+
+
+def test_a_page_is_written_instead_of_a_table(path: str, tmp_path: Path, capsys: Capture) -> None:
+    page = tmp_path / "page.html"
+    for _ in range(2):  # A page may be replaced.
+        assert run("inspect", path, "--where", "mlp.*", "--html", page) == 0
+    assert capsys.readouterr().out == ""
+    assert page.read_text() == safejax.inspect(path, where="mlp.*").to_html()
+    assert run("inspect", path, "--html", "-") == 0
+    assert capsys.readouterr().out == f"{safejax.inspect(path).to_html()}\n"
+    assert run("inspect", path, "--html", page, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["source"] == path
+
+
+def test_a_page_replaces_no_other_file(path: str, tmp_path: Path, capsys: Capture) -> None:
+    before = Path(path).read_bytes()
+    assert run("inspect", path, "--html", path) == 2
+    assert "or a page, for --html, got another file" in capsys.readouterr().err
+    assert Path(path).read_bytes() == before
+    assert run("inspect", path, "--html", tmp_path / "none" / "page.html") == 2
+    assert names_in(tmp_path) == ["m.safetensors"]
 
 
 # ---- diff and verify
@@ -174,15 +202,84 @@ def test_convert_replaces_nothing_unasked(path: str, tmp_path: Path, capsys: Cap
     assert run("diff", GOLDEN / "nested.safetensors", path) == 0
 
 
-def test_convert_reads_archives_of_numpy_and_files_of_flax(tmp_path: Path) -> None:
-    arrays: dict[str, Any] = {"a.w": np.arange(6.0).reshape(2, 3), "b": np.array([True])}
-    np.savez(tmp_path / "m.npz", **arrays)
-    tree = {"a": {"w": arrays["a.w"]}, "b": arrays["b"]}
-    (tmp_path / "m.msgpack").write_bytes(flax.serialization.msgpack_serialize(tree))
-    for name in ("m.npz", "m.msgpack"):
+def others(folder: Path) -> Any:
+    """A tree, and files of other programs in the folder that have it."""
+    tree = {"a": {"w": np.arange(6.0).reshape(2, 3)}, "b": np.array([True])}
+    np.savez(folder / "m.npz", **{"a.w": tree["a"]["w"], "b": tree["b"]})
+    (folder / "m.msgpack").write_bytes(flax.serialization.msgpack_serialize(tree))
+    # The first bytes say what a file is.
+    (folder / "m").write_bytes((folder / "m.msgpack").read_bytes())
+    np.save(folder / "m.npy", tree["b"])
+    return tree
+
+
+def test_convert_reads_files_of_numpy_and_flax(tmp_path: Path) -> None:
+    tree = others(tmp_path)
+    for name in ("m.npz", "m.msgpack", "m"):
         target = tmp_path / f"{name}.safetensors"
         assert run("convert", tmp_path / name, target) == 0
         assert safejax.diff(target, tree).is_same
+    target = tmp_path / "m.npy.safetensors"
+    assert run("convert", tmp_path / "m.npy", target, "--prefix", "b") == 0
+    assert safejax.inspect(target).tensors["b"].shape == (1,)
+
+
+def test_convert_reads_checkpoints_of_orbax(tmp_path: Path, capsys: Capture) -> None:
+    folder, target = tmp_path / "steps", tmp_path / "m.safetensors"
+    tree = {"a": {"w": np.arange(6.0).reshape(2, 3)}, "n": np.int32([20])}
+    with ocp.CheckpointManager(folder) as manager:
+        for step in (3, 20):
+            items = {"state": ocp.args.PyTreeSave({**tree, "n": np.int32([step])})}
+            items["other"] = ocp.args.PyTreeSave({"x": np.ones(2)})
+            manager.save(step, args=ocp.args.Composite(**items))
+    arguments: list[list[object]] = [
+        [folder, "--item", "state", "--step", "20"],
+        [folder, "--item", "state"],
+        [folder / "20", "--item", "state"],
+        [folder / "20" / "state"],
+    ]
+    for each in arguments:
+        assert run("convert", *each, target, "--checksum", "--overwrite") == 0
+        assert safejax.diff(target, tree).is_same
+        assert safejax.verify(target).nbytes == 52
+    assert run("convert", folder, target, "--step", "3", "--item", "state", "--overwrite") == 0
+    assert safejax.load(target)["n"].item() == 3
+    before = target.read_bytes()
+    for each, said in (
+        ([folder], "expected one item"),
+        ([folder, "--step", "4"], "expected step 4"),
+        ([folder, "--item", "none"], "expected the item 'none'"),
+        ([folder, "--item", "state", "--verify"], "leave out --verify"),
+    ):
+        assert run("convert", *each, target, "--overwrite") == 2
+        assert said in capsys.readouterr().err
+    assert target.read_bytes() == before
+    (tmp_path / "none").mkdir()
+    assert run("convert", tmp_path / "none", target, "--overwrite") == 2
+    assert "since it is empty" in capsys.readouterr().err
+
+
+def test_convert_needs_orbax_for_its_checkpoints_only(tmp_path: Path) -> None:
+    tree = others(tmp_path)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "step", tree)
+    program = f"""if True:
+        import os, sys
+        sys.modules["orbax"] = sys.modules["flax"] = sys.modules["tensorstore"] = None
+        from safejax._src.cli.main import main
+        os.chdir({str(tmp_path)!r})
+        assert main(["convert", "m.msgpack", "m.safetensors"]) == 0
+        assert main(["convert", "m.npz", "m.safetensors", "--overwrite"]) == 0
+        sys.exit(main(["convert", "step", "new.safetensors"]))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "pip install 'safejax[orbax]'" in done.stderr
+    assert not (tmp_path / "new.safetensors").exists()
+    assert safejax.diff(tmp_path / "m.safetensors", tree).is_same
 
 
 @pytest.mark.parametrize(
@@ -224,6 +321,22 @@ def test_plan_onto_a_mesh(path: str, tmp_path: Path, capsys: Capture) -> None:
         rules.write_text(text)
         assert run("plan", path, "--mesh", "data=4,model=2", "--rules", rules) == 2
         assert part in capsys.readouterr().err
+
+
+def test_plan_draws_a_page(path: str, tmp_path: Path, capsys: Capture) -> None:
+    rules, page = tmp_path / "rules.json", tmp_path / "page.html"
+    rules.write_text('{"mlp.w": ["data", "model"]}')
+    mesh = ("--mesh", "data=4,model=2", "--rules", rules)
+    assert run("plan", path, *mesh, "--html", page) == 0
+    assert capsys.readouterr().out == ""
+    data = re.search('id="data">(.*?)</script>', page.read_text())
+    assert data is not None
+    table = json.loads(data[1])
+    assert len(table["devices"]) == 8
+    assert max(len(parts) for _, _, parts in table["layouts"]) == 8
+    rules.write_text('{"mlp.b": [["data", "model"]]}')  # Of four elements, over eight devices.
+    assert run("plan", path, *mesh, "--html", page) == 1
+    assert "mlp.b" in page.read_text().partition("<main")[0]
 
 
 def test_plan_needs_no_devices_of_the_mesh(path: str) -> None:

@@ -206,6 +206,13 @@ def test_rows_are_a_tree_of_the_names() -> None:
     ]  # fmt: skip
 
 
+def test_a_name_may_have_any_number_of_segments() -> None:
+    names = ["a." * 5000 + "x", "a." * 5000 + "y", "z"]
+    found = safejax.inspect(safejax.serialize({name: np.ones(1) for name in names}))
+    assert [(row.depth, row.tensors) for row in found.rows()] == [(0, 2), (1, 1), (1, 1), (0, 1)]
+    assert str(found).count("\n") > 4
+
+
 def test_files_are_looked_into_without_jax(tmp_path: Path) -> None:
     safejax.save({"w": jnp.ones(3, jnp.int4)}, tmp_path / "m.safetensors", checksum=True)
     program = """if True:

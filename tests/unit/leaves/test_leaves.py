@@ -7,6 +7,7 @@ import enum
 import pickle
 from collections.abc import Callable
 from typing import Any
+from xml.etree import ElementTree
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,26 @@ def test_leaves_are_a_mapping_in_order() -> None:
     assert dict(leaves) == {"b": 1, "a": None, "c": EMPTY}
     with pytest.raises(KeyError):
         leaves["x"]
+
+
+def test_notebooks_show_names_and_leaves_without_a_read() -> None:
+    entries = {"<b>&": lazy(jnp.ones((2, 3)), "w"), "n": 3, "host": np.ones(2), "none": None}
+    leaves = Leaves(entries, metadata={"k": "<script>"})
+    with observe_reads() as log:
+        page = leaves._repr_html_()
+    assert not log.reads
+    root = ElementTree.fromstring(f"<div>{page}</div>")
+    assert [[cell.text or "" for cell in row] for row in root.iter("tr")] == [
+        ["name", "leaf", ""],
+        ["<b>&", "float32[2,3]", "unread"],
+        ["n", "int 3", "int"],
+        ["host", "float64[2]", "ndarray"],
+        ["none", "None", "NoneType"],
+    ]
+    assert [part.text for part in root.iter("p")] == ["Leaves: 4", "metadata k: <script>"]
+    many = Leaves({f"x{number}": number for number in range(1000)})._repr_html_()
+    assert "… 940 more" in many
+    assert many.count("<tr>") == 61
 
 
 def test_leaves_copy_the_mappings_that_they_are_made_from() -> None:
