@@ -260,7 +260,7 @@ CASES: Final[dict[str, Case]] = {
             '{"version":1,"kinds":{"a":{"type":"dict","keys":{"b":' + "[" * 9000 + "]" * 9000
             + "}}}}"
         ).encode(),
-        _without_limits(_record), None),
+        _without_limits(_record), None, _INVALID),
     "deep complex numbers, without Python's limit": Case(
         lambda: (
             '{"version":1,"values":{"a":' + '{"complex":[' * 4000 + "0" + ",0]}" * 4000 + "}}"

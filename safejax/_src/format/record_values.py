@@ -6,7 +6,7 @@ import re
 import struct
 from typing import Any, Final, cast
 
-from safejax._src.pytrees.structure import EMPTY, Empty, Kind, Scalar
+from safejax._src.pytrees.structure import EMPTY, MAX_DEPTH, Empty, Kind, Scalar
 
 _HEX: Final = re.compile(r"-?0x[0-9a-f]+")
 _DOUBLE: Final = re.compile(r"[0-9a-f]{16}")
@@ -68,9 +68,11 @@ def _key_to_json(key: Any) -> Any:
     return value_to_json(key)
 
 
-def _key(item: Any) -> Any:
+def _key(item: Any, depth: int = 0) -> Any:
     if isinstance(item, list):
-        return tuple(_key(part) for part in cast("list[Any]", item))
+        if depth == MAX_DEPTH:
+            raise ValueError(f"expected dict keys of at most {MAX_DEPTH} nested tuples, got more")
+        return tuple([_key(part, depth + 1) for part in cast("list[Any]", item)])
     if isinstance(item, dict) and cast("dict[str, Any]", item).keys() == {"bytes"}:
         return bytes_from_json(item["bytes"])
     key = value_from_json(item)
