@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from safejax._src.leaves.flatten import unflatten
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.pytrees.names import METADATA_NAME
-from safejax._src.pytrees.patterns import Among, Template
+from safejax._src.pytrees.patterns import Template
+from safejax._src.pytrees.placeholders import Among
 from safejax.testing.strategies import arrays, keys, scalars, shapes
 
 _TEXTS: Final = ("mlp", "Dense_0", "w", "a-b", "0", "encoder.layers.0", "a.b.c", "~", "")

@@ -9,14 +9,19 @@ placeholder matches as little as possible, the first one first.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from itertools import pairwise
-from typing import Final, Literal, NamedTuple, TypeAlias, final
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple, final
 
+from safejax._src.pytrees.placeholders import (
+    Among,
+    ends_in_order,
+    ends_of,
+    has_one_end,
+    is_among,
+    placeholder_of,
+    regex_of,
+)
 from safejax.errors import TransformError
-
-Among: TypeAlias = Literal["int"] | tuple[str, ...] | None
-"""What a placeholder matches: digits, or one of some texts; None for any segment, or any run."""
 
 _MOST_OF_REGEX: Final = 25_000_000
 _MOST_STEPS: Final = 1_000_000
@@ -59,7 +64,7 @@ class Template(NamedTuple):
                 placeholder, kind = f"*{stars}", None
                 stars += 1
             else:
-                placeholder, kind = _placeholder(text, token)
+                placeholder, kind = placeholder_of(text, token)
             if placeholders and not literal:
                 raise TransformError(
                     f"pattern {text!r}: expected text between two placeholders, got none at "
@@ -114,7 +119,7 @@ class Template(NamedTuple):
             if len(name) < least or not (name.startswith(before) and name.endswith(after)):
                 return None
             text = name[len(before) : len(name) - len(after)]
-            return {placeholder: text} if is_run or _is_among(text, among) else None
+            return {placeholder: text} if is_run or is_among(text, among) else None
 
         return match
 
@@ -134,7 +139,7 @@ class Template(NamedTuple):
             placeholder, literal = self.placeholders[n], self.parts[n + 1]
             value = values.get(placeholder)
             if value is None:
-                ends = _ends(placeholder, self.among[n], name, begin)
+                ends = ends_of(placeholder, self.among[n], name, begin)
             else:
                 ends = iter([begin + len(value)] if name.startswith(value, begin) else [])
             for end in ends:
@@ -168,7 +173,7 @@ class Template(NamedTuple):
         """Whether the first match of a placeholder, and of what follows, is as good as any."""
         if self.placeholders[n].startswith("*"):
             return True
-        if _has_one_end(self.among[n], self.parts[n + 1]):
+        if has_one_end(self.among[n], self.parts[n + 1]):
             return True
         if n + 1 == len(free):
             return False
@@ -198,13 +203,13 @@ class Template(NamedTuple):
                 runs.append(f"(?P<{group}>(?s:.*?)){literal}")
                 final.append(True)
                 continue
-            is_searched |= len(runs) > 1 and not _has_one_end(self.among[n], self.parts[n + 1])
-            final[-1] &= free[n] and _ends_in_order(self.among[n], self.parts[n + 1])
+            is_searched |= len(runs) > 1 and not has_one_end(self.among[n], self.parts[n + 1])
+            final[-1] &= free[n] and ends_in_order(self.among[n], self.parts[n + 1])
             if placeholder in seen:
                 runs[-1] += f"(?P={group}){literal}"
                 continue
             seen.add(placeholder)
-            segment = f"(?P<{group}>{_regex_of(self.among[n])}){literal}"
+            segment = f"(?P<{group}>{regex_of(self.among[n])}){literal}"
             runs[-1] += f"(?>{segment})" if self._is_final(n, free) else segment
         last = runs.pop()  # It ends where the name does.
         before = "".join(
@@ -218,70 +223,6 @@ class Template(NamedTuple):
         for placeholder, literal in zip(self.placeholders, self.parts[1:], strict=True):
             filled += values[placeholder] + literal
         return filled
-
-
-def _placeholder(text: str, token: re.Match[str]) -> tuple[str, Among]:
-    """The name of a placeholder, and what it matches."""
-    name, colon, kind = (token["placeholder"] or "").partition(":")
-    if not name.isidentifier():
-        raise TransformError(
-            f"pattern {text!r}: expected a placeholder like {{i}} at character "
-            f"{token.start()}, got {token[0]!r}; write {{{{ or }}}} for a brace"
-        )
-    if not colon:
-        return name, None
-    texts = tuple(kind.split("|"))
-    if kind != "int" and (len(texts) == 1 or not all(texts) or len(set(texts)) != len(texts)):
-        raise TransformError(
-            f"pattern {text!r}: expected {{{name}:int}}, or different texts as in "
-            f"{{{name}:a|b}}, at character {token.start()}, got {token[0]!r}"
-        )
-    return name, "int" if kind == "int" else texts
-
-
-def _regex_of(among: Among) -> str:
-    if among is None:
-        return "[^.]+?"
-    return "[0-9]+?" if among == "int" else "|".join(map(re.escape, sorted(among, key=len)))
-
-
-def _is_among(text: str, among: Among) -> bool:
-    """Whether a placeholder that is no star matches a text."""
-    if among is None:
-        return text != "" and "." not in text
-    return text.isascii() and text.isdigit() if among == "int" else text in among
-
-
-def _ends(placeholder: str, among: Among, name: str, begin: int) -> Iterator[int]:
-    """Where a placeholder that begins there may end, the nearest first."""
-    if isinstance(among, tuple):
-        texts = sorted(among, key=len)
-        yield from (begin + len(text) for text in texts if name.startswith(text, begin))
-    elif placeholder.startswith("*"):
-        yield from range(begin, len(name) + 1)
-    else:
-        for end in range(begin + 1, len(name) + 1):
-            last = name[end - 1]
-            if last == "." or (among == "int" and last not in "0123456789"):
-                return
-            yield end
-
-
-def _has_one_end(among: Among, literal: str) -> bool:
-    """Whether a placeholder that begins at some place can end at one only, before `literal`."""
-    if among is None:
-        return "." in literal
-    if among == "int":
-        return not re.fullmatch("[0-9]*", literal)
-    ends = sorted(text + literal for text in among)
-    return not any(after.startswith(end) for end, after in pairwise(ends))
-
-
-def _ends_in_order(among: Among, literal: str) -> bool:
-    """Whether a placeholder that begins later never ends earlier than another, before `literal`."""
-    if among is None or among == "int" or len(set(map(len, among))) == 1:
-        return True
-    return literal != "" and not any(literal[0] in text for text in among)
 
 
 def agreeing(*templates: Template) -> tuple[Template, ...]:
