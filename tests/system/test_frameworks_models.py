@@ -92,6 +92,8 @@ def check(
     assert any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(loaded))
     assert log.nbytes == 0
     after = run(loaded, *inputs)
+    assert log.nbytes == sum(leaf.nbytes for leaf in jax.tree.leaves(loaded) if leaf.is_placed)
+    run(loaded, *inputs)  # What the function ignores is read by its second call.
     assert log.nbytes == nbytes(original)
     before = run(original, *inputs)
     assert bits(after) == bits(before)

@@ -95,6 +95,7 @@ def loading(
     assert_type(safejax.deserialize(b""), Any)
     assert_type(safejax.deserialize(memoryview(b""), like=params, strict=False), Params)
     assert_type(safejax.materialize(params), Params)
+    assert_type(safejax.prefetch(params, max_bytes=1 << 30), Params)
     assert_type(safejax.materialize(params, progress=lambda done, total: None), Params)
     assert_type(safejax.load("m", like=safejax.abstract(params)), Any)
     strings: list[str] = ["a", "b"]

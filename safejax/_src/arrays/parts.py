@@ -40,8 +40,9 @@ def view_of_array(array: jax.Array | NDArray[Any]) -> View:
     if is_whole and len(array.sharding.device_set) == 1:
         return _whole(ArraySource(array), array.dtype, array.shape)
     parts: dict[Box, View] = {}
+    boxes = _boxes_here(array.sharding, array.shape)
     for shard in array.addressable_shards:
-        box = _box(shard.index, array.shape)
+        box = boxes[shard.device]
         if box not in parts:
             source = ArraySource(cast("HostArray", shard.data))
             parts[box] = _whole(source, array.dtype, _sizes(box))
@@ -49,6 +50,13 @@ def view_of_array(array: jax.Array | NDArray[Any]) -> View:
         holders = holders_of(array.sharding, array.shape)
         parts = {box: held_by(part, holders[box]) for box, part in parts.items()}
     return _joined(parts, np.dtype(array.dtype), tuple((0, size) for size in array.shape), 0)
+
+
+@lru_cache(maxsize=1024)
+def _boxes_here(sharding: jax.sharding.Sharding, shape: tuple[int, ...]) -> Mapping[Any, Box]:
+    """What each device of this process holds."""
+    indices = cast("dict[Any, Any]", sharding.addressable_devices_indices_map(shape))
+    return MappingProxyType({device: _box(index, shape) for device, index in indices.items()})
 
 
 def view_of_share(view: View, holders: Mapping[Box, Holders], process: int) -> View:

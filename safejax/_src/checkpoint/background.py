@@ -6,6 +6,7 @@ backends go.
 
 import contextvars
 import threading
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from safejax._src.progress import Progress, ProgressArgument, reported
 from safejax._src.reading.filesystems import FileSystem
 from safejax._src.storage.location import locate
 from safejax._src.storage.store import Store
+
+_HEAD_START: Final = 0.002
+"""Seconds that the caller gets to go on: a thread that computes keeps others out for up to 5 ms."""
 
 
 def begin_to_write(
@@ -189,6 +193,12 @@ class _Job:
             turns.end(self._to_end.pop())
 
 
+def _run_a_little_later(job: _Job) -> None:
+    # Else the caller, who waits until the thread has started, would wait for the interpreter too.
+    time.sleep(_HEAD_START)
+    job.run()
+
+
 def _starts(job: _Job) -> bool:
     """Start the thread of a job; false if that cannot be, so that the job must be done here."""
     if not threading.main_thread().is_alive():
@@ -196,7 +206,7 @@ def _starts(job: _Job) -> bool:
     # What the caller has set for its own thread, such as NumPy's errstate, holds for the job.
     thread = threading.Thread(
         target=contextvars.copy_context().run,
-        args=(job.run,),
+        args=(_run_a_little_later, job),
         name=f"safejax-save {job.save.path}",
         daemon=False,  # Else it would be one if the caller's thread is.
     )

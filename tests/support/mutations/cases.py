@@ -163,7 +163,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "the ETag of a file elsewhere is not asked for",
-        "reading/asking.py",
+        "reading/askers.py",
         '            return {"If-Match": etag}\n',
         "            return {}\n",
         ("tests/unit/storage/test_http.py::"

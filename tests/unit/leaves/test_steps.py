@@ -149,7 +149,7 @@ def test_a_long_chain_does_not_recurse() -> None:
 )
 def test_a_step_without_an_inverse_is_an_error_that_says_so(without: Step[Any, Any]) -> None:
     with pytest.raises(
-        NotInvertibleError, match=r"(step\(double\)|cast\('bfloat16'\)): expected a"
+        NotInvertibleError, match=r"^expected a .*; in (step\(double\)|cast\('bfloat16'\))$"
     ):
         _ = without.inverse
 

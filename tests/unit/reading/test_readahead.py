@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import safejax
-import safejax._src.arrays.materialize
+import safejax._src.arrays.at_once
 from safejax._src.reading import readahead
 from safejax._src.reading.memory import address
 from safejax._src.reading.readahead import _page_runs, read_ahead
@@ -90,7 +90,7 @@ def test_materialize_reads_ahead_the_leaves_that_are_used_in_place(
     # Which memory is read ahead cannot be seen from outside: other pages may be there by chance.
     asked: list[Any] = []
     monkeypatch.setattr(
-        safejax._src.arrays.materialize, "read_ahead", lambda blocks: asked.extend(blocks)
+        safejax._src.arrays.at_once, "read_ahead", lambda blocks: asked.extend(blocks)
     )
     path = str(tmp_path / "model.safetensors")
     tree = {"a": jnp.arange(64.0), "b": jnp.ones((8, 16)), "c": jnp.arange(7)}
@@ -174,7 +174,7 @@ def test_arrays_in_memory_are_not_read_ahead(monkeypatch: pytest.MonkeyPatch) ->
     # Which memory is read ahead cannot be seen from outside: other pages may be there by chance.
     asked: list[Any] = []
     monkeypatch.setattr(
-        safejax._src.arrays.materialize, "read_ahead", lambda blocks: asked.extend(blocks)
+        safejax._src.arrays.at_once, "read_ahead", lambda blocks: asked.extend(blocks)
     )
     safejax.materialize(safejax.deserialize(safejax.serialize({"a": jnp.ones((64, 64))})))
     assert asked == []
