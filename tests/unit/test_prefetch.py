@@ -197,6 +197,35 @@ def test_what_nobody_has_any_more_is_not_read(server: HttpServer) -> None:
     assert set(first_bytes(server)) == {0}
 
 
+def test_threads_end_when_nobody_has_what_is_left_though_there_is_no_room() -> None:
+    data = safejax.serialize({f"{n}": np.full(MIB, n, np.uint8) for n in range(3)})
+    tree: dict[str, Any] = safejax.prefetch(safejax.deserialize(data), max_bytes=MIB)
+    first = safejax.materialize(tree["0"])
+    tree.clear()
+    gc.collect()
+    assert eventually(no_threads)
+    assert int(first[-1]) == 0
+
+
+def test_what_is_placed_meanwhile_needs_no_room() -> None:
+    sizes = {"0": MIB, "1": 2 * MIB, "2": MIB}
+    data = safejax.serialize({name: np.zeros(size, np.uint8) for name, size in sizes.items()})
+    tree: dict[str, Any] = safejax.prefetch(safejax.deserialize(data), max_bytes=2 * MIB)
+    assert eventually(lambda: placed(tree) == ["0"])
+    tree["1"].block_until_ready()
+    assert eventually(lambda: placed(tree) == ["0", "1", "2"])
+
+
+def test_a_small_leaf_that_fails_does_not_keep_its_neighbours_from_being_placed() -> None:
+    with jax.enable_x64(True):
+        data = safejax.serialize({"a": np.array([1 << 40]), "b": np.arange(3), "c": np.arange(4)})
+    tree = safejax.prefetch(safejax.deserialize(data))
+    assert eventually(no_threads)
+    assert placed(tree) == ["b", "c"]
+    with pytest.raises(safejax.PrecisionError, match="'a'"):
+        tree["a"].sum()
+
+
 def test_an_error_is_raised_where_the_leaf_is_used(
     server: HttpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

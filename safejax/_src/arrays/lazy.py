@@ -9,6 +9,8 @@ the placed array. This file is long, since one class must have all that a JAX ar
 import math
 import sys
 import threading
+import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -46,6 +48,22 @@ from safejax.errors import UnsupportedJaxError
 _CONFIG: Final[Any] = jax.config
 _ARRAY_TYPE: Final = jax_private.concrete_array_type()
 
+_MOST_PASSES: Final = 4
+"""How often C++ dispatch leaves a call to Python for a leaf that is not placed thereafter."""
+
+_MOST_MET: Final = 1 << 17
+
+
+@final
+class _Met(threading.local):
+    """The leaves for which C++ dispatch has left calls of this thread to Python, the last ones."""
+
+    def __init__(self) -> None:
+        self.leaves: deque[weakref.ref[LazyArray]] = deque(maxlen=_MOST_MET)
+
+
+_met: Final = _Met()
+
 
 @set_module("safejax")
 @final
@@ -61,7 +79,7 @@ class LazyArray(jax.Array):
     """
 
     __slots__ = (
-        "_aval", "_content", "_is_passed", "_lock", "_name", "_notice", "_placed", "_placement",
+        "_aval", "_content", "_lock", "_name", "_notice", "_passes", "_placed", "_placement",
         "_rows",
         # Arrays can be referred to weakly; the base class does not always leave room for it.
         *(() if jax.Array.__weakrefoffset__ else ("__weakref__",)),
@@ -85,8 +103,8 @@ class LazyArray(jax.Array):
         self._rows: tuple[Rows, LazyArray, Any] | None = None
         self._notice = notice or NarrowingNotice()
         self._placed: jax.Array | None = None
-        # Whether C++ dispatch has met this leaf since it was placed.
-        self._is_passed = False
+        # How often C++ dispatch has met this leaf, and not the array, since that was there.
+        self._passes = 0
         self._lock = threading.Lock()
         if content.key is not None:
             dtype = key_dtype(content.key)
@@ -106,7 +124,7 @@ class LazyArray(jax.Array):
         leaf._rows = None
         leaf._notice = self._notice
         leaf._placed = None
-        leaf._is_passed = False
+        leaf._passes = 0
         leaf._lock = threading.Lock()
         leaf._aval = self._aval
         return leaf
@@ -137,6 +155,12 @@ class LazyArray(jax.Array):
     def is_placed(self) -> bool:
         """Whether the values are on their devices now."""
         return self._placed is not None and not self._placed.is_deleted()
+
+    @property
+    def placed_now(self) -> jax.Array | None:
+        """The plain array, if the values are on their devices now; nothing is read."""
+        placed = self._placed
+        return None if placed is None or placed.is_deleted() else placed
 
     @property
     def aval(self) -> Any:
@@ -331,13 +355,15 @@ class LazyArray(jax.Array):
         """The plain array as the child of a node, or `UNPLACED` at the first need.
 
         The call then goes on in Python, which is slow, and where all leaves that are needed are
-        placed at once. A leaf that is not placed thereafter is one that the function ignores: it
-        is placed at the next call, so that this and all others are fast.
+        placed at once. A leaf that is not placed when those are is one that the function ignores:
+        it is placed at the next call, so that this and all others are fast. So is one after some
+        calls that have needed no leaf, since they failed or ignored all.
         """
         placed = self._placed
         if placed is None or placed.is_deleted():
-            if not self._is_passed:
-                self._is_passed = True
+            if self._passes < _MOST_PASSES:
+                self._passes += 1
+                _met.leaves.append(weakref.ref(self))
                 return (jax_hooks.UNPLACED,), None
             placed = self.placed()
         return (placed,), None
@@ -350,7 +376,12 @@ class LazyArray(jax.Array):
             for leaf in left.values():
                 leaf.warn_if_narrowed()
             place_at_once(left.values(), LazyArray.place_many_in_this_thread)
-        return [leaf.placed() for leaf in leaves]
+        placed = [leaf.placed() for leaf in leaves]
+        met, _met.leaves = _met.leaves, deque(maxlen=_MOST_MET)
+        for leaf in (each() for each in met):
+            if leaf is not None and not leaf.is_placed:
+                leaf._passes = _MOST_PASSES
+        return placed
 
     def traced_aval(self) -> Any:
         """The abstract value that a trace sees: what JAX asks for first."""
@@ -386,7 +417,7 @@ class LazyArray(jax.Array):
     def _keep(self, array: jax.Array) -> None:
         """Take an array as the placed one; stored again, its integers are what they were."""
         self._placed = array
-        self._is_passed = False
+        self._passes = 0
         stored = self.content.view.dtype
         if stored.kind in "iu" and not self.has_keys and self._aval.dtype != stored:
             remember_stored(array, stored)

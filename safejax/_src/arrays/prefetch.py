@@ -13,9 +13,10 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from typing import Final, final
+from typing import Any, Final, final
 
 import jax
+from numpy.typing import NDArray
 
 from safejax._src.arrays.lazy import LazyArray
 from safejax._src.arrays.precision import needs_x64
@@ -83,7 +84,8 @@ class _Group:
     def __init__(self, leaves: list[LazyArray], brings_in: bool) -> None:
         self._brings_in = brings_in
         self._leaves = [weakref.ref(leaf) for leaf in leaves]
-        self.nbytes = sum(leaf.nbytes for leaf in leaves)
+        self.nbytes = 0
+        """The bytes of those that are still to be placed, when that was last looked at."""
         self.is_wide = _is_wide(leaves[0])
         self._plans_reads = leaves[0].content.view.plans_reads
 
@@ -92,6 +94,15 @@ class _Group:
         """Those that somebody has."""
         return [leaf for leaf in (each() for each in self._leaves) if leaf is not None]
 
+    def is_over(self) -> bool:
+        """Whether nobody has the leaves any more that are not placed: then nothing is left to do.
+
+        Counts the bytes of those that are left.
+        """
+        left = [leaf.nbytes for leaf in self.leaves if not leaf.is_placed]
+        self.nbytes = sum(left)
+        return not left
+
     def place(self) -> None:
         """Place the leaves, and bring in the pages of those that stay where they are in a file."""
         leaves = self.leaves
@@ -99,7 +110,11 @@ class _Group:
             if self._plans_reads:
                 in_place = LazyArray.place_many_in_this_thread(leaves)
             else:
-                in_place = [block for leaf in leaves for block in leaf.place_in_this_thread()]
+                in_place = list[NDArray[Any]]()
+                for leaf in leaves:
+                    with contextlib.suppress(Exception):  # The others may be placed.
+                        in_place += leaf.place_in_this_thread()
+                    del leaf
         del leaves  # Their owner may let go of them meanwhile.
         if self._brings_in:
             bring_in(in_place)
@@ -127,6 +142,8 @@ class _Work:
     def _next(self) -> _Group | None:
         while threading.main_thread().is_alive():
             with self._lock:
+                while self.groups and self.groups[0].is_over():
+                    self.groups.popleft()
                 if not self.groups:
                     return None
                 if self._has_room(self.groups[0].nbytes):
@@ -147,27 +164,27 @@ class _Work:
         with self._lock:
             self._placing -= group.nbytes
             if self._max_bytes is not None:
-                for leaf in group.leaves:
-                    if leaf.is_placed:
-                        self._placed.append((leaf.nbytes, weakref.ref(leaf.placed())))
+                placed = [(leaf.nbytes, leaf.placed_now) for leaf in group.leaves]
+                self._placed += [(n, weakref.ref(each)) for n, each in placed if each is not None]
 
 
 def _is_held(array: jax.Array | None) -> bool:
     return array is not None and not array.is_deleted()
 
 
-_busy: Final[dict[int, LazyArray]] = {}
-"""The leaves that threads of this module place now."""
+_busy: Final[dict[tuple[int, int], LazyArray]] = {}
+"""The leaves that threads of this module place now, by those threads and the `id` of each leaf."""
 
 
 @contextlib.contextmanager
 def _being_placed(leaves: list[LazyArray]) -> Generator[None]:
-    _busy.update((id(leaf), leaf) for leaf in leaves)
+    here = threading.get_ident()
+    _busy.update(((here, id(leaf)), leaf) for leaf in leaves)
     try:
         yield
     finally:
         for leaf in leaves:
-            _busy.pop(id(leaf), None)
+            _busy.pop((here, id(leaf)), None)
 
 
 def _leave_to_parent() -> None:

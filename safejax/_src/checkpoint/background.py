@@ -40,7 +40,8 @@ def begin_to_write(
 
     Returns when the values are safe from changes. `progress` is called in the other thread.
     If copies of more than `max_host_bytes` bytes would be held, earlier saves are waited for. A
-    plan that needs more alone is written before this returns, block by block.
+    plan that needs more alone is written before this returns, block by block; so is one that is
+    saved from within a save whose copies leave it no room.
 
     Raises `LeafError` for arrays that are deleted. All other errors are those of the handle.
     """
@@ -126,7 +127,8 @@ class _Work:
 def _begin(path: str, plan: Layout | Folder, work: _Work, max_host_bytes: int | None) -> SaveHandle:
     """Write a plan in the background, with values that are safe from changes."""
     needed = work.values.copied_bytes()
-    is_held = work.is_to_hold(max_host_bytes is None or needed <= max_host_bytes)
+    has_room = max_host_bytes is None or needed + turns.copies_kept() <= max_host_bytes
+    is_held = work.is_to_hold(has_room)
     save = Save(path)
     target = work.store.canonical(work.target)
     turn = Turn(save, work.store, target, needed if is_held else 0, work.alive)

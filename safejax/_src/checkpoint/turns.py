@@ -33,12 +33,20 @@ class Turn:
     target: str
     copies: int
     alive: Callable[[], None]
-    earlier: list[threading.Event] = field(default_factory=list[threading.Event])
+    earlier: list[tuple[Save, threading.Event]] = field(
+        default_factory=list[tuple[Save, threading.Event]]
+    )
     over: threading.Event = field(default_factory=threading.Event)
 
     def wait(self) -> None:
-        """Wait until all earlier saves to the same place are over."""
-        _wait_for(self.earlier, self.alive)
+        """Wait until all earlier saves to the same place are over.
+
+        Not for one that goes on in this thread, and has called a function that saves.
+        """
+        here = threading.current_thread()
+        earlier = [over for save, over in self.earlier if not save.waits_for(here)]
+        self.earlier.clear()
+        _wait_for(earlier, self.alive)
 
     def meets(self, store: Store, target: str) -> bool:
         """Whether a save to a place changes what this one does."""
@@ -59,28 +67,35 @@ class _Turns:
     def take(self, turn: Turn, most: int | None) -> None:
         """Put a turn behind all others, as soon as they hold `most` bytes with it at the most.
 
-        The caller ends it, also if an interrupt leaves this.
+        What `copies_kept` counts is not waited for. The caller ends it, also if an interrupt leaves
+        this.
         """
         with self._lock:
             # A turn is taken, and a place in the order, when there is room: who waits for room
             # has nothing that others wait for.
-            while turn.copies and most is not None and self._copies() + turn.copies > most:
+            while (
+                turn.copies
+                and most is not None
+                and (held := sum(each.copies for each in self._all)) + turn.copies > most
+                and held > self._copies_kept()
+            ):
                 self._changed.wait(_SIGN)
                 turn.alive()
             met = [each for each in self._all if each.meets(turn.store, turn.target)]
-            turn.earlier.extend(each.over for each in met)
+            turn.earlier.extend((each.save, each.over) for each in met)
             turn.save.earlier = tuple(each.save for each in met)
             self._all.append(turn)
 
     def wait_for_earlier(self, store: Store, target: str, alive: Callable[[], None]) -> None:
         """Wait until the saves to a place are over whose calls were before this one.
 
-        Not for one that goes on in this thread, and has called a function that saves.
+        Not for one that goes on in this thread, and has called a function that saves, nor for those
+        that wait for that one.
         """
         here = threading.current_thread()
         with self._lock:
             met = [each for each in self._all if each.meets(store, target)]
-            earlier = [each.over for each in met if each.save.thread is not here]
+            earlier = [each.over for each in met if not each.save.waits_for(here)]
         _wait_for(earlier, alive)
 
     def end(self, turn: Turn) -> None:
@@ -98,8 +113,18 @@ class _Turns:
         for turn in left:
             turn.save.leave_to_parent()
 
-    def _copies(self) -> int:
-        return sum(turn.copies for turn in self._all)
+    def copies_kept(self) -> int:
+        """How many bytes of copies are held until this thread goes on.
+
+        They are those of a save that goes on in it, and has called a function that saves, and of
+        others that wait for that save.
+        """
+        with self._lock:
+            return self._copies_kept()
+
+    def _copies_kept(self) -> int:
+        here = threading.current_thread()
+        return sum(turn.copies for turn in self._all if turn.save.waits_for(here))
 
 
 turns: Final = _Turns()

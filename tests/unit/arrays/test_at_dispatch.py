@@ -134,7 +134,27 @@ def test_an_error_names_the_leaf_and_the_next_call_reads_again(
         in_a_jitted_function(tree)
     assert raised.value.__notes__[0] == f"while placing leaf '00' and {COUNT - 1} more"
     server.fault = lambda _: None
+    server.clear()
     assert_trees_identical(in_a_jitted_function(tree), double(safejax.materialize(lazy())))
+    assert len(server.requests) == 1
+
+
+def test_after_a_call_that_cannot_be_traced_all_leaves_are_requested_together(
+    server: HttpServer,
+) -> None:
+    tree = remote(server)
+    with pytest.raises((TypeError, ValueError), match=r"shape"):
+        jax.jit(lambda tree: double(tree)["00"] + jnp.ones(3))(tree)
+    assert len(server.requests) == placed(tree) == 0
+    assert_trees_identical(in_a_jitted_function(tree), double(safejax.materialize(lazy())))
+    assert len(server.requests) == 1
+
+
+def test_a_function_that_ignores_all_leaves_has_fast_calls_in_the_end() -> None:
+    tree, function = lazy(), jax.jit(lambda tree, x: x + 1)
+    for _ in range(5):
+        function(tree, 1.0)
+    assert placed(tree) == COUNT
 
 
 def test_leaves_that_are_narrowed_give_their_notice() -> None:

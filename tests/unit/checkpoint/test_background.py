@@ -336,6 +336,26 @@ def test_a_tree_that_has_no_room_at_all_is_saved_before_the_call_returns(path: P
     save_async(tree, path).result(LONG)
 
 
+@pytest.mark.parametrize("is_same_place", [False, True])
+def test_a_save_from_within_one_does_not_wait_for_the_room_that_it_has(
+    tmp_path: Path, is_same_place: bool
+) -> None:
+    inner: list[tuple[SaveHandle, bool]] = []
+    where = "outer" if is_same_place else "inner"
+
+    def progress(done: int, total: int) -> None:
+        if not inner:
+            handle = save_async({"w": np.ones(50)}, tmp_path / where, max_host_bytes=1000)
+            inner.append((handle, handle.done()))
+
+    tree = {"w": np.zeros(100)}
+    save_async(tree, tmp_path / "outer", progress=progress, max_host_bytes=1000).result(LONG)
+    ((handle, was_done),) = inner
+    assert was_done  # It was written block by block, before the call returned.
+    handle.result(LONG)
+    assert (tmp_path / "outer").read_bytes() == safejax.serialize(tree)
+
+
 # ---- order
 
 
@@ -388,6 +408,22 @@ def test_a_save_to_the_same_path_from_within_one_does_not_wait_for_it(path: Path
 
     save_async({"outer": np.ones(3)}, path, progress=progress).result(LONG)
     assert list(safejax.load(path)) == ["outer"]
+
+
+def test_a_save_from_within_one_does_not_wait_for_those_that_wait_for_that_one(
+    tmp_path: Path,
+) -> None:
+    later: list[SaveHandle] = []
+
+    def progress(done: int, total: int) -> None:
+        if not later:
+            later.append(save_async({"w": np.ones(3)}, tmp_path / "at"))
+            save({"w": np.ones(4)}, tmp_path / "at" / "another")
+
+    (tmp_path / "at").mkdir()
+    save_async({"w": np.ones(3)}, tmp_path / "at" / "one", progress=progress).result(LONG)
+    assert isinstance(later[0].exception(LONG), OSError)  # A folder is no file.
+    assert (tmp_path / "at" / "another").exists()
 
 
 def test_a_relative_path_is_that_of_the_call_also_for_a_save_that_waits(
