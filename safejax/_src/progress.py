@@ -1,6 +1,7 @@
 """Progress: what `progress=` of a function is, and the bar that `progress=True` shows."""
 
 import importlib
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -78,6 +79,10 @@ def _imported(module: str) -> Any:  # Any: rich is an extra.
         ) from error
 
 
+def _is_terminal(stream: Any) -> bool:
+    return stream is not None and bool(stream.isatty())
+
+
 @final
 class Bar:
     """A bar that shows the bytes done; it appears with the first of them.
@@ -120,6 +125,8 @@ class Bar:
             rich.TimeRemainingColumn(elapsed_when_finished=True),
             console=_imported("rich.console").Console(stderr=True),
             auto_refresh=False,
+            # Else rich would write to stderr what others print meanwhile for a file or a pipe.
+            redirect_stdout=_is_terminal(sys.stdout),
         )
         self._task = shown.add_task(self._title, total=total)
         shown.start()

@@ -1,6 +1,9 @@
 """progress=True: a bar on stderr, and nothing elsewhere; what is asked for without rich."""
 
+import os
+import pty
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -59,3 +62,26 @@ def test_without_rich_the_error_names_the_extra(
         with pytest.raises(ImportError, match=r"pip install 'safejax\[progress\]'"):
             call(TREE, tmp_path / "m.safetensors", progress=True)
     assert list(tmp_path.iterdir()) == []
+
+
+PRINTS = """
+from safejax._src.progress import reported
+with reported(True, "save") as bar:
+    bar(1, 2)
+    print("a result", flush=True)
+    bar(2, 2)
+"""
+
+
+def test_what_is_printed_meanwhile_goes_where_it_is_to_go() -> None:
+    leader, follower = pty.openpty()
+    child = subprocess.run(
+        [sys.executable, "-c", PRINTS], check=True, stdout=subprocess.PIPE, stderr=follower,
+        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "90"},
+    )  # fmt: skip
+    os.close(follower)
+    shown = os.read(leader, 1 << 16)
+    os.close(leader)
+    assert child.stdout == b"a result\n"
+    assert b"save" in shown
+    assert b"a result" not in shown

@@ -4,6 +4,7 @@ The exit status is 0 if all is well, 1 if what was asked about is not (files dif
 valid, a plan has problems), 2 for trouble, 130 after Ctrl-C and 141 if nobody reads the output.
 """
 
+import contextlib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -45,5 +46,8 @@ def _line_of(error: Exception) -> str:
 def _end(message: str, status: int) -> int:
     line = " ".join(message.split())
     shown = "".join(each if each.isprintable() else "�" for each in line)
-    sys.stderr.write(f"safejax: {shown}\n")
+    # There is none if it was closed when Python started; the status says enough.
+    with contextlib.suppress(OSError, AttributeError):
+        sys.stderr.write(f"safejax: {shown}\n")
+        sys.stderr.flush()
     return status

@@ -1,6 +1,8 @@
 """Output: reports on a terminal, where rich draws them, and elsewhere, as plain lines or JSON."""
 
+import codecs
 import importlib
+import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -12,19 +14,34 @@ from safejax._src.inspection import text
 _UNREAD: Final = 141
 """The exit status of a command whose output nobody reads: that of one that SIGPIPE ended."""
 
+_ESCAPED: Final = "safejax.escaped"
+
+
+def _as_json_escapes(error: UnicodeError) -> tuple[str, int]:
+    """Escapes of what an encoding lacks, as JSON has them, so that JSON stays JSON."""
+    assert isinstance(error, UnicodeEncodeError)
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+codecs.register_error(_ESCAPED, _as_json_escapes)
+
 
 def emit(shown: str) -> None:
     """Write text to stdout at once; the command ends, without a word, if nobody reads it."""
-    stream = sys.stdout
+    stream: Any = sys.stdout
+    if stream is None:  # It was closed when Python started.
+        return
     # A terminal, or a pipe, may be of an encoding that lacks the characters of a histogram.
     encoding = stream.encoding or "utf-8"
     try:
-        stream.write(f"{shown}\n".encode(encoding, "backslashreplace").decode(encoding))
+        stream.write(f"{shown}\n".encode(encoding, _ESCAPED).decode(encoding))
         stream.flush()
-    except BrokenPipeError:
+    except OSError as error:
         # What is left in the buffer must not be an error when Python exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        raise SystemExit(_UNREAD) from None
+        if isinstance(error, BrokenPipeError):
+            raise SystemExit(_UNREAD) from None
+        raise
 
 
 def emit_table(
@@ -35,7 +52,8 @@ def emit_table(
     notes: Iterable[str],
 ) -> None:
     """Write a table with its title and notes; rows that are marked stand out on a terminal."""
-    if not sys.stdout.isatty():
+    stream: Any = sys.stdout
+    if stream is None or not stream.isatty():
         cells = [row for _, row in rows]
         lines = text.table(columns, cells, right) if cells else []
         emit("\n".join([printable(title), *lines, text.joined(notes)]).rstrip("\n"))
@@ -61,4 +79,5 @@ def emit_table(
 
 def progress_shown(quiet: bool) -> bool:
     """Whether progress is shown: if somebody looks at stderr who has not asked for silence."""
-    return not quiet and sys.stderr.isatty()
+    stream: Any = sys.stderr  # None, if it was closed when Python started.
+    return not quiet and stream is not None and stream.isatty()

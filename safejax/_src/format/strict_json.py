@@ -36,8 +36,8 @@ def parse(text: str, *, allow_surrogates: bool = False, allow_constants: bool = 
     # until the process runs out of stack and is killed.
     if sys.getrecursionlimit() > _MAX_DEPTH and _depth(text) > _MAX_DEPTH:
         raise ValueError("it is nested too deeply")
-    if not 0 < sys.get_int_max_str_digits() <= _MAX_DIGITS and _LONG.search(text):
-        raise ValueError(f"it has a number of more than {_MAX_DIGITS} digits")
+    # What has so many digits may be a string.
+    may_be_long = not 0 < sys.get_int_max_str_digits() <= _MAX_DIGITS and _LONG.search(text)
     try:
         with collector_paused():
             value = json.loads(
@@ -46,7 +46,7 @@ def parse(text: str, *, allow_surrogates: bool = False, allow_constants: bool = 
                 parse_constant=None if allow_constants else _refuse_constant,
                 parse_float=_parse_float,
                 # Python's own function is much faster, and correct if there is no minus zero.
-                parse_int=_parse_int if _MINUS_ZERO.search(text) else None,
+                parse_int=_parse_int if may_be_long or _MINUS_ZERO.search(text) else None,
             )
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
@@ -105,6 +105,8 @@ def _parse_float(digits: str) -> float:
 
 
 def _parse_int(digits: str) -> int | float:
+    if len(digits) - digits.startswith("-") > _MAX_DIGITS:
+        raise ValueError(f"it has a number of more than {_MAX_DIGITS} digits")
     return -0.0 if digits == "-0" else int(digits)
 
 

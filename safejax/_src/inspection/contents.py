@@ -23,6 +23,7 @@ from safejax.errors import InvalidFileError
 
 IN_MEMORY: Final = "<bytes>"
 _ALIGNMENT: Final = 64
+_MOST_BITS: Final = 10_000
 _NARROWED: Final = frozenset({"int64", "uint64", "float64", "complex128"})
 
 
@@ -83,7 +84,7 @@ class FileInfo:
 class Contents:
     """What is in files, or in a tree.
 
-    `values` are the entries that are no tensors: scalars, strings, None and empty containers.
+    `values` are the entries that are not tensors: scalars, strings, None and empty containers.
     """
 
     source: str
@@ -232,6 +233,13 @@ def _common(parts: Sequence[Stored]) -> dict[str, str]:
     }
 
 
+def value_text(value: Any) -> str:
+    """All of an entry that is no tensor."""
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        return hex(value)  # Python refuses to write so many decimal digits.
+    return "empty" if value is EMPTY else repr(value)
+
+
 def described_value(value: Any) -> str:
     """An entry that is no tensor, in short."""
-    return "empty" if value is EMPTY else f"{value!r:.80}"
+    return value_text(value)[:80]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from safejax._src.format.markup import html_lines, html_table
 from safejax._src.inspection import text
-from safejax._src.inspection.contents import Contents, Item, contents, described_value
+from safejax._src.inspection.contents import Contents, Item, contents, described_value, value_text
 from safejax._src.inspection.statistics import WINDOW_ELEMENTS, reals
 from safejax._src.progress import ProgressArgument, shown_progress
 from safejax._src.public import set_module
@@ -135,7 +135,8 @@ class Difference:
             ("value", self.values), ("structure", self.structure), ("metadata", self.metadata),
         ):  # fmt: skip
             for name, (a, b) in table.items():
-                lines.append(f"{what} {name!r}: {_or_none(a)} and {_or_none(b)}")
+                pair = ("none" if each is None else each for each in text.apart(a, b, 200))
+                lines.append(f"{what} {name!r}: {' and '.join(pair)}")
         more = len(self.tensors) - _SHOWN
         first = [f"… {more:,} more tensors"] if more > 0 else []
         rest = [f"… {len(lines) - _SHOWN:,} more"] if len(lines) > _SHOWN else []
@@ -184,7 +185,7 @@ def diff(
         first.source, second.source, different,
         _only_in(first, second), _only_in(second, first),
         _value_pairs(first, second),
-        _pairs(_kinds(first), _kinds(second)),
+        _structure_pairs(first, second),
         _pairs(first.metadata, second.metadata),
         len(common) - len(different),
     )  # fmt: skip
@@ -249,7 +250,8 @@ class _Found:
 
 
 def _are_exact(a: NDArray[Any], b: NDArray[Any]) -> bool:
-    return a.dtype == b.dtype and a.dtype.kind in "biu"
+    # NumPy compares integers of any two dtypes exactly.
+    return a.dtype.kind in "biu" and b.dtype.kind in "biu"
 
 
 def _number(array: NDArray[Any]) -> NDArray[Any]:
@@ -277,17 +279,20 @@ def _pairs(a: Mapping[str, str], b: Mapping[str, str]) -> dict[str, tuple[str | 
 
 
 def _value_pairs(a: Contents, b: Contents) -> dict[str, tuple[str | None, str | None]]:
-    common = a.values.keys() & b.values.keys()
     shown = [
-        {name: described_value(value) for name, value in each.values.items() if name in common}
-        for each in (a, b)
+        {name: value_text(value) for name, value in one.values.items() if name in other.values}
+        for one, other in ((a, b), (b, a))
     ]
-    return _pairs(*shown)
+    return {name: text.apart(*pair, 80) for name, pair in _pairs(*shown).items()}
 
 
-def _or_none(shown: str | None) -> str:
-    return "none" if shown is None else f"{shown:.200}"
-
-
-def _kinds(held: Contents) -> dict[str, str]:
-    return {key.rstrip("."): kind.type for key, kind in held.kinds.items()}
+def _structure_pairs(a: Contents, b: Contents) -> dict[str, tuple[str | None, str | None]]:
+    found: dict[str, tuple[str | None, str | None]] = {}
+    for key in dict.fromkeys((*a.kinds, *b.kinds)):
+        one, other = a.kinds.get(key), b.kinds.get(key)
+        if one != other:
+            types = one and one.type, other and other.type
+            # Containers of one class differ in their keys, the order of these, or what is shared.
+            pair = types if types[0] != types[1] else text.apart(repr(one), repr(other), 80)
+            found[key.rstrip(".")] = pair
+    return found

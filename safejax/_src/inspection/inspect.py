@@ -41,7 +41,7 @@ class Inspection:
 
     `tensors` maps each name to a value with its `dtype`, `shape`, `nbytes`, `file`, `span`,
     `aligned`, `in_place`, `key`, `weak_type`, `digests`, `sharding`, `shards` and `statistics`.
-    `values` has the entries that are no tensors. `structure` maps the name of each container that
+    `values` has the entries that are not tensors. `structure` maps the name of each container that
     is not a dict with string keys to its kind (`""` is the tree itself). `files` has a value for
     each file, with its `name`, `nbytes`, `header_bytes`, `alignment`, `tensors` and `digests`.
     `warnings` has what a load would warn of.

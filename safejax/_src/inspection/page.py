@@ -170,7 +170,7 @@ def _facts(inspection: Inspection) -> list[str]:
         "By dtype": _totals(inspection.by_dtype),
         "By prefix": _totals(inspection.by_prefix),
         "Metadata": inspection.metadata,
-        "Values that are no tensors": values,
+        "Values that are not tensors": values,
         "Structure": structure,
         "Files": files,
     }

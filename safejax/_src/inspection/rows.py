@@ -1,6 +1,6 @@
 """Rows: the tensors of a tree, and its containers with what is in them, in one column of names."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol, final
 
 
@@ -28,6 +28,7 @@ class Row(NamedTuple):
 def rows_of(tensors: Mapping[str, Sized]) -> list[Row]:
     """The tree of the names, in their order; a container with one child shares its row."""
     tree: dict[str, Any] = {}
+    alone: dict[str, Any] = {}
     for name, tensor in tensors.items():
         node = tree
         *path, last = name.split(".")
@@ -39,16 +40,16 @@ def rows_of(tensors: Mapping[str, Sized]) -> list[Row]:
             if last not in node:
                 node[last] = tensor
                 continue
-        # A name that extends another one is a row of its own.
-        tree[name] = tensor
-    return _rows(tree)
+        # A name that extends another one, or that others extend, is a row of its own.
+        (alone if name in tree else tree)[name] = tensor
+    return _rows([*tree.items(), *alone.items()])
 
 
-def _rows(tree: dict[str, Any]) -> list[Row]:
+def _rows(entries: Iterable[tuple[str, Any]]) -> list[Row]:
     """The rows, without recursion: a name may have any number of segments."""
     rows: list[Row] = []
     # Of each open container: the row that it has, its children, and the tensors and bytes in it.
-    opened: list[list[Any]] = [[None, iter(tree.items()), 0, 0]]
+    opened: list[list[Any]] = [[None, iter(entries), 0, 0]]
     while opened:
         at, children, tensors, nbytes = opened[-1]
         entry = next(children, None)

@@ -9,6 +9,9 @@ from safejax._src.format.markup import printable
 
 _UNITS: Final = ("KiB", "MiB", "GiB", "TiB", "PiB")
 
+_WIDEST: Final = 160
+"""Characters that a column is padded to: else one long name would be paid for in each line."""
+
 
 def size(nbytes: int) -> str:
     """The number of bytes with a unit: `512 B`, `86.7 MiB`."""
@@ -30,15 +33,28 @@ def number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
+def apart(a: str | None, b: str | None, most: int) -> tuple[str | None, str | None]:
+    """What two texts begin with; of those that begin alike, what is where they differ."""
+    if a is None or b is None or a[:most] != b[:most]:
+        return a and a[:most], b and b[:most]
+    pairs = enumerate(zip(a, b, strict=False))
+    at = next((at for at, (one, other) in pairs if one != other), min(len(a), len(b)))
+    begin = max(0, at - most // 2)
+    return f"…{a[begin : begin + most]}", f"…{b[begin : begin + most]}"
+
+
 def joined(lines: Iterable[str]) -> str:
     """The lines as one text; what files say cannot begin a line of its own."""
     return "\n".join(map(printable, lines))
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str]) -> list[str]:
-    """The lines of a table whose columns are as wide as they need; those in `right` end flush."""
+    """The lines of a table whose columns are as wide as they need; those in `right` end flush.
+
+    What is longer than a line of a terminal moves the rest of its own line, and no other.
+    """
     cells = [list(columns), *(list(map(printable, row)) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    widths = [min(max(map(len, column)), _WIDEST) for column in zip(*cells, strict=True)]
 
     def line(row: Sequence[str]) -> str:
         aligned = (

@@ -38,9 +38,9 @@ class RemoteSource(RequestedFile):
     """A file that answers ranged requests.
 
     All bytes are those of the file that was opened, as far as the file system tells: by a version
-    or a digest, or else by the time of modification, and by the size. With HTTP and with S3 each
-    answer says so; another file system is asked after each read. Reads that end at the same time
-    share that question. `ReadError` is raised for another file.
+    or a digest, or else by the time of modification, and by the size. With HTTP, S3, Google's store
+    and obstore each answer says so; another file system is asked after each read. Reads that end at
+    the same time share that question. `ReadError` is raised for another file.
 
     A request that fails for the moment is made again, as `Patience` says.
 

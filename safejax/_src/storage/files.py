@@ -17,6 +17,9 @@ PathLike: TypeAlias = str | os.PathLike[str]
 
 _CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 
+_HAS_NO_FLUSH: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.ENOSYS})
+"""What fsync(2) says of a folder on a file system that flushes files only, such as some by FUSE."""
+
 
 def checked_path(path: PathLike) -> str:
     """`path` as a string; `TypeError` if it is not a path."""
@@ -204,7 +207,7 @@ def flushing(path: str) -> Generator[int]:
 
 
 def flush_folder(folder: str) -> None:
-    """Flush the names in a folder to disk."""
+    """Flush the names in a folder to disk, where its file system has a way to."""
     if os.name == "nt":
         return
     try:
@@ -213,5 +216,8 @@ def flush_folder(folder: str) -> None:
         return  # The folder is writable but not readable; the file is there, and complete.
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _HAS_NO_FLUSH:
+            raise
     finally:
         os.close(descriptor)

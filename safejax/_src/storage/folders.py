@@ -166,7 +166,10 @@ def _link(source: str, destination: str) -> None:
 
 def _exchange(one: str, other: str) -> None:
     """Exchange the names of two folders."""
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    renameat2 = None
+    # Windows, or a program that is linked statically, has no library that is the process itself.
+    with contextlib.suppress(TypeError, OSError):
+        renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 is not None:
         names = os.fsencode(one), os.fsencode(other)
         if not renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE):

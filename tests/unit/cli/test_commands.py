@@ -362,6 +362,31 @@ def test_an_output_that_nobody_reads(path: str) -> None:
     assert child.returncode == 141
 
 
+def test_the_status_is_the_same_without_stdout_and_stderr(path: str, tmp_path: Path) -> None:
+    for closed, arguments, status in (
+        (">&-", ("inspect", path), 0),
+        (">&-", ("diff", path, path, "--json"), 0),
+        ("2>&-", ("verify", path), 0),
+        (">&- 2>&-", ("diff", path, tmp_path / "gone"), 2),
+        (">/dev/full", ("inspect", path), 2),
+    ):
+        child = subprocess.run(
+            ["sh", "-c", f'exec "$@" {closed}', "sh", *command(*arguments)], cwd=ROOT, check=False
+        )
+        assert child.returncode == status, (closed, arguments)
+
+
+def test_json_is_json_in_any_encoding(tmp_path: Path) -> None:
+    name = "caf\u00e9.\U0001f600"
+    file = tmp_path / "m.safetensors"
+    safejax.save({name: np.ones(2)}, file)
+    child = subprocess.run(
+        command("inspect", file, "--json"), cwd=ROOT, check=True, capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert json.loads(child.stdout.decode("ascii"))["tensors"].keys() == {name}
+
+
 def test_ctrl_c_leaves_no_half_written_target(tmp_path: Path) -> None:
     target = tmp_path / "new.safetensors"
     server = HttpServer()

@@ -147,3 +147,17 @@ def test_the_recursion_limit_is_not_changed():
     with pytest.raises(ValueError, match="too deeply"):
         strict_json.parse("[" * 1_000_000)
     assert (sys.getrecursionlimit(), sys.get_int_max_str_digits()) == before
+
+
+def test_only_numbers_are_limited_where_python_does_not_limit_them():
+    before = sys.get_int_max_str_digits()
+    digits = "9" * 5_000
+    try:
+        sys.set_int_max_str_digits(0)
+        assert strict_json.parse(f'{{"{digits}": "{digits}", "n": -0}}') == {digits: digits, "n": 0}
+        for text in (digits, f"[-{digits}]", f'{{"{digits}": {digits}}}'):
+            with pytest.raises(ValueError, match="a number of more than 4300 digits"):
+                strict_json.parse(text)
+        assert strict_json.parse("-" + digits[:4300]) == -int(digits[:4300])
+    finally:
+        sys.set_int_max_str_digits(before)

@@ -1,6 +1,7 @@
 """diff: what is said of two files or trees that are the same, and of those that differ."""
 
 import json
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +101,49 @@ def test_dtypes_that_differ_are_compared_and_never_the_same() -> None:
     assert tensor.max_relative is not None
     assert 0 < tensor.max_relative <= 2**-8
     assert not found.is_same
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ({"text": "x" * 500 + "a"}, {"text": "x" * 500 + "b"}),
+        ({"text": "x" * 500}, {"text": "x" * 501}),
+        ({"n": 10**200}, {"n": 10**200 + 1}),
+        ({"n": 1 << 20_000}, {"n": (1 << 20_000) + 1}),
+        ({"n": 1}, {"n": True}),
+        ({"n": 0.0}, {"n": -0.0}),
+    ],
+    ids=["end", "length", "int", "long", "type", "sign"],
+)
+def test_values_that_begin_alike_differ(a: Any, b: Any) -> None:
+    found = safejax.diff(safejax.serialize(a), safejax.serialize(b))
+    assert not found.is_same
+    ((one, other),) = found.values.values()
+    assert one != other
+    assert f"{one} and {other}" in str(found)
+    assert safejax.diff(safejax.serialize(a), safejax.serialize(a)).is_same
+
+
+def test_metadata_that_begins_alike_is_shown_where_it_differs() -> None:
+    one, other = (safejax.serialize({}, metadata={"m": "x" * 500 + end}) for end in "ab")
+    assert "xa and …x" in str(safejax.diff(one, other))
+
+
+def test_containers_of_one_class_differ_in_keys_and_order() -> None:
+    pairs: list[tuple[Any, Any]] = [
+        (OrderedDict({1: 1.0, 2: 2.0}), OrderedDict({1: 1.0, "2": 2.0})),
+        (OrderedDict(b=1.0, a=2.0), OrderedDict(a=2.0, b=1.0)),
+    ]
+    for a, b in pairs:
+        found = safejax.diff(safejax.serialize(a), safejax.serialize(b))
+        assert found.structure.keys() == {""}
+        one, other = found.structure[""]
+        assert one != other
+        assert safejax.diff(safejax.serialize(a), a).is_same
+
+
+def test_integers_of_two_dtypes_are_compared_exactly() -> None:
+    a, b = np.array([2**53 + 1, -1]), np.array([2**53, 2**64 - 1], np.uint64)
+    (tensor,) = safejax.diff({"w": a}, {"w": b}).tensors
+    assert tensor.differing == 2
+    assert tensor.max_absolute == 2.0**64

@@ -194,6 +194,12 @@ def test_what_a_file_says_does_nothing_to_a_terminal() -> None:
     assert "<script>" not in safejax.inspect({"<script>": jnp.ones(2)})._repr_html_()  # pyright: ignore[reportPrivateUsage]
 
 
+def test_a_long_name_does_not_make_every_line_long() -> None:
+    names = ["x" * 100_000, *map(str, range(50))]
+    found = safejax.inspect({name: np.ones(1) for name in names})
+    assert 100_000 < len(str(found)) < 120_000
+
+
 def test_rows_are_a_tree_of_the_names() -> None:
     class Sized:
         nbytes = 4
@@ -204,6 +210,13 @@ def test_rows_are_a_tree_of_the_names() -> None:
         (0, "a.b", 2), (1, "c", 1), (1, "d", 1), (0, "e.f", 2), (1, "g", 1), (1, "i.k", 1),
         (0, "h", 1), (0, "h.absmax", 1),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("names", [["h.absmax", "h"], ["x.h.a", "x.h", "x"], ["h.a", "h", "h.b"]])
+def test_a_tensor_whose_name_others_extend_has_a_row(names: list[str]) -> None:
+    found = safejax.inspect({name: np.ones(1) for name in names})
+    assert sum(row.tensor is not None for row in found.rows()) == len(names)
+    assert sum(row.tensors for row in found.rows() if row.depth == 0) == len(names)
 
 
 def test_a_name_may_have_any_number_of_segments() -> None:

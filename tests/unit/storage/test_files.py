@@ -212,6 +212,22 @@ def test_an_error_after_the_rename_says_that_the_new_file_is_there(
     assert target.read_bytes() == NEW
 
 
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_cannot_flush_folders_suffices(
+    target: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    fsync = os.fsync
+
+    def of_files_only(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", of_files_only)
+    write(target)
+    assert target.read_bytes() == NEW
+
+
 # ---- what fails
 
 

@@ -720,10 +720,16 @@ def test_a_link_to_a_folder_is_written_through(saved: Path) -> None:
     assert_trees_identical(safejax.load(saved), version(5))
 
 
+@pytest.mark.parametrize("error", [None, TypeError, OSError])
 def test_folders_are_renamed_where_they_cannot_be_exchanged(
-    saved: Path, monkeypatch: pytest.MonkeyPatch
+    error: type[Exception] | None, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
+    def library(*_: Any, **options: Any) -> object:
+        if error is not None and options:
+            raise error
+        return object()
+
+    monkeypatch.setattr(ctypes, "CDLL", library)
     safejax.save(version(2), saved, max_shard_bytes=1)
     assert_trees_identical(safejax.load(saved), version(2))
     assert (saved / "config.json").exists()
