@@ -36,7 +36,7 @@ def check_progress(progress: object, function: str) -> None:
 def reported(progress: ProgressArgument, title: str) -> Generator[Progress | None]:
     """The function to call with bytes: that of the caller, or one that shows a bar in the block.
 
-    The bar shows the bytes, the rate and the time left; it is drawn on stderr by rich, or in the
+    The bar shows the bytes, the rate and the time left; rich draws it on stderr, or IPython in a
     notebook.
     """
     if progress is not True:
@@ -96,6 +96,7 @@ class Bar:
         self._lock = threading.Lock()
         self._shown: Any = None
         self._task: Any = None
+        self._in_notebook: Any = None
         self._drawn = 0.0
 
     def __call__(self, done: int, total: int) -> None:
@@ -106,28 +107,41 @@ class Bar:
             now = time.monotonic()
             if done >= total or now - self._drawn >= _EVERY:
                 self._drawn = now
-                self._shown.refresh()
+                self._draw()
 
     def close(self) -> None:
         """Leave the bar as it is, and give the terminal back."""
         with self._lock:
             if self._shown is not None:
+                self._draw()
                 self._shown.stop()
-                self._shown = None
+                self._shown = self._in_notebook = None
+
+    def _draw(self) -> None:
+        if self._in_notebook is None:
+            self._shown.refresh()
+        else:
+            self._in_notebook.update(self._shown)
 
     def _begun(self, total: int) -> Any:
         rich = _imported("rich.progress")
+        console = _imported("rich.console").Console(stderr=True)
         shown = rich.Progress(
             rich.TextColumn("{task.description}"),
             rich.BarColumn(),
             rich.DownloadColumn(binary_units=True),
             rich.TransferSpeedColumn(),
             rich.TimeRemainingColumn(elapsed_when_finished=True),
-            console=_imported("rich.console").Console(stderr=True),
+            console=console,
             auto_refresh=False,
             # Else rich would write to stderr what others print meanwhile for a file or a pipe.
             redirect_stdout=_is_terminal(sys.stdout),
         )
         self._task = shown.add_task(self._title, total=total)
-        shown.start()
+        if console.is_jupyter:
+            # By itself, rich needs ipywidgets there, whose outputs are of the main thread only.
+            display = importlib.import_module("IPython.display").display
+            self._in_notebook = display(shown, display_id=True)
+        else:
+            shown.start()
         return shown

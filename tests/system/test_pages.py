@@ -73,6 +73,15 @@ def test_the_extras_exist(page: Path) -> None:
         assert set(extras.split(",")) <= project["optional-dependencies"].keys()
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent.name == "start"], ids=shown)
+def test_no_start_installs_what_the_index_has_under_our_name(page: Path) -> None:
+    """That is version 0.5, until 1.0 is there."""
+    named = re.findall(r"pip install ['\"]?(\S*safejax)", page.read_text())
+    assert [each for each in named if each == "safejax"] == (
+        ["safejax"] if page.stem == "install" else []
+    )
+
+
 def test_the_readme_is_short() -> None:
     text = (ROOT / "README.md").read_text()
     assert text.count("\n") <= 150

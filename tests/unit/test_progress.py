@@ -1,11 +1,14 @@
 """progress=True: a bar on stderr, and nothing elsewhere; what is asked for without rich."""
 
+import importlib
 import os
 import pty
+import queue
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import pytest
@@ -85,3 +88,43 @@ def test_what_is_printed_meanwhile_goes_where_it_is_to_go() -> None:
     assert child.stdout == b"a result\n"
     assert b"save" in shown
     assert b"a result" not in shown
+
+
+def shown_by(client: Any, program: str) -> list[dict[str, Any]]:
+    """The messages by which a kernel shows what a program outputs."""
+    asked, found = client.execute(program), list[dict[str, Any]]()
+    while True:
+        try:
+            message = client.get_iopub_msg(timeout=60)
+        except queue.Empty:
+            raise AssertionError("the kernel does not answer") from None
+        if message["parent_header"].get("msg_id") != asked:
+            continue
+        if message["header"]["msg_type"] == "status":
+            if message["content"]["execution_state"] == "idle":
+                return found
+        elif message["header"]["msg_type"] != "execute_input":
+            found.append(message)
+
+
+def test_a_notebook_has_one_output_that_is_updated(tmp_path: Path) -> None:
+    pytest.importorskip("ipykernel", reason="needs pip install -e '.[test]', as CI has it")
+    path = tmp_path / "m.safetensors"
+    safejax.save(TREE, path, checksum=True)
+    jupyter: Any = importlib.import_module("jupyter_client.manager")
+    kernel, client = jupyter.start_new_kernel(kernel_name="python3")
+    try:
+        begin = f"import safejax, threading\nverify = lambda: safejax.verify({str(path)!r}, "
+        for call in ("verify()", "t = threading.Thread(target=verify); t.start(); t.join()"):
+            assert shown_by(client, f"{begin}progress=False)\n{call};") == []
+            first, *updates = shown_by(client, f"{begin}progress=True)\n{call};")
+            assert first["header"]["msg_type"] == "display_data"
+            assert {each["header"]["msg_type"] for each in updates} == {"update_display_data"}
+            identities = [each["content"]["transient"]["display_id"] for each in (first, *updates)]
+            assert len(set(identities)) == 1
+            page = updates[-1]["content"]["data"]["text/html"]
+            assert "verify" in page
+            assert re.search(r"(25[67]\.\d)/\1 KiB", page), page
+    finally:
+        client.stop_channels()
+        kernel.shutdown_kernel(now=True)

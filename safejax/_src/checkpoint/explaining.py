@@ -17,6 +17,11 @@ _LOOKED_AT: Final = 100
 
 _ORBAX: Final = frozenset({"_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt"})
 
+_OF_ORBAX: Final = (
+    "a checkpoint of Orbax: load it with safejax.orbax.load, or write it to a safetensors file "
+    "with `safejax convert FOLDER FILE`"
+)
+
 _STEP: Final = re.compile(r"[/_\\]\d+$")
 """The end of a path that may be that of a step of Orbax's."""
 
@@ -69,11 +74,13 @@ def in_folder(store: Store, folder: str, names: list[str]) -> str:
             "huggingface_hub.snapshot_download('owner/name') returns"
         )
     if not _ORBAX.isdisjoint(names):
-        return "an Orbax checkpoint: load it with safejax.orbax.load"
+        return _OF_ORBAX
     below = store.join(folder, "snapshots") if "snapshots" in names else folder
     inside = _with_checkpoints(store, below)
     if inside:
         return f"none, but folders that have some: name one of {_listed(inside)}"
+    if is_of_orbax(store, folder):
+        return _OF_ORBAX
     for suffixes, remedy in _OTHERS.items():
         others = [name for name in names if name.endswith(suffixes)]
         if others:

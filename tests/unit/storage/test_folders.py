@@ -551,7 +551,11 @@ OTHER_FOLDERS: dict[str, tuple[list[str], str]] = {
     ),
     "Orbax": (
         ["_CHECKPOINT_METADATA", "default/d"],
-        "an Orbax checkpoint: load it with",
+        r"a checkpoint of Orbax: load it with safejax\.orbax\.load, or .*`safejax convert",
+    ),
+    "steps of Orbax": (
+        ["20/_CHECKPOINT_METADATA", "20/state/manifest.ocdbt", "3/_CHECKPOINT_METADATA"],
+        "a checkpoint of Orbax: load it with",
     ),
     "others": (["config.json", ".hidden"], r"none, only config\.json: name another folder"),
 }
