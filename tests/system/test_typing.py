@@ -82,6 +82,13 @@ def test_help_shows_each_option_with_its_default(function: Callable[..., Any]) -
     typing.get_type_hints(function)
 
 
+def test_the_annotations_of_all_public_functions_and_classes_can_be_evaluated() -> None:
+    for name in safejax.__all__:
+        public = getattr(safejax, name)
+        if inspect.isfunction(public) or inspect.isclass(public):
+            typing.get_type_hints(public)
+
+
 @FUNCTIONS
 def test_an_unknown_option_is_refused_before_anything_is_read(
     function: Callable[..., Any],

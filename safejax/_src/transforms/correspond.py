@@ -19,12 +19,12 @@ from safejax._src.transforms.correspondence.examining import Examination
 from safejax._src.transforms.correspondence.rows import Row, parse_row
 from safejax.errors import ShardingError, TransformError
 
-NameArgument: TypeAlias = "str | tuple[str, ...] | list[str]"
+NameArgument: TypeAlias = str | tuple[str, ...] | list[str]
 RowArgument: TypeAlias = (
-    "tuple[NameArgument, NameArgument | None] | tuple[NameArgument, NameArgument | None, Any]"
+    tuple[NameArgument, NameArgument | None] | tuple[NameArgument, NameArgument | None, Any]
 )
 """Their name, our name, and the axes or, without our name, what is to be restored."""
-MeshAxes: TypeAlias = "str | tuple[str, ...] | None"
+MeshAxes: TypeAlias = str | tuple[str, ...] | None
 
 
 @final

@@ -214,9 +214,12 @@ def test_rows_are_a_tree_of_the_names() -> None:
 
 @pytest.mark.parametrize("names", [["h.absmax", "h"], ["x.h.a", "x.h", "x"], ["h.a", "h", "h.b"]])
 def test_a_tensor_whose_name_others_extend_has_a_row(names: list[str]) -> None:
-    found = safejax.inspect({name: np.ones(1) for name in names})
-    assert sum(row.tensor is not None for row in found.rows()) == len(names)
-    assert sum(row.tensors for row in found.rows() if row.depth == 0) == len(names)
+    arrays = {name: np.ones(1) for name in names}
+    rows = rows_of(arrays)
+    assert {id(row.tensor) for row in rows if row.tensor is not None} == set(
+        map(id, arrays.values())
+    )
+    assert sum(row.tensors for row in rows if row.depth == 0) == len(names)
 
 
 def test_a_name_may_have_any_number_of_segments() -> None:

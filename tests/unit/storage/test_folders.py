@@ -728,6 +728,8 @@ def test_a_link_to_a_folder_is_written_through(saved: Path) -> None:
 def test_folders_are_renamed_where_they_cannot_be_exchanged(
     error: type[Exception] | None, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    safejax.materialize(safejax.load(saved))  # What else is called in C is found now.
+
     def library(*_: Any, **options: Any) -> object:
         if error is not None and options:
             raise error
