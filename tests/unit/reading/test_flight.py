@@ -193,10 +193,6 @@ def test_signals_while_it_waits_do_not_make_it_wait_for_ever() -> None:
     assert landed == [1] * 300
 
 
-class Interrupted(BaseException):
-    """What a signal raises, as Ctrl-C does."""
-
-
 def test_an_interrupt_at_any_step_loses_nothing_of_the_budget() -> None:
     """Of the main thread, in which Python handles signals; a lock is a step, too."""
 
@@ -215,7 +211,7 @@ def test_an_interrupt_at_any_step_loses_nothing_of_the_budget() -> None:
             if is_ours or is_held:
                 steps += 1
                 if steps == at:
-                    raise Interrupted
+                    raise KeyboardInterrupt
             return trace
 
         return trace
@@ -227,7 +223,7 @@ def test_an_interrupt_at_any_step_loses_nothing_of_the_budget() -> None:
         sys.settrace(traced(at))
         try:
             flight.run(pieces)
-        except (Interrupted, RuntimeError):  # Which it becomes where Python starts a thread.
+        except (KeyboardInterrupt, RuntimeError):  # Which it becomes where Python starts a thread.
             return True
         finally:
             sys.settrace(before)
