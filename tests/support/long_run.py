@@ -2,12 +2,16 @@
 
 The model of each place is the version that it has. A save that succeeds gives it another one; one
 that fails, is interrupted or is killed leaves the old one or the new one, wholly. What is loaded
-has the bits of the version, or the use of it is an error. `python -m tests.long` runs it.
+has the bits of the version, or the use of it is an error. Two processes save together, too, and
+S3 is among the places where moto is installed. `python -m tests.long` runs it.
 """
 
+import builtins
 import contextlib
 import ctypes
 import gc
+import importlib.util
+import logging
 import os
 import random
 import signal
@@ -18,21 +22,25 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import jax
 import ml_dtypes
 import numpy as np
 from fsspec.implementations.memory import MemoryFileSystem
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import safejax
 from safejax._src.reading import patience
 from safejax._src.storage.litter import is_temporary
 from tests.support.children import CHILDREN
-from tests.support.servers import HttpServer
+from tests.support.servers import HttpServer, S3Server
+from tests.support.together import Together, devices_together, raised
 
 THREADS = 16
 KINDS = ("short", "EINTR", "EIO", "ENOSPC", "EDQUOT", "ESTALE")
@@ -82,7 +90,7 @@ class Faults:
         self._library = library if hasattr(library, "faults_set") else None
 
     @contextlib.contextmanager
-    def armed(self, rng: random.Random) -> Iterator[None]:
+    def armed(self, rng: random.Random) -> Generator[None]:
         if self._library is None:
             yield
             return
@@ -94,6 +102,17 @@ class Faults:
         finally:
             self._library.faults_set(self._folder, 0, seed)
             self._library.faults_clock(ctypes.c_long(0))
+
+    @contextlib.contextmanager
+    def of_calls(self, rate: int, seed: int) -> Generator[None]:
+        """Faults without jumps of the clock, by which JAX would think that a process has died."""
+        if self._library is not None:
+            self._library.faults_set(self._folder, rate, ctypes.c_ulong(seed))
+        try:
+            yield
+        finally:
+            if self._library is not None:
+                self._library.faults_set(self._folder, 0, ctypes.c_ulong(seed))
 
     def counts(self) -> dict[str, int]:
         if self._library is None:
@@ -110,6 +129,15 @@ class Place:
         self.save(0)
 
     is_local = property(lambda self: self.fs is None)
+    is_saved_here = True
+    """Whether this process alone saves there, and so may do so in the background."""
+    share = 5
+    """How often it is used, in comparison with others."""
+    how = ""
+    """What the count of saves says of it."""
+
+    def fail(self, at_times: bool) -> None:
+        """Whether what serves or saves the place fails at times, apart from this process."""
 
     def save(self, version: int, **more: Any) -> None:
         safejax.save(model(version), self.path, fs=self.fs, **self.options, **more)
@@ -119,25 +147,27 @@ class Place:
 
     def settle(self) -> None:
         """See which of the versions is there, with no fault meanwhile."""
+        self.fail(False)
         found = version_of(self.load())
         assert found in self.versions, f"{self.path}: {found} is none of {self.versions}"
         self.versions = {found}
+        self.fail(True)
 
 
 class Served(Place):
     """A file that a server of HTTP has, which fails at times."""
 
     is_local = property(lambda self: False)  # pyright: ignore[reportAssignmentType]
+    is_saved_here = False
+    share = 1
 
     def __init__(self, server: HttpServer, rng: random.Random) -> None:
         self.server, self.rng = server, rng
         self.failed = 0
         super().__init__(f"{server.url}/m.safetensors")
 
-    def settle(self) -> None:
-        self.server.fault = lambda _: None
-        super().settle()
-        self.server.fault = self._fault
+    def fail(self, at_times: bool) -> None:
+        self.server.fault = self._fault if at_times else lambda _: None
 
     def _fault(self, _: Any) -> str | None:
         found = self.rng.choice([None, None, None, "cut", "503", "no etag", "refuses conditions"])
@@ -148,6 +178,61 @@ class Served(Place):
     def save(self, version: int, **more: Any) -> None:
         del more
         self.server.files["/m.safetensors"] = safejax.serialize(model(version))
+
+
+class InS3(Place):
+    """A file, or a folder, in S3, which refuses at times."""
+
+    share = 1
+    how = " in S3"
+
+    def __init__(self, server: S3Server, rng: random.Random, name: str, **options: Any) -> None:
+        self.server, self.rng = server, rng
+        self.failed = 0
+        fs = fsspec.filesystem("s3", skip_instance_cache=True)
+        super().__init__(f"s3://bucket/{name}", fs, **options)
+
+    def fail(self, at_times: bool) -> None:
+        self.server.clear()
+        self.server.fault = self._fault("503") if at_times else lambda _: None
+        self.server.fault_of_changes = self._fault("403") if at_times else lambda _: None
+
+    def _fault(self, status: str) -> Callable[[Any], str | None]:
+        def fault(_: Any) -> str | None:
+            fails = self.rng.random() < 0.1
+            self.failed += fails
+            return status if fails else None
+
+        return fault
+
+
+class ByTwo(Place):
+    """A file, or a folder, that two processes of `jax.distributed` save; calls fail in both."""
+
+    is_saved_here = False
+    share = 2
+    how = " by two"
+
+    def __init__(self, pair: Together, rng: random.Random, path: Path, **options: Any) -> None:
+        self.pair, self.rng = pair, rng
+        self.failed = 0
+        self.rates = [0]
+        super().__init__(path, **options)
+
+    def fail(self, at_times: bool) -> None:
+        self.rates = [0, 0, 4, 8, 20] if at_times else [0]
+
+    def save(self, version: int, **more: Any) -> None:
+        options = {**self.options, **more}
+        rate, seed = self.rng.choice(self.rates), self.rng.getrandbits(60)
+        in_background = self.rng.random() < 0.3
+        errors = self.pair.run(_save_by_two, self.path, version, options, in_background, rate, seed)
+        self.failed += errors[0] != ("", "")
+        for name, text in errors:
+            if name:
+                kind = getattr(safejax, name, None) or getattr(builtins, name)
+                assert issubclass(kind, safejax.SafejaxError | OSError), (name, text)
+                raise OSError(text)
 
 
 class Run:
@@ -168,6 +253,23 @@ class Run:
             Place("/m.safetensors", MemoryFileSystem()),
             self.served,
         ]
+        self.pair = Together()
+        by_two: list[tuple[str, dict[str, Any]]] = [
+            ("two.safetensors", {"checksum": True}),
+            ("two", {"max_shard_bytes": 100_000, "one_writer_per_file": True}),
+        ]
+        for name, options in by_two:
+            place = ByTwo(self.pair, random.Random(seed + 2), folder / name, **options)
+            self.places.append(place)
+        self.s3: S3Server | None = None
+        if all(map(importlib.util.find_spec, ("s3fs", "moto"))):
+            self.s3 = S3Server()
+            logging.getLogger("werkzeug").setLevel(logging.ERROR)
+            os.environ.update(self.s3.environment)
+            fsspec.filesystem("s3", skip_instance_cache=True).mkdir("bucket")
+            rng = random.Random(seed + 3)
+            self.places.append(InS3(self.s3, rng, "m.safetensors"))
+            self.places.append(InS3(self.s3, rng, "set", max_shard_bytes=100_000))
         self.next = 1
         self.interrupts = 0
         self.operations: list[tuple[int, Callable[[Place], None]]] = [
@@ -179,7 +281,7 @@ class Run:
     # ---- signals
 
     @contextlib.contextmanager
-    def signals(self) -> Iterator[None]:
+    def signals(self) -> Generator[None]:
         """A signal each few milliseconds, which interrupts if that is asked for."""
 
         def handle(*_: Any) -> None:
@@ -230,12 +332,13 @@ class Run:
             place.save(version)
             return True
 
-        if self.attempt("save", action, interrupt=self.rng.random() < 0.2):
+        interrupt = self.rng.random() < 0.2 and not isinstance(place, ByTwo)
+        if self.attempt(f"save{place.how}", action, interrupt=interrupt):
             place.versions = {version}
         place.settle()
 
     def save_async(self, place: Place) -> None:
-        if place is self.served:
+        if not place.is_saved_here:
             return
         version = self.begun(place)
 
@@ -394,6 +497,7 @@ class Run:
         """Run so long, and so many operations; what was done. An error says what was lost."""
         end = time.monotonic() + seconds
         weights = [weight for weight, _ in self.operations]
+        shares = [place.share for place in self.places]
         before: dict[str, int] = {}
         done = 0
         patience_before = patience.PATIENCE
@@ -402,7 +506,7 @@ class Run:
             with self.signals():
                 while time.monotonic() < end or done < least:
                     ((_, operation),) = self.rng.choices(self.operations, weights)
-                    (place,) = self.rng.choices(self.places, [5, 5, 5, 5, 1])
+                    (place,) = self.rng.choices(self.places, shares)
                     operation(place)
                     done += 1
                     if done == WARM:
@@ -412,19 +516,49 @@ class Run:
             patience.PATIENCE = patience_before  # pyright: ignore
         after = self.held()
         for place in self.places:
+            place.fail(False)
             place.save(self.begun(place))
             place.settle()
+        self.pair.__exit__()
         litter = [name for name in os.listdir(self.folder) if is_temporary(name)]
         assert litter == [], litter
         self.server.close()
+        if self.s3 is not None:
+            self.s3.close()
         return {
             "operations": done,
             "done": dict(sorted(self.count.items())),
             "faults of the operating system": self.faults.counts(),
-            "faults of the server": self.served.failed,
+            "faults of servers, and of saves by two": {
+                str(place.path).removeprefix(f"{self.folder}/"): place.failed
+                for place in self.places
+                if isinstance(place, Served | InS3 | ByTwo)
+            },
             "held before": before,
             "held after": after,
         }
+
+
+def _save_by_two(
+    process: int, path: Path, version: int, options: dict[str, Any], in_background: bool,
+    rate: int, seed: int,
+) -> tuple[str, str]:  # fmt: skip
+    """One process's part of a save by two, in which one call of `rate` fails; its error."""
+    mesh = jax.sharding.Mesh(devices_together(), ("x",), axis_types=(AxisType.Auto,))
+    tree = model(version)
+    whole = tree["w"]
+    tree["w"] = jax.make_array_from_callback(
+        whole.shape, NamedSharding(mesh, P("x")), lambda index: whole[index]
+    )
+
+    def save() -> None:
+        if in_background:
+            safejax.save_async(tree, path, **options).result()
+        else:
+            safejax.save(tree, path, **options)
+
+    with Faults(path.parent).of_calls(rate, seed + process):
+        return raised(save)
 
 
 def _save_all(path: Any, begin: int, options: dict[str, Any], count: int = 1000) -> None:

@@ -21,6 +21,7 @@ def test_nothing_is_lost_while_everything_fails() -> None:
     found = json.loads(done.stdout[done.stdout.index("{") :])
     assert found["operations"] >= int(least)
     assert found["done"]["save"] > 0
+    assert found["done"]["save by two"] > 0
     assert found["done"]["load"] > 0
 
 

@@ -1,5 +1,6 @@
 """Flight: requests of a file that are under way at the same time, bounded in number and bytes."""
 
+import contextvars
 import heapq
 import threading
 import time
@@ -19,6 +20,9 @@ MOST_REQUESTS: Final = 16
 
 MOST_BYTES: Final = 48 << 20
 """Bytes of answers that are in memory of their own, before they are copied to where they belong."""
+
+_LOOKS: Final = 0.5
+"""Seconds after which a flight looks whether it is stopped."""
 
 
 @final
@@ -71,7 +75,8 @@ class Flight:
     """Requests, each of which `start` begins, and `land` takes the answer of.
 
     `weight` says how many bytes of an answer are in memory of their own. All runs in the thread of
-    the caller but for what `start` begins. A request is made again as `patience` says.
+    the caller but for what `start` begins, and in one of its own if the caller is the main thread.
+    A request is made again as `patience` says.
     """
 
     def __init__(
@@ -91,12 +96,38 @@ class Flight:
         self._left: deque[Piece] = deque()
         # What is made again, with the time for it; the number keeps pieces from being compared.
         self._later: list[tuple[float, int, Piece]] = []
+        self._is_stopped = False
 
     def run(self, pieces: Iterable[Piece]) -> None:
         """Do all requests; raise the error of one that fails for good, as `PieceError`."""
         self._left.extend(pieces)
+        if threading.current_thread() is not threading.main_thread():
+            self._run()
+            return
+        # Signals are handled in the main thread, between any two steps of Python. What one raises
+        # there must not lose a lock, or a share, of the budget that all threads have together.
+        errors: list[BaseException] = []
+        context = contextvars.copy_context()
+
+        def work() -> None:
+            try:
+                context.run(self._run)
+            except BaseException as error:  # noqa: BLE001 - raised again by the caller
+                errors.append(error)
+
+        thread = threading.Thread(target=work, name="safejax-requests", daemon=True)
         try:
-            while self._left or self._later or self._flying:
+            thread.start()
+            thread.join()
+        except BaseException:
+            self._is_stopped = True
+            raise
+        if errors:
+            raise errors[0]
+
+    def _run(self) -> None:
+        try:
+            while (self._left or self._later or self._flying) and not self._is_stopped:
                 self._begin()
                 self._wait()
         finally:
@@ -108,7 +139,7 @@ class Flight:
         """Begin as many requests as there may be under way."""
         while self._later and self._later[0][0] <= time.monotonic():
             self._left.appendleft(heapq.heappop(self._later)[2])
-        while self._left:
+        while self._left and not self._is_stopped:
             # Whoever has requests under way takes their answers before it waits for others.
             is_idle = not self._flying and not self._later
             if not BUDGET.take(self._weight(self._left[0]), wait=is_idle):
@@ -125,7 +156,11 @@ class Flight:
     def _wait(self) -> None:
         """Wait for an answer, or until there is something to begin."""
         now = time.monotonic()
-        until = [began + self._patience.longest for _, began in self._flying.values()]
+        # The main thread, which is interrupted, only leaves word of it.
+        until = [
+            now + _LOOKS,
+            *(began + self._patience.longest for _, began in self._flying.values()),
+        ]
         if self._later:
             until.append(self._later[0][0])
         if self._left:

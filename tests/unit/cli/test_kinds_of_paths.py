@@ -1,7 +1,6 @@
 """Each command on each kind of path: a model, folders, an index, a URL, what is hostile, Orbax."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -21,13 +20,6 @@ COMMANDS = ("inspect", "inspect --stats", "inspect --html -", "diff", "verify", 
 KINDS = ("file", "folder", "index", "URL", "URL of a folder", "MiniLM")
 
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture
-def server() -> Iterator[HttpServer]:
-    server = HttpServer()
-    yield server
-    server.close()
 
 
 def path_of(kind: str, folder: Path, server: HttpServer) -> str:

@@ -1,6 +1,7 @@
 """Flight: what is under way is bounded, whoever asks, and failures are tried again or raised."""
 
 import signal
+import sys
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from safejax._src.reading.flight import BUDGET, Budget, Flight, Piece, PieceError
+from safejax._src.reading.flight import BUDGET, MOST_BYTES, Budget, Flight, Piece, PieceError
 from safejax._src.reading.patience import Patience, may_pass, patiently, status_of, wait_of
 
 PATIENCE = Patience(pause=0.001)
@@ -190,3 +191,51 @@ def test_signals_while_it_waits_do_not_make_it_wait_for_ever() -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert landed == [1] * 300
+
+
+def test_an_interrupt_at_any_step_loses_nothing_of_the_budget() -> None:
+    """Of the main thread, in which Python handles signals; a lock is a step, too."""
+
+    def start(piece: Piece) -> "Future[int]":
+        return pool.submit(lambda: piece.begin)
+
+    def traced(at: int) -> Any:
+        steps = 0
+
+        def trace(frame: Any, event: str, _: Any) -> Any:
+            nonlocal steps
+            file, function = frame.f_code.co_filename, frame.f_code.co_name
+            is_ours = file == flights and event != "call"
+            # A lock that is written in Python is held before its `__enter__` has returned.
+            is_held = file == threading.__file__ and (function, event) == ("__enter__", "return")
+            if is_ours or is_held:
+                steps += 1
+                if steps == at:
+                    raise KeyboardInterrupt
+            return trace
+
+        return trace
+
+    def run_interrupted(at: int) -> bool:
+        flight = Flight(start, lambda *_: None, lambda _: 1 << 20, PATIENCE)
+        pieces = [Piece(number, number + 1, None) for number in range(3)]
+        before = sys.gettrace()
+        sys.settrace(traced(at))
+        try:
+            flight.run(pieces)
+        except (KeyboardInterrupt, RuntimeError):  # Which it becomes where Python starts a thread.
+            return True
+        finally:
+            sys.settrace(before)
+        return False
+
+    flights = Flight.run.__code__.co_filename
+    with ThreadPoolExecutor(4) as pool:
+        interrupted = [run_interrupted(at) for at in range(1, 80)]
+        assert interrupted[0]
+        assert not interrupted[-1]
+        # Nobody has a lock of it, and all that was taken is given back.
+        taken = pool.submit(lambda: [BUDGET.take(MOST_BYTES // 16, wait=True) for _ in range(16)])
+        assert all(taken.result(30))
+        for _ in range(16):
+            BUDGET.give(MOST_BYTES // 16)
