@@ -1,8 +1,10 @@
 """docs/command-line.md: its commands run, and it names every command and option."""
 
+import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -11,23 +13,20 @@ import pytest
 import safejax
 from safejax._src.cli import commands
 from safejax._src.cli.main import main
+from tests.support.pages import DOCS, blocks_of, run
 
-PAGE = (Path(__file__).parents[3] / "docs" / "command-line.md").read_text()
+PAGE = (DOCS / "command-line.md").read_text()
 LINES = re.findall(r"^safejax (.*?)(?:  # exit status (\d+))?$", PAGE, re.MULTILINE)
 (RULES,) = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
 
 
 def test_the_commands_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    rng = np.random.default_rng(0)
-    layer = {"kernel": rng.normal(size=(4, 8)).astype(np.float32), "bias": np.ones(8, np.float32)}
-    safejax.save({"dense": layer, "head": layer}, "model.safetensors")
-    safejax.save({"dense": layer, "head": {}}, "other.safetensors")
-    data = bytearray(safejax.serialize(layer, checksum=True))
-    data[-1] ^= 1
-    Path("damaged.safetensors").write_bytes(data)
-    Path("rules.json").write_text(RULES)
-    np.savez("arrays.npz", w=np.ones(3))
+    names: dict[str, Any] = {}
+    for block in blocks_of(DOCS / "command-line.md"):
+        run(block, names)
+    assert json.loads(Path("rules.json").read_text()) == json.loads(RULES)
+    layer = names["layer"]
     with ocp.CheckpointManager(Path("checkpoints").absolute()) as manager:
         for step in (1, 2):
             manager.save(
