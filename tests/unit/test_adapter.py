@@ -354,7 +354,7 @@ def test_frameworks_that_are_missing(tmp_path: Path) -> None:
     program = """
 import importlib, importlib.abc, json, sys
 
-BLOCKED = {"flax", "haiku", "objax", "equinox", "fsspec"}
+BLOCKED = {"flax", "haiku", "objax", "equinox", "chex", "fsspec"}
 
 class Blocker(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
@@ -364,7 +364,7 @@ class Blocker(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Blocker())
 import safejax
 said = {}
-for name in ("flax", "haiku", "objax", "equinox"):
+for name in ("flax", "haiku", "objax", "equinox", "testing"):
     try:
         importlib.import_module(f"safejax.{name}")
     except ImportError as error:
@@ -385,15 +385,18 @@ json.dump(said, sys.stdout)
     )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
-    packages = {"flax": "flax", "haiku": "dm-haiku", "objax": "objax", "equinox": "equinox"}
+    packages = {
+        "flax": "flax", "haiku": "dm-haiku", "objax": "objax", "equinox": "equinox",
+        "testing": "chex",
+    }  # fmt: skip
     for extra, package in packages.items():
         message, module = said[extra]
-        assert module.partition(".")[0] == extra
+        assert module.partition(".")[0] in (extra, package)
         assert f"safejax.{extra} needs {package}, which is not installed" in message
         assert f"No module named '{module}'" in message
         assert f"pip install 'safejax[{extra}]'" in message
     assert said["remote"] == [
-        "memory://w.safetensors: the URL needs fsspec that cannot be imported (No module named "
+        "memory://w.safetensors: the URL needs fsspec, which cannot be imported (No module named "
         "'fsspec'): pip install 'safejax[remote]'",
         "fsspec",
     ]

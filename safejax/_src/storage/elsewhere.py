@@ -74,7 +74,7 @@ def _missing(path: str, what: str, error: ImportError) -> ImportError:
     schemes = re.findall(r"(\w+)://", path)
     extra = next((_EXTRAS[scheme] for scheme in schemes if scheme in _EXTRAS), "remote")
     return ImportError(
-        f"{masked(path)}: the URL needs {what} that cannot be imported ({error}): "
+        f"{masked(path)}: the URL needs {what}, which cannot be imported ({error}): "
         f"pip install 'safejax[{extra}]'",
         name=error.name,
     )
