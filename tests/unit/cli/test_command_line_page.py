@@ -13,7 +13,8 @@ import pytest
 import safejax
 from safejax._src.cli import commands
 from safejax._src.cli.main import main
-from tests.support.pages import DOCS, blocks_of, run
+from safejax.testing import assert_trees_identical
+from tests.support.pages import DOCS, blocks_of, run, run_page
 
 PAGE = (DOCS / "command-line.md").read_text()
 LINES = re.findall(r"^safejax (.*?)(?:  # exit status (\d+))?$", PAGE, re.MULTILINE)
@@ -44,6 +45,17 @@ def test_the_commands_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert safejax.inspect("renamed.safetensors").tensors.keys() == {
         "model.mlp.kernel", "model.mlp.bias",
     }  # fmt: skip
+
+
+def test_the_command_for_parameters_alone_runs_after_its_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = DOCS / "how-to" / "params-only.md"
+    run_page(page, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (line,) = re.findall(r"^\$ safejax (.*)$", page.read_text(), re.MULTILINE)
+    assert main(shlex.split(line)) == 0
+    assert_trees_identical(safejax.load("half.safetensors"), safejax.load("model.safetensors"))
 
 
 def test_every_command_and_option_is_on_the_page() -> None:
