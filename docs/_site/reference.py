@@ -47,7 +47,7 @@ def _below(parent: griffe.Module | griffe.Class) -> Iterator[Any]:
 
 def _as_markdown(text: str) -> str:
     text = _EXAMPLE.sub(lambda found: f"```pycon\n{found[0]}\n```", text)
-    return _PAGE.sub(r"[\1](../../\1/)", text)  # All reference pages are in one folder.
+    return _PAGE.sub(r"[\1](../\1.md)", text)  # All reference pages are in one folder.
 
 
 def _take_docstring(value: griffe.Attribute) -> None:
