@@ -131,6 +131,7 @@ _MAX_AXES: Final = 64
 _BELOW_A_BYTE: Final = frozenset({*_BY_VALUE, *_SMALL_FLOATS})
 
 
+@lru_cache(maxsize=256)
 def is_below_a_byte(dtype: Dtype) -> bool:
     """Whether elements of this dtype have fewer than 8 bits, so that XLA may pack them."""
     return dtype.name in _BELOW_A_BYTE

@@ -6,7 +6,7 @@ NumPy would assemble such an array in a copy, which JAX then keeps for as long a
 from collections.abc import Mapping
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, NamedTuple, TypeAlias, cast, final
 
 import jax
 import numpy as np
@@ -49,7 +49,7 @@ def view_of_array(array: jax.Array | NDArray[Any]) -> View:
     if not is_whole:
         holders = holders_of(array.sharding, array.shape)
         parts = {box: held_by(part, holders[box]) for box, part in parts.items()}
-    return _joined(parts, np.dtype(array.dtype), tuple((0, size) for size in array.shape), 0)
+    return _joined(parts, np.dtype(array.dtype), tuple((0, size) for size in array.shape))
 
 
 @lru_cache(maxsize=1024)
@@ -72,7 +72,7 @@ def view_of_share(view: View, holders: Mapping[Box, Holders], process: int) -> V
     whole = tuple((0, size) for size in view.shape)
     # The boxes may be without the last axes, as those of keys are.
     parts = {(*box, *whole[len(box) :]): part for box, part in parts.items()}
-    return _joined(parts, view.dtype, whole, 0)
+    return _joined(parts, view.dtype, whole)
 
 
 @lru_cache(maxsize=1024)
@@ -112,33 +112,78 @@ def _whole(source: Source, dtype: Any, shape: tuple[int, ...]) -> View:
     return Strided(source, 0, native, Window.whole(shape))
 
 
-def _joined(parts: Mapping[Box, View], dtype: Dtype, whole: Box, axis: int) -> View:
-    """The parts of the box `whole` as one view; before `axis` they are as long as that.
+def _joined(parts: Mapping[Box, View], dtype: Dtype, whole: Box) -> View:
+    """The parts of the box `whole` as one view.
 
     They are some of the boxes of a grid. The gaps between them are absent, however many boxes of
     other processes lie there.
     """
-    if not parts:
-        return _whole(_ABSENT, dtype, _sizes(whole))
-    if axis == len(whole):
-        (part,) = parts.values()
-        return part
-    along: dict[tuple[int, int], dict[Box, View]] = {}
-    for box in sorted(parts):
-        along.setdefault(box[axis], {})[box] = parts[box]
-    joined: list[View] = []
+    views = list(parts.values())
 
-    def absent(begin: int, end: int) -> None:
-        if begin < end:
-            joined.append(_whole(_ABSENT, dtype, _sizes(_with(whole, axis, (begin, end)))))
+    def made(node: _Node) -> View:
+        if isinstance(node, int):
+            return views[node]
+        if isinstance(node, _Gap):
+            return _absent(dtype, node.shape)
+        return concatenation(tuple(map(made, node.nodes)), node.axis)
 
-    at, last = whole[axis]
-    for bounds, inside in along.items():
-        absent(at, bounds[0])
-        joined.append(_joined(inside, dtype, _with(whole, axis, bounds), axis + 1))
-        at = bounds[1]
-    absent(at, last)
-    return concatenation(tuple(joined), axis)
+    return made(_arranged(tuple(parts), whole))
+
+
+@final
+class _Gap(NamedTuple):
+    """A part that no device of this process holds."""
+
+    shape: tuple[int, ...]
+
+
+@final
+class _Row(NamedTuple):
+    """Parts that lie next to each other along an axis."""
+
+    axis: int
+    nodes: "tuple[_Node, ...]"
+
+
+_Node: TypeAlias = int | _Gap | _Row
+"""How parts make a whole; an int is the number of one of them."""
+
+
+# Most arrays of a tree are divided like another one.
+@lru_cache(maxsize=1024)
+def _arranged(boxes: tuple[Box, ...], whole: Box) -> _Node:
+    """How boxes make the box `whole`."""
+    numbers = {box: number for number, box in enumerate(boxes)}
+
+    def arranged(inside: list[Box], whole: Box, axis: int) -> _Node:
+        if not inside:
+            return _Gap(_sizes(whole))
+        if axis == len(whole):
+            (box,) = inside
+            return numbers[box]
+        along: dict[tuple[int, int], list[Box]] = {}
+        for box in sorted(inside):
+            along.setdefault(box[axis], []).append(box)
+        nodes: list[_Node] = []
+
+        def gap(begin: int, end: int) -> None:
+            if begin < end:
+                nodes.append(_Gap(_sizes(_with(whole, axis, (begin, end)))))
+
+        at, last = whole[axis]
+        for bounds, within in along.items():
+            gap(at, bounds[0])
+            nodes.append(arranged(within, _with(whole, axis, bounds), axis + 1))
+            at = bounds[1]
+        gap(at, last)
+        return _Row(axis, tuple(nodes))
+
+    return arranged(list(boxes), whole, 0)
+
+
+@lru_cache(maxsize=1024)
+def _absent(dtype: Dtype, shape: tuple[int, ...]) -> View:
+    return _whole(_ABSENT, dtype, shape)
 
 
 def _with(box: Box, axis: int, bounds: tuple[int, int]) -> Box:

@@ -44,6 +44,10 @@ class Concatenation(View):
     def sources(self) -> tuple[Source, ...]:
         return tuple(dict.fromkeys(source for part in self.parts for source in part.sources))
 
+    @property
+    def arrays(self) -> tuple[HostArray, ...]:
+        return tuple(array for part in self.parts for array in part.arrays)
+
     def with_arrays(self, instead: Callable[[HostArray], HostArray]) -> "Concatenation":
         return Concatenation(tuple(part.with_arrays(instead) for part in self.parts), self.axis)
 

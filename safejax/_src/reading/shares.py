@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple, final
 
+from safejax._src.reading.array import AbsentSource
 from safejax._src.reading.concatenation import Concatenation, concatenation
 from safejax._src.reading.derived import Derived
 from safejax._src.reading.pointwise import Pointwise
@@ -145,6 +146,10 @@ def _of_parts(view: Concatenation, at: Window) -> Iterator[Piece]:
 
     for part in view.parts:
         end = begin + part.shape[view.axis]
+        if isinstance(part, Strided) and isinstance(part.source, AbsentSource):
+            yield from grouped()
+            begin = end
+            continue
         place = at.index((*lead, slice(begin, end)))
         found = list(_pieces(Region(part, place))) if part.size else []
         is_whole = len(found) == 1 and found[0].region.view.shape == part.shape
