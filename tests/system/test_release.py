@@ -26,7 +26,7 @@ MOST_BYTES = 2_000_000
 
 TOP = {
     ".gitignore", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "PKG-INFO", "README.md",
-    "SECURITY.md", "benchmarks", "conftest.py", "docs", "examples", "property_tests",
+    "SECURITY.md", "benchmarks", "conftest.py", "docs", "examples", "mkdocs.yml", "property_tests",
     "pyproject.toml", "safejax", "tests",
 }  # fmt: skip
 """What the sdist has: all that its tests need, and nothing of CI."""
