@@ -114,7 +114,8 @@ class Bar:
         with self._lock:
             if self._shown is not None:
                 self._draw()
-                self._shown.stop()
+                if self._in_notebook is None:  # Some versions of rich print a line there, too.
+                    self._shown.stop()
                 self._shown = self._in_notebook = None
 
     def _draw(self) -> None:

@@ -147,18 +147,19 @@ def _status(error: BaseException) -> int | None:
     if isinstance(answer, dict):
         status: Any = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
         return status if isinstance(status, int) else None
-    for name in ("status", "status_code", "code"):
-        status = getattr(answer, name, None)
-        if isinstance(status, int) and 100 <= status < 600:
-            return status
+    said = (getattr(answer, name, None) for name in ("status", "status_code", "code"))
+    # The first one only: others may be deprecated names of it.
+    status = next((value for value in said if isinstance(value, int)), 0)
+    if 100 <= status < 600:
+        return status
     if type(error) is OSError and str(error).startswith(_FORBIDDEN):
         return 403
     if not _is_of_obstore(error):
         return None
     if type(error).__name__ in _CLASSES:
         return _CLASSES[type(error).__name__]
-    said = _SAID.search(str(error))
-    return None if said is None else int(said[1])
+    found = _SAID.search(str(error))
+    return None if found is None else int(found[1])
 
 
 def is_unreachable(error: BaseException) -> bool:

@@ -16,11 +16,11 @@ import safetensors.numpy
 import safejax
 from safejax._src.inspection.rows import rows_of
 from safejax._src.inspection.statistics import WINDOW_ELEMENTS
-from tests.support.files import data_begin, header_of
+from tests.support.files import data_begin, golden, header_of
 from tests.support.servers import HttpServer
 
 GOLDEN = Path(__file__).parents[2] / "golden"
-FILES = sorted(path for path in GOLDEN.rglob("*.safetensors") if "foreign" not in str(path))
+FILES = [path for path in golden(GOLDEN) if "foreign" not in str(path)]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(GOLDEN)))

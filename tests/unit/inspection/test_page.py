@@ -15,6 +15,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import safejax
 from safejax._src.inspection.text import printable
+from tests.support.files import golden
 from tests.support.hostile_texts import HOSTILE_TEXTS
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "v1"
@@ -55,7 +56,7 @@ class Page(HTMLParser):
         ]
 
 
-@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.safetensors")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", golden(GOLDEN), ids=lambda path: path.name)
 def test_a_page_has_all_tensors_and_reads_nothing(path: Path) -> None:
     with safejax.observe_reads() as log:
         found = safejax.inspect(path)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import safejax
-from tests.support.files import file_of
+from tests.support.files import file_of, golden
 from tests.support.hostile_headers import EIGHT, HOSTILE, info
 
 GOLDEN = Path(__file__).parents[2] / "golden"
-FILES = sorted(GOLDEN.rglob("*.safetensors"))
+FILES = golden(GOLDEN)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(GOLDEN)))
