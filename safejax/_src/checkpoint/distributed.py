@@ -114,19 +114,23 @@ def _write(ours: Ours, store: Store, path: str, across: Round, wrote: Wrote) -> 
             _fill(ours, temporary, across, wrote)
 
     if across.process != 0:
-        temporary = str(across.agree(None, _of_process_0))
+        temporary = ""
         try:
+            # From before the path is known here, so that Ctrl-C at any moment is told first.
             with across.telling():
+                temporary = str(across.agree(None, _of_process_0))
                 fill_ours(temporary)
                 _agree_on_the_end(across)
         except BaseException:
-            remove_together(temporary)
+            if temporary:
+                remove_together(temporary)
             raise
         return
 
     def fill(temporary: str) -> None:
-        across.agree(temporary, _of_process_0)
-        fill_ours(temporary)
+        with across.telling():
+            across.agree(temporary, _of_process_0)
+            fill_ours(temporary)
 
     def fill_file(descriptor: int, temporary: str) -> None:
         (layout,) = ours.files.values()
