@@ -49,7 +49,7 @@ class Placed(NamedTuple):
 
 _CONFIG: Final[Any] = jax.config
 
-_WORTH_A_THREAD: Final = 256 << 10
+WORTH_A_THREAD: Final = 256 << 10
 """Bytes from which on two threads copy faster than one."""
 
 
@@ -167,7 +167,7 @@ def is_worth_a_thread(view: View, dtype: Dtype, placement: Placement) -> bool:
     """
     if not view.in_memory:
         return True
-    if view.nbytes < _WORTH_A_THREAD:
+    if view.nbytes < WORTH_A_THREAD:
         return False
     if view.dtype != dtype:
         return True

@@ -10,6 +10,7 @@ Threads refer to leaves weakly: what nobody has any more is not read.
 import contextlib
 import os
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
@@ -19,6 +20,7 @@ import jax
 from numpy.typing import NDArray
 
 from safejax._src.arrays.lazy import LazyArray
+from safejax._src.arrays.placing import WORTH_A_THREAD
 from safejax._src.arrays.precision import needs_x64
 from safejax._src.arrays.together import read_together
 from safejax._src.arrays.untraced import neutral_settings
@@ -26,9 +28,6 @@ from safejax._src.reading.readahead import bring_in, fits_in_memory
 
 _LOOK: Final = 0.005
 """Seconds between two looks at whether there is room again."""
-
-_SMALL: Final = 256 << 10
-"""Bytes up to which neighbours that are in memory are placed by one thread, one after another."""
 
 
 def prefetch_all(leaves: Iterable[LazyArray], max_bytes: int | None) -> None:
@@ -61,10 +60,12 @@ def _groups(leaves: list[LazyArray]) -> Iterator[list[LazyArray]]:
             yield group
         elif leaf.content.view.plans_reads:
             continue
-        elif leaf.nbytes >= _SMALL:
+        elif leaf.nbytes >= WORTH_A_THREAD:
             yield [leaf]
         else:
-            if small and (held + leaf.nbytes > _SMALL or _is_wide(small[0]) != _is_wide(leaf)):
+            if small and (
+                held + leaf.nbytes > WORTH_A_THREAD or _is_wide(small[0]) != _is_wide(leaf)
+            ):
                 yield small
                 small, held = [], 0
             small.append(leaf)
@@ -150,7 +151,7 @@ class _Work:
                     group = self.groups.popleft()
                     self._placing += group.nbytes
                     return group
-            threading.Event().wait(_LOOK)
+            time.sleep(_LOOK)
         return None
 
     def _has_room(self, nbytes: int) -> bool:

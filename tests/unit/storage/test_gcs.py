@@ -17,6 +17,7 @@ from safejax._src.reading.patience import Patience
 from safejax._src.reading.remote import HEAD
 from tests.support.files import same_bytes
 from tests.support.google import GoogleServer, needs_google
+from tests.support.opened import check_opened_and_read_by_pieces
 from tests.support.servers import Request, Rounds
 
 needs_google()
@@ -100,15 +101,7 @@ def test_a_file_is_opened_by_one_request_and_read_by_its_pieces(
     path, where = ("gs://" + PATH, fs) if by == "gcsfs" else ("model.safetensors", store)
     server.clear()
     tree = safejax.load(path, fs=where, sharding=columns())
-    assert [(each.method, each.span) for each in server.requests] == [("GET", (0, HEAD))]
-    planned = safejax.plan(tree).reads
-    server.clear()
-    with safejax.observe_reads() as log:
-        placed = safejax.materialize(tree)
-    # Each answer says which generation it is of: nobody has to ask.
-    assert len(server.requests) == len(log.reads) == planned.requests == 2
-    assert server.sent == log.nbytes == planned.nbytes == BIG.nbytes
-    assert np.asarray(placed["w"]).tobytes() == BIG.tobytes()
+    check_opened_and_read_by_pieces(server, tree, BIG)
 
 
 def test_the_class_that_knows_buckets_of_one_zone(server: GoogleServer) -> None:

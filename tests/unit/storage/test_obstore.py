@@ -11,8 +11,8 @@ from jax.sharding import PartitionSpec as P
 
 import safejax
 from safejax._src.reading.file import MappedSource
-from safejax._src.reading.remote import HEAD
 from tests.support.files import same_bytes
+from tests.support.opened import check_opened_and_read_by_pieces
 from tests.support.servers import HttpServer, Request, Rounds, S3Server, needs_s3
 
 needs_s3("obstore")
@@ -108,14 +108,7 @@ def test_few_requests_are_made_and_as_many_as_planned(server: S3Server, s3: Any)
     sharding = NamedSharding(mesh, P(None, "x"))
     server.clear()
     tree = safejax.load(PATH, fs=s3, sharding=sharding)
-    assert [(each.method, each.span) for each in server.requests] == [("GET", (0, HEAD))]
-    planned = safejax.plan(tree).reads
-    server.clear()
-    with safejax.observe_reads() as log:
-        placed = safejax.materialize(tree)
-    assert len(server.requests) == len(log.reads) == planned.requests == 2
-    assert server.sent == log.nbytes == planned.nbytes == BIG.nbytes
-    assert np.asarray(placed["w"]).tobytes() == BIG.tobytes()
+    check_opened_and_read_by_pieces(server, tree, BIG)
 
 
 def test_a_folder_of_four_files_is_opened_in_two_rounds(server: S3Server, s3: Any) -> None:

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import safejax
-from safejax._src.reading.remote import HEAD
+from tests.support.opened import check_opened_and_read_by_pieces
 from tests.support.servers import Rounds, S3Server, needs_s3
 
 needs_s3()
@@ -36,15 +36,7 @@ def test_a_file_is_opened_by_one_request_and_read_by_its_pieces(server: S3Server
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
     sharding = NamedSharding(mesh, P(None, "x"))
     tree = safejax.load("s3://bucket/big.safetensors", fs=fs, sharding=sharding)
-    assert [(each.method, each.span) for each in server.requests] == [("GET", (0, HEAD))]
-    planned = safejax.plan(tree).reads
-    server.clear()
-    with safejax.observe_reads() as log:
-        placed = safejax.materialize(tree)
-    # Each answer says which version it is of: nobody has to ask.
-    assert len(server.requests) == len(log.reads) == planned.requests == 2
-    assert server.sent == log.nbytes == planned.nbytes == BIG.nbytes
-    assert np.asarray(placed["w"]).tobytes() == BIG.tobytes()
+    check_opened_and_read_by_pieces(server, tree, BIG)
 
 
 def test_a_folder_of_four_files_is_opened_in_two_rounds(server: S3Server, fs: Any) -> None:
