@@ -1,8 +1,6 @@
 """Orbax's new interface, `orbax.checkpoint.experimental.v1`: a handler and a registry for it.
 
-    context = ocp.Context()
-    context.checkpointables.registry = safejax.orbax_v1.registry("state")
-    with context, ocp.training.Checkpointer(folder) as checkpointer:
+    with safejax.orbax_v1.context("state"), ocp.training.Checkpointer(folder) as checkpointer:
         checkpointer.save_checkpointables(step, {"state": state})
         state = checkpointer.load_checkpointables(step, {"state": like})["state"]
 
@@ -28,7 +26,7 @@ except ModuleNotFoundError as error:
     )
     raise
 
-__all__ = ["Handler", "registry"]
+__all__ = ["Handler", "context", "registry"]
 
 
 class Handler:
@@ -81,7 +79,7 @@ class Handler:
 def registry(*names: str) -> Any:
     """Orbax's own handlers, and `Handler` for the checkpointables of these names, or for all.
 
-    For `ocp.Context().checkpointables.registry`.
+    For `ocp.Context().checkpointables.registry`, as `context` has it.
     """
     made = ocp.handlers.local_registry(include_global_registry=False)
     known = ocp.handlers.global_registry()
@@ -94,3 +92,18 @@ def registry(*names: str) -> Any:
     for name in names or (None,):
         made.add(Handler, **{named: name})
     return made
+
+
+def context(*names: str) -> Any:
+    """An `ocp.Context` with `registry(*names)`; its other options can be set as in any other.
+
+    What saves and loads in a `with` block of it uses `Handler` for the checkpointables of these
+    names, or for all.
+    """
+    made: Any = ocp.Context()
+    if hasattr(made, "checkpointables"):
+        made.checkpointables.registry = registry(*names)
+        return made
+    # Orbax 0.11 has options that are given when a context is made.
+    options = ocp.options.CheckpointablesOptions(registry=registry(*names))
+    return ocp.Context(checkpointables_options=options)

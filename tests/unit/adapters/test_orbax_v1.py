@@ -12,7 +12,7 @@ import pytest
 
 import safejax
 from safejax.orbax import Restore, Save
-from safejax.orbax_v1 import registry
+from safejax.orbax_v1 import context
 from safejax.testing import assert_trees_identical
 from tests.support.leaves import is_unread
 
@@ -20,11 +20,6 @@ from tests.support.leaves import is_unread
 def state_at(step: int) -> dict[str, Any]:
     params = {"w": jnp.arange(12.0).reshape(3, 4) * step}
     return {"params": params, "moments": optax.adam(1e-3).init(params), "step": step}
-
-
-def context(*names: str) -> Any:
-    options = ocp.options.CheckpointablesOptions(registry=registry(*names))
-    return ocp.Context(checkpointables_options=options)
 
 
 def test_checkpointables_by_name(tmp_path: Path) -> None:
