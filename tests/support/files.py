@@ -1,5 +1,6 @@
 """The bytes of safetensors files, taken apart and put together, and what is in a folder."""
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -9,6 +10,20 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import safetensors.numpy
+
+
+def open_below(folder: Path) -> list[str]:
+    """What this process has open in a folder, or had there before it was removed.
+
+    Its other descriptors come and go with servers and pools of threads.
+    """
+    found: list[str] = []
+    for each in os.scandir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # It was closed meanwhile.
+            path = os.readlink(each.path)
+            if path.startswith(f"{folder}/"):
+                found.append(path)
+    return sorted(found)
 
 
 def golden(folder: Path, pattern: str = "*.safetensors") -> list[Path]:

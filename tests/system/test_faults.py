@@ -31,7 +31,7 @@ from safejax._src.storage.files import write_atomically
 from safejax.testing import assert_same_bits, assert_trees_identical
 from tests.support.children import CHILDREN
 from tests.support.effort import LARGE
-from tests.support.files import names_in
+from tests.support.files import names_in, open_below
 
 # Children are forked from a process that has imported this module without starting JAX's threads,
 # so nothing in this module may use a device when it is imported.
@@ -509,10 +509,6 @@ def test_threads_load_slice_and_place_the_same_file(tmp_path: Path) -> None:
 # ---- leaked resources
 
 
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
 def mappings(path: Path) -> int:
     return Path("/proc/self/maps").read_text().count(str(path))
 
@@ -534,7 +530,6 @@ def test_many_loads_leave_no_descriptor_and_no_mapping(path: Path) -> None:
     ]
     jax.block_until_ready([use(load(path)) for use in uses])
     gc.collect()
-    before = descriptors()
     for number in range(_LOADS):
         tree = load(path, sharding={"w": spread, "b": None} if number % 3 == 0 else None)
         uses[number % len(uses)](tree)
@@ -542,7 +537,7 @@ def test_many_loads_leave_no_descriptor_and_no_mapping(path: Path) -> None:
         del tree
     # XLA releases what its own threads hold when Python's garbage collector runs.
     gc.collect()
-    assert (descriptors(), mappings(path)) == (before, 0)
+    assert (open_below(path.parent), mappings(path)) == ([], 0)
 
 
 def test_many_failed_loads_leave_no_descriptor_and_no_mapping(path: Path) -> None:
@@ -557,11 +552,10 @@ def test_many_failed_loads_leave_no_descriptor_and_no_mapping(path: Path) -> Non
         (safejax.TransformError, data, {"transform": safejax.rename({"w": "b.0"})}),
         (safejax.ShardingError, data, {"sharding": {"w": rows()}}),
     ]
-    before = descriptors()
     for error, content, options in bad:
         path.write_bytes(content)
         for _ in range(_LOADS // len(bad)):
             with pytest.raises(error):
                 load(path, **options)
         gc.collect()  # JAX's errors, which are the cause of some of ours, are in reference cycles.
-        assert (descriptors(), mappings(path)) == (before, 0), error
+        assert (open_below(path.parent), mappings(path)) == ([], 0), error

@@ -53,7 +53,7 @@ from safejax.testing import (
     assert_same_bits,
     assert_trees_identical,
 )
-from tests.support.files import header_of
+from tests.support.files import header_of, open_below
 
 DEVICES = jax.devices()
 GRID = np.arange(64 * 16, dtype=np.float32).reshape(64, 16)
@@ -493,21 +493,19 @@ def test_a_file_that_is_cut_short_after_the_load_is_an_error(path: Path, left: i
 
 
 def test_no_descriptor_is_left_open_by_loads(path: Path) -> None:
-    gc.collect()
-    before = len(os.listdir("/proc/self/fd"))
     for _ in range(300):
         tree = load(path)
         np.asarray(tree["layers"][0]["b"])
+    assert open_below(path.parent)
     del tree
     gc.collect()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert not open_below(path.parent)
 
 
 def test_trees_that_are_kept_keep_one_mapping_each(path: Path) -> None:
-    before = len(os.listdir("/proc/self/fd"))
     trees = [load(path) for _ in range(50)]
     # One is kept for each, as long as they are few.
-    assert len(os.listdir("/proc/self/fd")) <= before + len(trees)
+    assert open_below(path.parent) == [str(path)] * len(trees)
     assert_same_bits(trees[-1]["emb"], GRID)
 
 
