@@ -46,14 +46,14 @@ except KeyboardInterrupt:
     interrupted.set()
 else:
     raise AssertionError("not interrupted")
-handle.result(60)
+handle.result(300)
 
 # ---- a handler of a signal saves, while the main thread waits
 
 ready, on_signal = threading.Event(), threading.Event()
 
 def save_now(number, frame):
-    safejax.save_async(tree, folder / "signal").result(60)
+    safejax.save_async(tree, folder / "signal").result(300)
     on_signal.set()
 
 def send(done, total):
@@ -64,7 +64,7 @@ def send(done, total):
 signal.signal(signal.SIGUSR1, save_now)
 handle = safejax.save_async(tree, folder / "handled", progress=send)
 ready.set()
-handle.result(60)
+handle.result(300)
 
 # ---- a process that is forked while a save goes on
 
@@ -77,14 +77,14 @@ if not child:
     try:
         error = handle.exception(60)
         assert isinstance(error, RuntimeError) and "ask the handle there" in str(error), error
-        safejax.save_async({"w": np.ones(3)}, folder / "forked", max_host_bytes=24).result(60)
+        safejax.save_async({"w": np.ones(3)}, folder / "forked", max_host_bytes=24).result(300)
         status = 0
     finally:
         os._exit(status)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 assert safejax.load(folder / "forked")["w"].shape == (3,)
 forked.set()
-handle.result(60)
+handle.result(300)
 assert safejax.load(folder / "forked")["w"].shape == (1000,)
 
 # ---- errors: one that was asked for, and two that were not

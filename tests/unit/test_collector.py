@@ -252,7 +252,7 @@ sys.exit(status != 0 or gc.isenabled() != {before})
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
 def test_a_forked_child_does_not_wait_for_the_threads_of_its_parent(before):
     program = FORK.format(before=before)
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=300)
 
 
 # ---- users' code does not run inside a pause

@@ -312,7 +312,7 @@ def on_two_of_three(process: int, path: Path) -> list[Any]:
     }
     safejax.save(state, path, checksum=True)
     saved = path.read_bytes()
-    safejax.save_async(state, path, checksum=True).result(60)
+    safejax.save_async(state, path, checksum=True).result(300)
     right = safejax.serialize(host, checksum=True)
     expected = [] if process == 2 else [values.tobytes()] * 2
     return [placed.shape, bits(placed) == expected, saved == right, path.read_bytes() == right]

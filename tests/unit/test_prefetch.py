@@ -21,7 +21,7 @@ import safejax
 from safejax.testing import assert_trees_identical
 from tests.support.servers import HttpServer
 
-LONG = 60.0
+LONG = 300.0
 """Seconds after which something that does not happen is a failure of the test."""
 
 MIB = 1 << 20

@@ -95,7 +95,7 @@ def shown_by(client: Any, program: str) -> list[dict[str, Any]]:
     asked, found = client.execute(program), list[dict[str, Any]]()
     while True:
         try:
-            message = client.get_iopub_msg(timeout=60)
+            message = client.get_iopub_msg(timeout=300)
         except queue.Empty:
             raise AssertionError("the kernel does not answer") from None
         if message["parent_header"].get("msg_id") != asked:

@@ -25,7 +25,7 @@ from safejax._src.checkpoint.snapshot import copied_bytes, snapshot
 from safejax._src.leaves.flatten import flatten
 from safejax.testing import assert_trees_identical
 
-LONG = 60.0
+LONG = 300.0
 """Seconds after which a test that waits fails."""
 
 

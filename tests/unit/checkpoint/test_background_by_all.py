@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 import safejax
 from tests.support.effort import LARGE
-from tests.support.together import Together, devices_together, keys_in_the_service, raised
+from tests.support.together import LONG, Together, devices_together, keys_in_the_service, raised
 
 ROWS, COLUMNS = P("x"), P(None, "x")
 
@@ -68,7 +68,7 @@ def train_and_save(process: int, folder: Path, steps: int) -> list[str]:
             safejax.save(state, folder / "between.safetensors")
     float(loss)
     for handle in handles:
-        handle.result(60)
+        handle.result(LONG)
     multihost_utils.sync_global_devices("saved")
     wrong: list[str] = []
     for path in [folder / f"{number}.safetensors" for number in range(3)]:
@@ -95,7 +95,7 @@ def wait_for_another(process: int, folder: Path) -> list[Any]:
 
     def progress(done: int, total: int) -> None:
         del done, total
-        end = time.monotonic() + 60
+        end = time.monotonic() + LONG
         while not any("/alive/0" in key for key in {*keys_in_the_service()} - before):
             assert time.monotonic() < end
             time.sleep(0.01)
@@ -105,7 +105,7 @@ def wait_for_another(process: int, folder: Path) -> list[Any]:
     handle = safejax.save_async(state, path)
     errors = [
         raised(lambda: safejax.save({**state, "count": 2}, path)),
-        raised(lambda: handle.result(60)),
+        raised(lambda: handle.result(LONG)),
     ]
     multihost_utils.sync_global_devices("saved")
     return [*errors, safejax.load(path).get("count")]
@@ -137,7 +137,7 @@ def fail_in_one(process: int, folder: Path) -> list[tuple[str, str]]:
         raise ValueError("stopped by progress")
 
     handle = safejax.save_async(state, path, progress=stop if process == 1 else None)
-    error = handle.exception(60)
+    error = handle.exception(LONG)
     errors.append((type(error).__name__, str(error)))
     multihost_utils.sync_global_devices("failed")
     assert digest(path) == before

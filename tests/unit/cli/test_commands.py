@@ -412,7 +412,7 @@ def test_ctrl_c_leaves_no_half_written_target(tmp_path: Path) -> None:
                 cwd=ROOT,
             )
         )
-        _, errors = children[0].communicate(timeout=60)
+        _, errors = children[0].communicate(timeout=300)
     finally:
         signal.signal(signal.SIGINT, before)
         server.released.set()
