@@ -27,10 +27,9 @@ from safejax._src.reading.view import View
 
 @final
 class Sizes(NamedTuple):
-    """What is staged how, in bytes: blocks of `least`, in pieces of `piece`, of which all that are
-    read or copied at one time have `ring`.
+    """In bytes: blocks of `least` or more are staged, in pieces of at most `piece`.
 
-    Two threads or more read a piece if there is `part` for each.
+    Two threads or more read a piece if there is `part` for each. All buffers together have `ring`.
     """
 
     least: int = 1 << 20
