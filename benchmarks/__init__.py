@@ -4,6 +4,7 @@
     python -m benchmarks --only load,devices              # only these cases or groups
     python -m benchmarks --json all.json --plot all.png   # 1 GiB, about an hour
     python -m benchmarks --from all.json --plot all.png   # tables and chart of a run
+    python -m benchmarks --device                         # checks and speed on a GPU
 
 Each side does its work in a fresh process, and the sides take turns in each round. The first
 round is not timed: it checks every bit of the results, and measures memory, page faults and bytes

@@ -20,6 +20,11 @@ from benchmarks.trees import MIB
 
 def main() -> int:
     """Run the cases, print the tables, and write the files that the options ask for."""
+    if "--device" in sys.argv[1:]:
+        # Imported here, since the others are to bring up no device in this process.
+        from benchmarks.device.__main__ import main as of_devices
+
+        return of_devices([each for each in sys.argv[1:] if each != "--device"])
     options = _options()
     if options.again is None:
         report = _measured(options)
@@ -95,6 +100,11 @@ def _options() -> argparse.Namespace:
         "--size", type=float, help="size of the tree in MiB; 1024, or 64 with --quick"
     )
     parser.add_argument("--repeats", type=int, help="number of timed rounds; 5, or 3 with --quick")
+    parser.add_argument(
+        "--device",
+        action="store_true",
+        help="what benchmarks.device does, which has its own --help",
+    )
     parser.add_argument("--json", help="write the results to this file")
     parser.add_argument("--plot", help="draw a chart of the main cases to this PNG")
     parser.add_argument(

@@ -113,3 +113,25 @@ def test_targets_of_failed_or_skipped_cases_have_no_rows() -> None:
     assert rows["safetensors.flax / safejax"]["of_median"] == 3.0
     assert rows["safetensors.flax / safejax"]["met"] == "min only"
     assert rows["bytes requested / needed"]["met"] == "yes"
+
+
+def test_the_benchmark_of_devices_runs_on_those_of_the_cpu(tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "benchmarks", "--device", "--size", "4", "--rounds", "1",
+            "--json", str(out), "--folder", str(tmp_path),
+        ],
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(out.read_text())
+    assert set(report["checks"].values()) == {"ok"}
+    assert all(len(side["seconds"]) == 1 for side in report["sides"])
+    cases = {side["case"] for side in report["sides"]}
+    assert {"load", "save", "by rows", "bfloat16 to float32"} <= cases
+    assert report["left_out"].keys() <= {"fastsafetensors"}
+    (target,) = report["targets"]
+    assert target["met"] is None  # On a CPU it says nothing.
+    assert "by the driver" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]

@@ -11,13 +11,15 @@ from typing import Any, Protocol, TypeVar
 from numpy.typing import NDArray
 
 from safejax._src.arrays.precision import needs_x64
+from safejax._src.arrays.staging import session
+from safejax._src.arrays.switch import SWITCH, Measurable
 from safejax._src.arrays.together import Leaf, read_together
 from safejax._src.arrays.untraced import run_all_untraced
 from safejax._src.dtypes import Dtype
 from safejax._src.reading.readahead import read_ahead
 
 
-class Placeable(Leaf, Protocol):
+class Placeable(Leaf, Measurable, Protocol):
     """What is asked here of a lazy leaf."""
 
     @property
@@ -54,19 +56,28 @@ def place_at_once(
 
     # A leaf that is worth a thread gets a task; the others share one task for each x64 mode.
     groups: list[list[_Leaf]] = [[], []]
+    large: list[_Leaf] = []
     asked: list[_Leaf] = []
     for leaf in leaves:
         view = leaf.content.view
         if view.plans_reads:
             asked.append(leaf)
         elif leaf.is_worth_a_thread:
-            groups.append([leaf])
+            large.append(leaf)
         else:
             groups[needs_x64(view.dtype)].append(leaf)
-    together = read_together(asked)
-    tasks = [(partial(place_together, group), _stored_dtype(group)) for group in together]
-    tasks += [(partial(place, group), _stored_dtype(group)) for group in groups if group]
-    run_all_untraced(tasks, workers=min(8, os.cpu_count() or 1))
+    workers = min(8, os.cpu_count() or 1)
+
+    def place_each(leaves: Sequence[_Leaf]) -> None:
+        tasks = [(partial(place, [leaf]), _stored_dtype([leaf])) for leaf in leaves]
+        run_all_untraced(tasks, workers)
+
+    with session():
+        groups += [[leaf] for leaf in SWITCH.measured(large, place_each)]
+        together = read_together(asked)
+        tasks = [(partial(place_together, group), _stored_dtype(group)) for group in together]
+        tasks += [(partial(place, group), _stored_dtype(group)) for group in groups if group]
+        run_all_untraced(tasks, workers)
     read_ahead(in_place)
 
 

@@ -6,7 +6,8 @@ from typing import Any, cast
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from safejax._src.arrays.placing import Placement, default_placement, is_in_default_memory
+from safejax._src.arrays.placing import Placement, default_placement
+from safejax._src.arrays.switch import is_in_default_memory
 from safejax._src.reading.windows import BasicIndex, explicit_index
 
 

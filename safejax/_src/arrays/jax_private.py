@@ -66,6 +66,9 @@ def _find_batched_device_put() -> Callable[..., jax.Array] | None:
 
 _batched_device_put: Final = _find_batched_device_put()
 
+TAKES_PLACED_BLOCKS: Final = _batched_device_put is not None
+"""Whether blocks may be arrays of JAX that are on their devices already."""
+
 
 def current_mesh() -> Mesh | None:
     """The mesh of devices that `jax.set_mesh` has put in context, if any."""
@@ -82,14 +85,15 @@ def array_of_blocks(
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
     sharding: Sharding,
-    blocks: Mapping[Any, NDArray[Any]],
+    blocks: Mapping[Any, NDArray[Any] | jax.Array],
     *,
     committed: bool,
     weak_type: bool = False,
 ) -> jax.Array:
     """The array whose part on each device of this process is the block that it is given.
 
-    Blocks are in the order of the sharding's devices. One call for all of them, and for what
+    Blocks are in the order of the sharding's devices, and may be arrays of JAX if
+    `TAKES_PLACED_BLOCKS`. One call for all of them, and for what
     `jax.device_put` asks first: it takes a third of its time for one device, an eighth for eight.
     """
     if _batched_device_put is None or not blocks:
@@ -98,17 +102,23 @@ def array_of_blocks(
     return _batched_device_put(
         aval=abstract_value(shape, dtype, sharding, weak_type),
         sharding=sharding,
-        xs=list(blocks.values()),
+        xs=[_on(device, block) for device, block in blocks.items()],
         devices=list(blocks),
         committed=committed,
     )
+
+
+def _on(device: Any, block: NDArray[Any] | jax.Array) -> NDArray[Any] | jax.Array:
+    """A block for a device; an array of JAX is on it already, or on one of a replica."""
+    is_there = isinstance(block, np.ndarray) or block.devices() == {device}
+    return block if is_there else jax.device_put(block, device)
 
 
 def _array_of_arrays(
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
     sharding: Sharding,
-    blocks: Mapping[Any, NDArray[Any]],
+    blocks: Mapping[Any, NDArray[Any] | jax.Array],
     *,
     committed: bool,
 ) -> jax.Array:

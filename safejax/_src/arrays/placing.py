@@ -16,7 +16,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 from numpy.typing import NDArray
 
-from safejax._src.arrays import jax_private
+from safejax._src.arrays import jax_private, staging
 from safejax._src.arrays.content import Content, key_data_shape
 from safejax._src.arrays.precision import narrowed
 from safejax._src.dtypes import Dtype
@@ -66,14 +66,6 @@ def default_placement() -> Placement:
 @lru_cache(maxsize=64)
 def _uncommitted_on(device: Any) -> Placement:
     return Placement(SingleDeviceSharding(device), committed=False)
-
-
-@lru_cache(maxsize=64)
-def is_in_default_memory(sharding: Sharding) -> bool:
-    """Whether arrays of the sharding are in the memory that their devices compute in."""
-    kind = sharding.memory_kind
-    device: Any = next(iter(sharding.device_set))
-    return kind is None or kind == device.default_memory().kind
 
 
 @final
@@ -146,7 +138,8 @@ def _begun(job: Job, batch: Batch) -> Callable[[], Placed]:
     """A function that makes the array of a leaf, once the batch has read what it needs."""
     content, placement = job.content, job.placement
     key = content.key
-    task = _Task(content.view, job.dtype, content.weak_type, job.name, batch)
+    stages = staging.is_on(placement.sharding) and jax_private.TAKES_PLACED_BLOCKS
+    task = _Task(content.view, job.dtype, content.weak_type, job.name, batch, stages)
     if key is None:
         return _placing(task, placement)
     of_data = _of_key_data(placement.sharding, len(key_data_shape(key)))
@@ -169,7 +162,7 @@ def is_worth_a_thread(view: View, dtype: Dtype, placement: Placement) -> bool:
         return True
     if view.nbytes < WORTH_A_THREAD:
         return False
-    if view.dtype != dtype:
+    if view.dtype != dtype or staging.may_be_on(placement.sharding):
         return True
     device = _only_device(placement.sharding)
     if device is None:
@@ -189,12 +182,13 @@ class _Task(NamedTuple):
     weak_type: bool
     name: str
     batch: Batch
+    stages: bool
 
 
 class _Block(NamedTuple):
-    """What a device is given, and whether it lies in a mapped file."""
+    """What a device is given, and whether it lies in a mapped file; an array of JAX is there."""
 
-    values: NDArray[Any]
+    values: "NDArray[Any] | jax.Array"
     is_mapped: bool
 
 
@@ -217,7 +211,7 @@ def _placing(task: _Task, placement: Placement) -> Callable[[], Placed]:
         )
         # Replicas share a block.
         mapped = {id(block): block.values for block in blocks.values() if block.is_mapped}
-        return Placed(array, list(mapped.values()))
+        return Placed(array, cast("list[NDArray[Any]]", list(mapped.values())))
 
     return finish
 
@@ -272,6 +266,9 @@ def _block(task: _Task, view: View, device: Any, empty: Allocator) -> _Block:
         return _Block(_read_later(task, view, empty), is_mapped=False)
     if view.dtype != task.dtype:
         return _Block(narrowed(view.read(), task.dtype, task.name, empty), is_mapped=False)
+    staged = staging.stage(view, device) if task.stages else None
+    if staged is not None:
+        return _Block(staged, is_mapped=False)
     values = view.in_place(alignment_for(device, view.dtype))
     if values is not None:
         return _Block(values, is_mapped=device.platform == "cpu" and view.is_mapped)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from safejax._src.arrays.lazy import LazyArray
 from safejax._src.arrays.placing import WORTH_A_THREAD
 from safejax._src.arrays.precision import needs_x64
+from safejax._src.arrays.staging import session
 from safejax._src.arrays.together import read_together
 from safejax._src.arrays.untraced import neutral_settings
 from safejax._src.reading.readahead import bring_in, fits_in_memory
@@ -136,7 +137,7 @@ class _Work:
         """Place one group after the other until there are no more, or the interpreter ends."""
         while (group := self._next()) is not None:
             # Who needs the leaf has the error, which may be another one by then.
-            with contextlib.suppress(Exception), neutral_settings(wide=group.is_wide):
+            with contextlib.suppress(Exception), neutral_settings(wide=group.is_wide), session():
                 group.place()
             self._end(group)
 

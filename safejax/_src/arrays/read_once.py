@@ -19,7 +19,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from safejax._src.arrays.content import Content
 from safejax._src.arrays.lazy import LazyArray
 from safejax._src.arrays.parts import holders_of
-from safejax._src.arrays.placing import Job, Placement, is_in_default_memory, place_many
+from safejax._src.arrays.placing import Job, Placement, place_many
+from safejax._src.arrays.switch import is_in_default_memory
 from safejax._src.arrays.together import groups_of
 from safejax._src.arrays.untraced import run_untraced
 from safejax._src.dtypes import Dtype

@@ -10,6 +10,7 @@ from itertools import chain
 from typing import Final, final
 
 from safejax._src import dtypes
+from safejax._src.checkpoint.ahead import fetched_ahead
 from safejax._src.checkpoint.layout import Extent, Layout
 from safejax._src.reading.array import on_the_host
 from safejax._src.reading.digests import BlockHasher, hasher
@@ -73,7 +74,7 @@ class Stream:
         return _joined(self._hashed(block_bytes))
 
     def _hashed(self, block_bytes: int) -> Iterator[memoryview]:
-        for extent in self._layout.extents:
+        for extent in fetched_ahead(self._layout.extents):
             if not extent.nbytes:
                 continue
             of_blocks = BlockHasher(hasher(), block_bytes)
@@ -134,7 +135,7 @@ def _data(layout: Layout) -> Iterator[memoryview]:
     """The data of a file, in which that of small leaves that follow each other is one chunk."""
     small: list[bytes] = []
     nbytes = 0
-    for extent in layout.extents:
+    for extent in fetched_ahead(layout.extents):
         size = extent.stored.nbytes
         if size < _SMALL:
             if size:
