@@ -150,8 +150,8 @@ _CASES: Final = (
     ),
     Case(
         "port", "port 8 files of another writer, transposed and stacked, onto 8 devices", "port",
-        ("safejax", "NumPy by hand", "safetensors.flax"), module="port", group="sets", file=PORT,
-        scale=2.0, devices=8, layout="mesh", copied=1.0,
+        ("safejax", "NumPy by hand", "safetensors.flax", "safetensors.torch"), module="port",
+        group="sets", file=PORT, scale=3.0, devices=8, layout="mesh", copied=1.0,
     ),
     Case(
         "first", "from a file of another writer to the first output, compiled", "first_output",

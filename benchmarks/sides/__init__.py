@@ -66,6 +66,7 @@ SIDES: Final = {
         Side("plain arrays", "dispatch"),
         Side("materialized", "dispatch"),
         Side("NumPy by hand", "port"),
+        Side("safetensors.torch", "port", ("torch",)),
         Side("safejax, lazy", "first_step"),
         Side("safejax, materialized", "first_step"),
         Side("compile only", "first_step"),

@@ -55,17 +55,17 @@ def place_at_once(
             report(leaf)
 
     # A leaf that is worth a thread gets a task; the others share one task for each x64 mode.
-    groups: list[list[_Leaf]] = [[], []]
-    large: list[_Leaf] = []
+    shared: list[list[_Leaf]] = [[], []]
+    alone: list[_Leaf] = []
     asked: list[_Leaf] = []
     for leaf in leaves:
         view = leaf.content.view
         if view.plans_reads:
             asked.append(leaf)
         elif leaf.is_worth_a_thread:
-            large.append(leaf)
+            alone.append(leaf)
         else:
-            groups[needs_x64(view.dtype)].append(leaf)
+            shared[needs_x64(view.dtype)].append(leaf)
     workers = min(8, os.cpu_count() or 1)
 
     def place_each(leaves: Sequence[_Leaf]) -> None:
@@ -73,12 +73,24 @@ def place_at_once(
         run_all_untraced(tasks, workers)
 
     with session():
-        groups += [[leaf] for leaf in SWITCH.measured(large, place_each)]
+        alone = SWITCH.measured(alone, place_each)
         together = read_together(asked)
         tasks = [(partial(place_together, group), _stored_dtype(group)) for group in together]
-        tasks += [(partial(place, group), _stored_dtype(group)) for group in groups if group]
+        groups = [*filter(None, shared), *([leaf] for leaf in _large_first(alone, workers))]
+        tasks += [(partial(place, group), _stored_dtype(group)) for group in groups]
         run_all_untraced(tasks, workers)
     read_ahead(in_place)
+
+
+def _large_first(leaves: Sequence[_Leaf], workers: int) -> list[_Leaf]:
+    """The leaves, beginning with those that one thread would be left alone with at the end.
+
+    All others keep their order, which may be that of the files.
+    """
+    sizes = [leaf.content.view.nbytes for leaf in leaves]
+    least = sum(sizes) // (4 * workers)
+    order = sorted(range(len(sizes)), key=lambda at: -sizes[at] if sizes[at] > least else 0)
+    return [leaves[at] for at in order]
 
 
 def _stored_dtype(group: Sequence[Placeable]) -> Dtype:

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from safejax._src.arrays import jax_private, staging
 from safejax._src.arrays.content import Content, key_data_shape
 from safejax._src.arrays.precision import narrowed
+from safejax._src.arrays.turned import read_for
 from safejax._src.dtypes import Dtype
 from safejax._src.reading.batch import Batch
 from safejax._src.reading.memory import ALIGNMENT, Allocator, Arena, aligned_empty
-from safejax._src.reading.order import read_in_order
 from safejax._src.reading.view import View
 from safejax.errors import PlacementError
 
@@ -272,7 +272,7 @@ def _block(task: _Task, view: View, device: Any, empty: Allocator) -> _Block:
     values = view.in_place(alignment_for(device, view.dtype))
     if values is not None:
         return _Block(values, is_mapped=device.platform == "cpu" and view.is_mapped)
-    return _Block(read_in_order(view, empty), is_mapped=False)
+    return _Block(read_for(device, view, empty), is_mapped=False)
 
 
 def _read_later(task: _Task, view: View, empty: Allocator) -> NDArray[Any]:

@@ -2,18 +2,15 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Final, final
+from dataclasses import dataclass, field
+from typing import final
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from safejax._src.public import set_module
-from safejax._src.pytrees.choices import Where, any_of, asks_for_aval, checked, choices_of
+from safejax._src.pytrees.choices import First, Where, asks_for_aval, checked, choices_of
 from safejax.errors import ShardingError
-
-_means: Final = lru_cache(maxsize=1024)(any_of)  # Each rule is tried on every name.
 
 
 @final
@@ -24,6 +21,11 @@ class ShardingRules:
     mesh: Mesh
     rules: tuple[tuple[Where, PartitionSpec], ...]
     must_match: bool = True
+    # The rules are asked for every name, and a table may have 20,000 of both.
+    _first: First = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_first", First(tuple(where for where, _ in self.rules)))
 
     def __call__(self, name: str, aval: jax.ShapeDtypeStruct) -> Sharding:
         """The sharding of the first rule that matches `name`; replicated if none does."""
@@ -33,7 +35,8 @@ class ShardingRules:
 
     def rule(self, name: str) -> tuple[Where, PartitionSpec] | None:
         """The first rule that matches `name`."""
-        return next((rule for rule in self.rules if _means(rule[0])(name)), None)
+        number = self._first(name)
+        return None if number is None else self.rules[number]
 
 
 @set_module("safejax")

@@ -25,7 +25,7 @@ from safejax._src.leaves.sharding_faults import (
     in_place_of,
     over_no_devices,
 )
-from safejax._src.pytrees.choices import any_of
+from safejax._src.pytrees.choices import any_of, meant_by_each
 from safejax._src.pytrees.names import join
 from safejax._src.pytrees.structure import EMPTY, Kind, Segments, paths_of
 from safejax._src.pytrees.walk import walk
@@ -178,8 +178,13 @@ def _given(function: ShardingFunction, name: str, leaf: Any, file: str) -> Shard
 def _check_rules(rules: ShardingRules, names: Iterable[str], file: str) -> None:
     if not rules.must_match:
         return
+    names = list(names)
+    patterns = list({where: None for where, _ in rules.rules if isinstance(where, str)})
+    meant = dict(zip(patterns, meant_by_each(patterns, names), strict=True))
     for where, _ in rules.rules:
-        if not callable(where) and not any(map(any_of(where), names)):
+        if callable(where):
+            continue
+        if not (meant[where] if isinstance(where, str) else any(map(any_of(where), names))):
             raise ShardingError(
                 f"{file}: sharding_rules: expected {where!r} to match an array, it matches none "
                 f"of {_some(names)}: correct it, or pass must_match=False"

@@ -28,7 +28,7 @@ from safejax._src.planning.table import listed
 from safejax._src.public import set_module
 from safejax._src.pytrees.building import build
 from safejax._src.reading.filesystems import FileSystem
-from safejax._src.reading.order import order_of_reading
+from safejax._src.reading.order import is_worth_pieces, order_of_reading
 from safejax._src.reading.requests import Cost
 from safejax._src.reading.view import Strided, View
 from safejax._src.warn import warnings_collected
@@ -230,6 +230,7 @@ class _Planner:
                 and block.dtype == stored
                 and devices[0].platform == "cpu"
                 and order_of_reading(block) is not None
+                and not is_worth_pieces(block)
             )
             nbytes = size * stored.itemsize
             yield BlockPlan(devices, reads, nbytes, in_place, whole, is_turned=turned)

@@ -9,7 +9,7 @@ matches are not chosen.
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, TypeAlias, cast, final
 
 from safejax._src.pytrees.lookup import Lookup
 from safejax._src.pytrees.patterns import Template
@@ -110,8 +110,36 @@ def _any_of(
     return lambda name: lookup.first(name)[0] >= 0 or any(each(name) for each in others)
 
 
+@final
+class First:
+    """A function from a name to the number of the first `where` that means it, or None.
+
+    Names are looked up in all patterns at once.
+    """
+
+    __slots__ = ("_lookup", "_others", "_patterns")
+
+    def __init__(self, wheres: tuple[Where, ...]) -> None:
+        texts = {at: each for at, each in enumerate(wheres) if isinstance(each, str)}
+        self._patterns = list(texts)
+        self._lookup = Lookup(map(Template.parse, texts.values()))
+        self._others = [(at, any_of(each)) for at, each in enumerate(wheres) if at not in texts]
+
+    def __call__(self, name: str) -> int | None:
+        number, _ = self._lookup.first(name)
+        found = None if number < 0 else self._patterns[number]
+        for at, means in self._others:
+            if found is not None and found < at:
+                break
+            if means(name):
+                return at
+        return found
+
+
 def meant_by_each(
-    choices: Sequence[Choice], names: Iterable[str], aval_of: Callable[[str], Any]
+    choices: Sequence[Choice],
+    names: Iterable[str],
+    aval_of: Callable[[str], Any] | None = None,
 ) -> Iterator[set[str]]:
     """The names that each of the choices means; `!` is not looked at.
 

@@ -4,6 +4,9 @@ A view that shows a tensor transposed is read in that order, in long runs, and h
 axes permuted.
 """
 
+import math
+from collections.abc import Iterator
+from itertools import pairwise, product
 from typing import Any, Final
 
 from numpy.typing import NDArray
@@ -19,13 +22,19 @@ _LEAST_BYTES: Final = 64 << 10
 """Bytes of a view from which the order in which it is read is worth a thought."""
 
 
-def read_in_order(view: View, empty: Allocator) -> NDArray[Any]:
+PIECE_BYTES: Final = 4 << 20
+"""Most bytes of a piece, which stays in the cache of a core while it is brought into its order."""
+
+_PIECE_RUN: Final = 512
+"""Elements that a piece has in a run as it is stored, as far as there are so many."""
+
+
+def read_in_order(view: View, order: tuple[int, ...] | None, empty: Allocator) -> NDArray[Any]:
     """What `read` returns, in memory of `empty`: in the order of the file, or in that of the view.
 
-    In the former, runs are copied, and the axes of what comes back are permuted; XLA brings them
-    into their places in less time than NumPy.
+    In the former, `order`, runs are copied, and the axes of what comes back are permuted; XLA
+    brings them into their places in less time than NumPy.
     """
-    order = order_of_reading(view)
     if order is None:
         values = empty(view.shape, view.dtype)
         view.read_into(values)
@@ -47,6 +56,42 @@ def order_of_reading(view: View) -> tuple[int, ...] | None:
     order = _order(view)
     innermost = max(axis for axis, size in enumerate(view.shape) if size > 1)
     return None if order is None or order[-1] == innermost else order
+
+
+def is_worth_pieces(view: View) -> bool:
+    """Whether a view with an order is brought into its own in pieces, without a copy of it all.
+
+    Not so where a part is requested or checked in another unit than its own bytes.
+    """
+    return view.nbytes > PIECE_BYTES and all(source.in_memory for source in view.sources)
+
+
+def pieces(
+    stored: tuple[int, ...], itemsize: int, order: tuple[int, ...]
+) -> Iterator[tuple[slice, ...]]:
+    """The indices of pieces of an array of shape `stored`, the axes of a view in this `order`.
+
+    Each is one run of the view, or a few, of what is stored in runs that are long enough.
+    """
+    sizes = [1] * len(stored)
+    room = _PIECE_RUN
+    for place in reversed(range(len(stored))):
+        sizes[place] = min(stored[place], room)
+        room = -(-room // sizes[place])
+    room = max(1, PIECE_BYTES // itemsize // math.prod(sizes))
+    for axis in reversed(range(len(stored))):
+        place = order.index(axis)
+        size = min(stored[place], sizes[place] * room)
+        room = room * sizes[place] // size
+        sizes[place] = size
+    return product(*map(_even, stored, sizes))
+
+
+def _even(size: int, most: int) -> list[slice]:
+    """Slices of about equal lengths, of at most `most` each."""
+    count = -(-size // most)
+    bounds = [size * k // count for k in range(count + 1)]
+    return [slice(*pair) for pair in pairwise(bounds)]
 
 
 def _order(view: View) -> tuple[int, ...] | None:

@@ -13,6 +13,7 @@ from safejax._src.leaves.steps import Transform
 from safejax._src.public import set_module
 from safejax._src.pytrees.choices import Where, show_where
 from safejax._src.reading.pointwise import cast_view
+from safejax._src.transforms.alike import Alike
 from safejax._src.transforms.selection import checked_where, fault, map_contents
 from safejax.errors import TransformError
 
@@ -28,7 +29,7 @@ class Cast(Transform):
     must_match: bool = True
 
     def __call__(self, leaves: Leaves, /) -> Leaves:
-        return map_contents(self, leaves, self.where, self.must_match, self._cast)
+        return map_contents(self, leaves, self.where, self.must_match, Alike(self._cast))
 
     def _cast(self, name: str, content: Content) -> Content:
         dtype = content.view.dtype

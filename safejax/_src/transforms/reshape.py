@@ -11,6 +11,7 @@ from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import Transform
 from safejax._src.public import set_module
 from safejax._src.pytrees.choices import Where, show_where
+from safejax._src.transforms.alike import Alike
 from safejax._src.transforms.selection import checked_axis, fault, map_contents, required_where
 from safejax.errors import TransformError
 
@@ -27,7 +28,7 @@ class Reshape(Transform):
     must_match: bool = True
 
     def __call__(self, leaves: Leaves, /) -> Leaves:
-        return map_contents(self, leaves, self.where, self.must_match, self._reshape)
+        return map_contents(self, leaves, self.where, self.must_match, Alike(self._reshape))
 
     def _reshape(self, name: str, content: Content) -> Content:
         whole = content.shape

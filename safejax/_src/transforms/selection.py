@@ -9,6 +9,7 @@ from typing import Final, final
 import jax
 
 from safejax._src.arrays.content import Content
+from safejax._src.arrays.lazy import LazyArray
 from safejax._src.collector import collector_paused
 from safejax._src.leaves.leaf import aval_of, content_at, is_array
 from safejax._src.leaves.leaves import Leaves
@@ -119,21 +120,28 @@ def map_contents(
 
     Raises `TransformError` if `where` matches no leaf, unless `must_match` is false.
     """
-    names = leaves if where is None else chosen(transform, where, leaves, must_match)
-    entries = dict(leaves)
+    names = leaves.keys() if where is None else chosen(transform, where, leaves, must_match)
+    entries = dict(leaves.items())  # Each name is looked up otherwise.
     faults = Faults(transform)
     maker = Maker()
     with collector_paused():
         for name, leaf in leaves.items():
-            if name in names and is_array(leaf):
+            if name not in names:
+                continue
+            # The class of a leaf over several devices says that it is another.
+            if type(leaf) is LazyArray:
+                content = leaf.content
+            elif is_array(leaf):
                 content = content_at(name, leaf)
-                try:
-                    changed = function(name, content)
-                except TransformError as error:
-                    faults.add(name, error)
-                    continue
-                if changed is not content and changed != content:
-                    entries[name] = maker.like(leaf, changed, name)
+            else:
+                continue
+            try:
+                changed = function(name, content)
+            except TransformError as error:
+                faults.add(name, error)
+                continue
+            if changed is not content and changed != content:
+                entries[name] = maker.like(leaf, changed, name)
     faults.check()
     changed_leaves = leaves.replace(entries)
     if where is not None and any(map(asks_for_aval, choices_of(where))):

@@ -32,8 +32,16 @@ class Tie(Transform):
     def __call__(self, leaves: Leaves, /) -> Leaves:
         entries = dict(leaves)
         faults = Faults(self)
-        for name, original in self._pairs(leaves):
+        pairs = list(self._pairs(leaves))
+        seconds = {name for name, _ in pairs}
+        for name, original in pairs:
             try:
+                if not self.adds and original in seconds:
+                    raise fault(
+                        self,
+                        f"leaf {original!r}: expected the one of {name!r} that is stored, got a "
+                        "second name, which is removed, too: make the templates more specific",
+                    )
                 if self.adds:
                     _check_new(self, name, entries)
                     entries[name] = _second(name, leaves[original])
@@ -137,7 +145,8 @@ def tie(names: Mapping[str, str], *, must_match: bool = True) -> Tie:
     >>> sorted(leaves), sorted(tied.inverse(leaves))
     (['embed.weight', 'head.weight'], ['embed.weight'])
 
-    Raises `TransformError` when it is built with invalid templates, and when it is applied where
+    Raises `TransformError` when it is built with invalid templates, or with a second name that is
+    tied to another one, and when it is applied where
     the second name is taken or, for the inverse, to two leaves with different values.
     """
     if not isinstance(names, Mapping) or not names:  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -151,4 +160,27 @@ def tie(names: Mapping[str, str], *, must_match: bool = True) -> Tie:
                 f"{sorted(set(name.placeholders))} and {sorted(set(original.placeholders))}"
             )
         rules.append((name, original))
+    _check_apart(rules)
     return Tie(tuple(rules), must_match=must_match)
+
+
+def _check_apart(rules: list[tuple[Template, Template]]) -> None:
+    """Raise `TransformError` if the leaf that a second name is for is a second one itself."""
+    seconds = {_shape(name) for name, _ in rules}
+    for name, original in rules:
+        if _shape(original) in seconds:
+            raise TransformError(
+                f"tie: expected {original.text!r} to be stored, since {name.text!r} is a second "
+                "name for it, got another one: the inverse would remove both; tie each second "
+                "name to the one that is stored"
+            )
+
+
+def _shape(template: Template) -> tuple[object, ...]:
+    """What templates have in common that differ in what they call their placeholders."""
+    order = {name: at for at, name in enumerate(dict.fromkeys(template.placeholders))}
+    places = tuple(
+        (name.startswith("*"), order[name], among)
+        for name, among in zip(template.placeholders, template.among, strict=True)
+    )
+    return template.parts, places

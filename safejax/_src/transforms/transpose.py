@@ -10,6 +10,7 @@ from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import Transform
 from safejax._src.public import set_module
 from safejax._src.pytrees.choices import Where, show_where
+from safejax._src.transforms.alike import Alike
 from safejax._src.transforms.selection import fault, map_contents, required_where
 from safejax.errors import TransformError
 
@@ -24,7 +25,7 @@ class Transpose(Transform):
     must_match: bool = True
 
     def __call__(self, leaves: Leaves, /) -> Leaves:
-        return map_contents(self, leaves, self.where, self.must_match, self._transpose)
+        return map_contents(self, leaves, self.where, self.must_match, Alike(self._transpose))
 
     def _transpose(self, name: str, content: Content) -> Content:
         count = len(content.shape)

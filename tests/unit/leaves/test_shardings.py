@@ -26,6 +26,7 @@ from safejax._src.leaves.flatten import flatten
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.rules import sharding_rules
 from safejax._src.leaves.shardings import resolve
+from safejax._src.pytrees.choices import any_of
 from safejax.errors import ShardingError, TransformError
 
 DEVICES = jax.devices()
@@ -365,6 +366,22 @@ def test_a_rule_that_must_match() -> None:
     assert resolved(rules, tree) == {"a.w": A}
     # A predicate is called, and may return false.
     assert resolved(sharding_rules(MESH, [(lambda name: False, P("y"))]), tree) == {"a.w": C}
+
+
+def test_the_first_rule_wins_whatever_kind_it_is_of() -> None:
+    """(issue 18: rules are looked up as patterns are, and not tried one by one)"""
+    wheres: list[Any] = [
+        "a.{i}.w", lambda name: name == "a.1.b", "a.1.b", re.compile(r"b\.[01]\.w"), "b.{i}.w",
+        ("*.w", "!c.*"), "c.1.w", "*.b",
+    ]  # fmt: skip
+    rules = sharding_rules(MESH, [(where, P()) for where in wheres], must_match=False)
+    names = [f"{a}.{i}.{w}" for a in "abcd" for i in range(3) for w in "wbx"]
+    found = {name: rules.rule(name) for name in names}
+    for name in names:
+        expected = next((where for where in wheres if any_of(where)(name)), None)
+        assert (None if found[name] is None else found[name][0]) is expected, name
+    used = [wheres.index(rule[0]) for rule in found.values() if rule is not None]
+    assert set(used) == {0, 1, 3, 4, 5, 6, 7}
 
 
 RULES: dict[str, tuple[Callable[[], Any], str]] = {

@@ -129,6 +129,31 @@ def test_templates_tie_layer_by_layer() -> None:
     assert eval(repr(tied.inverse)) == tied.inverse
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"a": "b", "b": "a"},
+        {"a": "a"},
+        {"b": "a", "c": "b"},
+        {"a.{i}.w": "b.{i}.w", "b.{j}.w": "a.{j}.w"},
+    ],
+    ids=str,
+)
+def test_a_second_name_is_not_what_another_is_tied_to(names: dict[str, str]) -> None:
+    """(issue 18: the inverse removed both)"""
+    with pytest.raises(TransformError, match=r"expected .* to be stored.*the inverse would remove"):
+        tie(names)
+    assert tie({"b": "a", "c": "a"}).inverse(Leaves({"a": 1, "b": 1, "c": 1})) == Leaves({"a": 1})
+
+
+def test_templates_that_remove_what_they_keep_are_at_fault_when_they_are_applied() -> None:
+    swapped = tie({"a.{i}": "{i}.a"})
+    with pytest.raises(TransformError, match=r"'a\.a'.*removed, too: make the templates"):
+        swapped.inverse(Leaves({"a.a": 1}))
+    with pytest.raises(TransformError, match="new name"):
+        swapped(Leaves({"a.a": 1}))
+
+
 def test_abstract_leaves_are_tied() -> None:
     abstract = Leaves({"embed": jax.ShapeDtypeStruct((2,), jnp.float32)})
     tied = tie({"head": "embed"})

@@ -23,8 +23,8 @@ from safejax._src.pytrees.names import check_name
 from safejax._src.reading.view import Strided, View
 from safejax._src.reading.windows import Window
 from safejax._src.transforms.correspondence.axes import Tensor, part_names
-from safejax._src.transforms.correspondence.examining import Examination, scope_of
-from safejax._src.transforms.correspondence.matching import Group, Place
+from safejax._src.transforms.correspondence.examining import Examination
+from safejax._src.transforms.correspondence.matching import Group, Place, scope_of
 from safejax._src.transforms.correspondence.rearranging import Arranger, Part, numbered, stacked
 from safejax._src.transforms.tie import same_values
 from safejax.errors import TransformError
@@ -110,6 +110,10 @@ class _Making:
                 leaf = LazyArray(content_at(old, leaf), new)
             return {new: named(leaf, new)}
         views = self._views(group)
+        if len(group.names) == len(names) == 1:
+            (old,), (new,), (view,) = group.names.values(), names.values(), views.values()
+            _, key, weak = found.contents[old]
+            return {new: self._maker.like(found.leaves[old], Content(view, key, weak), new)}
         contents = [found.contents[name] for name in group.names.values()]
         weak = all(content.weak_type for content in contents)
         leaves = [found.leaves[name] for name in group.names.values()]

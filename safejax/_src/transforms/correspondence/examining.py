@@ -1,22 +1,25 @@
 """Examining leaves by a table of correspondences: what each row takes, and all that is at fault."""
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache, partial
+from functools import partial
 from math import prod
 from typing import Final, final
 
 from safejax._src.arrays.content import Content
 from safejax._src.arrays.lazy import LazyArray
-from safejax._src.leaves.leaf import (
-    content_at,
-    describe,
-    is_array,
-)
+from safejax._src.leaves.leaf import content_at, describe, is_array
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.transforms.correspondence.accounts import Report, hint_of_prefix, why_idle
-from safejax._src.transforms.correspondence.axes import Tensor, names_of, show_axis, size_of
-from safejax._src.transforms.correspondence.matching import Group, Index, Place, groups_of
-from safejax._src.transforms.correspondence.rows import Row, Side
+from safejax._src.transforms.correspondence.axes import Tensor, show_axis, size_of
+from safejax._src.transforms.correspondence.matching import (
+    Group,
+    Index,
+    Place,
+    groups_of,
+    scope_of,
+    tensors_of,
+)
+from safejax._src.transforms.correspondence.rows import Row
 from safejax._src.transforms.correspondence.sizes import Constraint, Sizes
 
 _HINTS: Final = 5
@@ -98,6 +101,8 @@ class Examination:
 
     def _fits(self, group: Group) -> bool:
         """Whether the leaves of a group are arrays of one kind, with the axes of the row."""
+        if len(group.names) == 1 and self._fits_alone(group):
+            return True
         first: Content | None = None
         shapes: dict[int, tuple[int, ...]] = {}
         of_views: dict[int, tuple[int, ...]] = {}
@@ -142,7 +147,22 @@ class Examination:
             return False
         assert group.target is not None
         rank -= len(group.source.lead)
-        self.tensors[id(group)] = (_tensors(group.source, rank), _tensors(group.target, rank))
+        self.tensors[id(group)] = (tensors_of(group.source, rank), tensors_of(group.target, rank))
+        return True
+
+    def _fits_alone(self, group: Group) -> bool:
+        """What `_fits` finds of a lazy leaf that becomes another one, if its axes are written."""
+        assert group.target is not None
+        (name,) = group.names.values()
+        leaf, source, target = self.leaves[name], group.source, group.target
+        if type(leaf) is not LazyArray or source.tensors is None or target.tensors is None:
+            return False
+        content = self.contents.get(name)
+        if content is None:
+            content = self.contents[name] = leaf.content
+        if len(source.tensors[0]) != len(content.shape):
+            return False
+        self.tensors[id(group)] = source.tensors, target.tensors
         return True
 
     def _solve(self, groups: list[Group]) -> None:
@@ -277,20 +297,3 @@ def _show(content: Content) -> str:
     """The shape and the dtype that is stored."""
     dtype = content.view.dtype.name if content.key is None else f"key<{content.key}>"
     return f"{dtype}[{','.join(map(str, content.shape))}]"
-
-
-def _tensors(side: Side, count: int) -> tuple[Tensor, ...]:
-    """The axes of a side's tensors, with names for `count` axes where a row says nothing."""
-    if side.tensors is not None:
-        return side.tensors
-    return ((*((name,) for name in side.lead), *((f"_.{n}",) for n in range(count))),)
-
-
-def scope_of(group: Group, tensors: tuple[Tensor, ...]) -> tuple[object, ...] | None:
-    """The scope of a group that has names with sizes of their own."""
-    return group.scope if _has_own(tensors) else None
-
-
-@lru_cache(maxsize=1024)
-def _has_own(tensors: tuple[Tensor, ...]) -> bool:
-    return any(name.startswith("_") for name in names_of(tensors))

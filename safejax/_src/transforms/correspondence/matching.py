@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import product
 from typing import NamedTuple, final
 
 from safejax._src.pytrees.lookup import Lookup, Match
+from safejax._src.transforms.correspondence.axes import Tensor, names_of
 from safejax._src.transforms.correspondence.rows import Name, Row, Side
 
 
@@ -23,12 +25,18 @@ class Index:
     """The rows, by the names that they take: a table may have 20,000 of them."""
 
     def __init__(self, rows: Sequence[Row], is_inverse: bool) -> None:
+        self._exact: dict[str, list[Hit]] = {}
         self._places: list[tuple[int, int]] = []
         names: list[Name] = []
         matches: list[Match] = []
         for number, row in enumerate(rows):
             source, _ = row.sides(is_inverse)
             for place, name in enumerate(source.names if source is not None else ()):
+                if not name.template.placeholders:
+                    self._exact.setdefault(name.template.parts[0], []).append(
+                        Hit(number, place, {})
+                    )
+                    continue
                 self._places.append((number, place))
                 names.append(name)
                 matches.append(name.matcher(row.numbers))
@@ -36,7 +44,15 @@ class Index:
 
     def hits(self, name: str) -> list[Hit]:
         """The rows that take a name, in their order."""
-        return [Hit(*self._places[number], values) for number, values in self._lookup.hits(name)]
+        exact = self._exact.get(name, [])
+        if not self._places:
+            return exact
+        found = [Hit(*self._places[number], values) for number, values in self._lookup.hits(name)]
+        return sorted([*exact, *found], key=_order) if exact else found
+
+
+def _order(hit: Hit) -> tuple[int, int]:
+    return hit.row, hit.place
 
 
 Place = tuple[int, tuple[int, ...]]
@@ -127,11 +143,28 @@ def _kind(
 ) -> tuple[Side | None, Side | None, tuple[str, ...], tuple[str, ...]]:
     """The sides of a row, the placeholders that both have, and those that are stacked."""
     source, target = row.sides(is_inverse)
-    if source is None:
-        return None, target, (), ()
+    if source is None or not source.names[0].template.placeholders:
+        return source, target, (), ()
     if target is not None:
         lead = target.lead
     else:  # What is restored has all its numbers.
         lead = () if row.restored is None else source.placeholders
     shared = tuple(name for name in source.placeholders if name not in lead)
     return source, target, shared, lead
+
+
+def tensors_of(side: Side, count: int) -> tuple[Tensor, ...]:
+    """The axes of a side's tensors, with names for `count` axes where a row says nothing."""
+    if side.tensors is not None:
+        return side.tensors
+    return ((*((name,) for name in side.lead), *((f"_.{n}",) for n in range(count))),)
+
+
+def scope_of(group: Group, tensors: tuple[Tensor, ...]) -> tuple[object, ...] | None:
+    """The scope of a group that has names with sizes of their own."""
+    return group.scope if _has_own(tensors) else None
+
+
+@lru_cache(maxsize=1024)
+def _has_own(tensors: tuple[Tensor, ...]) -> bool:
+    return any(name.startswith("_") for name in names_of(tensors))
