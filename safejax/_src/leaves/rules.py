@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, final
+from typing import Final, NoReturn, final
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
@@ -34,6 +34,20 @@ class ShardingRules:
     def rule(self, name: str) -> tuple[Where, PartitionSpec] | None:
         """The first rule that matches `name`."""
         return next((rule for rule in self.rules if _means(rule[0])(name)), None)
+
+    def __copy__(self) -> "ShardingRules":
+        return self
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "ShardingRules":
+        """Itself: it is immutable, and so is what it refers to."""
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"sharding rules over the mesh {dict(self.mesh.shape)} cannot be pickled: its devices "
+            "are those of this process, which another one does not have; pass on the patterns and "
+            "the specs, and call safejax.sharding_rules there"
+        )
 
 
 @set_module("safejax")
