@@ -6,6 +6,7 @@ JAX is imported by `convert` and `plan` only.
 
 import importlib
 import json
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, Final
@@ -19,7 +20,10 @@ _JSON: Final = click.option("--json", "as_json", is_flag=True, help="Write JSON.
 _HTML: Final = click.option("--html", metavar="FILE", help="Write a page for browsers.")
 _QUIET: Final = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 _MOST_OF_RULES: Final = 1_000_000
-_MESH: Final = re.compile(r"(\w+)=(\d+)")
+_MOST_DEVICES: Final = 10_000
+"""Each takes 0.1 MB of memory here; the largest slices of TPUs have 9,216 chips."""
+
+_MESH: Final = re.compile(r"(\w+)=(\d{1,18})")
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 
 
@@ -50,8 +54,13 @@ def _mesh(value: str) -> dict[str, int]:
     for part in value.split(","):
         found = _MESH.fullmatch(part.strip())
         if found is None or found[1] in axes or int(found[2]) < 1:
-            raise click.BadParameter(f"{value!r} is not a mesh such as data=4,model=2")
+            raise click.BadParameter(f"{value!r:.80} is not a mesh such as data=4,model=2")
         axes[found[1]] = int(found[2])
+    if math.prod(axes.values()) > _MOST_DEVICES:
+        raise click.BadParameter(
+            f"{value!r:.80} has more than {_MOST_DEVICES:,} devices: leave out the axes that only "
+            "replicate"
+        )
     return axes
 
 

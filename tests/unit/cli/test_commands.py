@@ -289,11 +289,12 @@ def test_convert_needs_orbax_for_its_checkpoints_only(tmp_path: Path) -> None:
         ["convert", "a", "b", "--metadata", "x"],
         ["convert", "a", "b", "--max-shard-size", "big"],
         ["plan", "a", "--mesh", "data"],
+        ["plan", "a", "--mesh", f"data={'9' * 5000}"],
         ["plan", "a", "--rules", __file__],
         ["inspect"],
         ["look"],
     ],
-    ids=" ".join,
+    ids=lambda arguments: " ".join(arguments)[:60],
 )
 def test_a_bad_call_ends_with_2(arguments: list[str], capsys: Capture) -> None:
     assert run(*arguments) == 2
@@ -337,6 +338,14 @@ def test_plan_draws_a_page(path: str, tmp_path: Path, capsys: Capture) -> None:
     rules.write_text('{"mlp.b": [["data", "model"]]}')  # Of four elements, over eight devices.
     assert run("plan", path, *mesh, "--html", page) == 1
     assert "mlp.b" in page.read_text().partition("<main")[0]
+
+
+@pytest.mark.parametrize("mesh", ["x=10001", "data=100000,model=100000", "a=999999999,b=999999999"])
+def test_plan_refuses_a_mesh_that_takes_all_memory(path: str, mesh: str, capsys: Capture) -> None:
+    assert run("plan", path, "--mesh", mesh) == 2
+    said = capsys.readouterr().err
+    assert mesh in said
+    assert "more than 10,000 devices" in said
 
 
 def test_plan_needs_no_devices_of_the_mesh(path: str) -> None:
