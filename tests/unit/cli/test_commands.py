@@ -301,6 +301,17 @@ def test_a_bad_call_ends_with_2(arguments: list[str], capsys: Capture) -> None:
     assert "Error: " in capsys.readouterr().err
 
 
+def test_what_is_left_out_leaves_nothing_in_the_record(tmp_path: Path) -> None:
+    whole, part, alone = (str(tmp_path / f"{name}.safetensors") for name in "abc")
+    kept = {"b": (np.ones(2, np.float32), [np.zeros(1, np.float32)]), "e.f": {1: np.ones(1)}}
+    tree = {"a": [np.ones(2), {"k": (np.ones(1),)}], **kept, "c": {1: np.ones(2), 2: []}, "d": []}
+    safejax.save(tree, whole)
+    safejax.save(kept, alone)
+    for left in ("--select b.* --select e.f.*", "--drop a.* --drop c.* --drop d"):
+        assert run("convert", whole, part, "-q", "--overwrite", *left.split()) == 0
+        assert Path(part).read_bytes() == Path(alone).read_bytes()
+
+
 # ---- plan
 
 
