@@ -1,5 +1,6 @@
 """The command `safejax`: what each command says, and how it ends."""
 
+import errno
 import json
 import os
 import pty
@@ -11,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import flax.serialization
+import fsspec
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 import safejax
 from safejax._src.cli.main import main
@@ -370,16 +373,39 @@ def test_plan_needs_no_devices_of_the_mesh(path: str) -> None:
 # ---- ends
 
 
-def test_an_output_that_nobody_reads(path: str) -> None:
+@pytest.mark.parametrize(
+    "arguments", [["inspect", "PATH"], ["--help"], ["--version"], ["plan", "--help"]], ids=" ".join
+)
+def test_an_output_that_nobody_reads(path: str, arguments: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
+    arguments = [path if each == "PATH" else each for each in arguments]
     with subprocess.Popen(
-        command("inspect", path), stdout=writer, stderr=subprocess.PIPE, cwd=ROOT
+        command(*arguments), stdout=writer, stderr=subprocess.PIPE, cwd=ROOT
     ) as child:
         os.close(writer)
         assert child.stderr is not None
         assert child.stderr.read() == b""
     assert child.returncode == 141
+
+
+def test_a_connection_that_breaks_is_not_the_output(path: str, capsys: Capture) -> None:
+    class Lost(MemoryFileSystem):
+        """A server that is gone when something is sent to it."""
+
+        protocol = "lost"
+
+        def _open(self, path: str, mode: str = "rb", *args: Any, **options: Any) -> Any:
+            if mode != "rb":
+                raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+            return super()._open(path, mode, *args, **options)
+
+    fsspec.register_implementation("lost", Lost)
+    assert run("convert", path, "lost://m.safetensors", "-q") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("safejax: ")
+    assert "lost://m.safetensors" in said
+    assert "Broken pipe" in said
 
 
 def test_the_status_is_the_same_without_stdout_and_stderr(path: str, tmp_path: Path) -> None:
