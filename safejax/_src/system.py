@@ -1,11 +1,12 @@
-"""What not every operating system has: locks, limits, reads at a position, advice about memory."""
+"""What not every operating system has: locks, limits, forks, reads at a position, advice."""
 
 import ctypes
 import errno
 import os
 import sys
+import threading
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final, Protocol, final
 
 try:
     import fcntl as fcntl
@@ -70,3 +71,60 @@ def allocate(descriptor: int, nbytes: int) -> None:
     call.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
     if call(descriptor, 0, 0, nbytes) and ctypes.get_errno() == errno.ENOSPC:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class Forgetful(Protocol):
+    """An object with a lock, or a count, that threads may have when a process is forked."""
+
+    def forget_threads(self) -> None:
+        """Be as if no thread had anything of it: a forked process has none of those threads."""
+
+
+_at_work: Final[dict[tuple[int, int], Forgetful]] = {}
+"""What threads have locks of now, by those threads and the `id` of each object."""
+
+
+@final
+class AtWork:
+    """A block in which this thread takes locks of objects, which a forked process frees."""
+
+    __slots__ = ("_objects",)
+
+    def __init__(self, *objects: Forgetful) -> None:
+        self._objects = objects
+
+    def __enter__(self) -> None:
+        here = threading.get_ident()
+        for each in self._objects:
+            _at_work[here, id(each)] = each
+
+    def __exit__(self, *raised: object) -> None:
+        here = threading.get_ident()
+        for each in self._objects:
+            _at_work.pop((here, id(each)), None)
+
+
+def _forget_threads() -> None:
+    for each in _at_work.values():
+        each.forget_threads()
+    _at_work.clear()
+
+
+def in_forked_process(task: Callable[[], object]) -> None:
+    """Call `task` in each process that is forked from this one, first of all."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=task)
+
+
+def hold_at_forks(lock: Any) -> None:
+    """Hold a reentrant lock while this process is forked, so that the new process has it free.
+
+    It must be one that no thread has for long. What it guards is whole in the new process.
+    """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(
+            before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release
+        )
+
+
+in_forked_process(_forget_threads)

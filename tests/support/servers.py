@@ -83,8 +83,9 @@ class Counting:
 
 
 class HttpServer(Counting):
-    """Files by HTTP with ranges. Faults: "cut", "stall", "no ranges", "wrong range", "redirect",
-    "no etag", "refuses conditions", and any status, which comes with the headers in `said`.
+    """Files by HTTP with ranges. Faults: "cut", "stall", "no ranges", "wrong range", "part",
+    "part, cut", "redirect", "no etag", "refuses conditions", and any status, which comes with the
+    headers in `said`. A "part" is the first `at_most` bytes of a range, and says so.
     """
 
     def __init__(self) -> None:
@@ -93,6 +94,7 @@ class HttpServer(Counting):
         self.said: dict[str, str] = {}
         self.posted: dict[str, Callable[[Any], bytes]] = {}
         """The answers to what is posted, which is a form or JSON."""
+        self.at_most = 0
         self.released = threading.Event()
         self.at_a_time = self.most_at_a_time = 0
         handler = type("Handler", (_Handler,), {"owner": self})
@@ -189,12 +191,14 @@ class _Handler(BaseHTTPRequestHandler):
             begin, end = request.span[0], min(request.span[1], len(data))
             if fault == "wrong range":
                 begin, end = begin + 1, min(end + 1, len(data))
+            if fault in ("part", "part, cut"):
+                end = min(end, begin + self.owner.at_most)
             status, body = 206, data[begin:end]
             headers["Content-Range"] = f"bytes {begin}-{end - 1}/{len(data)}"
         self._head(status, headers, len(body))
         if request.method == "HEAD":
             return
-        if fault in ("cut", "stall"):
+        if fault in ("cut", "stall", "part, cut"):
             body = body[: len(body) // 2]
         request.sent = len(body)  # Before it is, since whoever gets it may ask what was sent.
         try:
@@ -203,7 +207,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.owner.released.wait(60)
         except OSError:
             pass  # Whoever asked has gone.
-        if fault in ("cut", "stall"):
+        if fault in ("cut", "stall", "part, cut"):
             self.close_connection = True
 
     def _head(self, status: int, headers: dict[str, str], length: int) -> None:

@@ -10,7 +10,10 @@ import pydoc
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 import safejax
 from safejax._src.public import set_module
@@ -114,6 +117,67 @@ def test_values_come_back_from_a_pickle(case: str) -> None:
 def test_a_plan_and_a_log_are_pickled_by_their_public_path() -> None:
     for value in (VALUES["a plan"], VALUES["a log"]):
         assert b"_src" not in pickle.dumps(value)
+
+
+def _error() -> Exception:
+    with pytest.raises(safejax.MismatchError) as raised:
+        safejax.unflatten(safejax.flatten({"a": np.zeros(2)}), like={"b": np.zeros(2)})
+    return raised.value
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What functions of safejax return, apart from trees."""
+    path = tmp_path_factory.mktemp("public") / "m.safetensors"
+    safejax.save({"w": np.arange(4.0, dtype=np.float32), "n": 3}, path)
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    handle = safejax.save_async({"w": np.zeros(2)}, path.with_name("other.safetensors"))
+    handle.result()
+    return {
+        "plan": safejax.plan(path),
+        "host": safejax.plan(path, like={"w": np.zeros(4, np.float32), "n": 3}),
+        "leaf": safejax.plan(path).leaves[0],
+        "rules": safejax.sharding_rules(mesh, [("*", PartitionSpec("x"))]),
+        "handle": handle,
+        "file": safejax.inspect(path, stats=True),
+        "tree": safejax.inspect(safejax.load(path)),
+        "difference": safejax.diff(path, path),
+        "verification": safejax.verify(path),
+        "transform": safejax.chain(safejax.rename({"a": "b"}), safejax.stack("l.{i}.*")),
+        "recipe": safejax.recipes.of({"model_type": "gpt2", "n_layer": 2, "n_head": 2}),
+        "error": _error(),
+    }
+
+
+NOT_PICKLED = {
+    "plan": r"str\(plan\)", "rules": "safejax.sharding_rules there", "handle": r"call result\(\)",
+    "leaf": "Device",  # A part of a plan; JAX says it.
+}  # fmt: skip
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Exception):  # They are compared by identity.
+        return vars(one) == vars(other) and str(one) == str(other)
+    return bool(one == other)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "plan", "host", "leaf", "rules", "handle", "file", "tree", "difference", "verification",
+        "transform", "recipe", "error",
+    ],
+)  # fmt: skip
+def test_what_functions_return_is_copied_and_pickled(found: dict[str, Any], case: str) -> None:
+    value = found[case]
+    for copied in (copy.copy(value), copy.deepcopy(value), copy.deepcopy([value])[0]):
+        assert type(copied) is type(value)
+        assert _same(copied, value)
+    if case in NOT_PICKLED:
+        with pytest.raises(TypeError, match=NOT_PICKLED[case]):
+            pickle.dumps(value)
+    else:
+        assert _same(pickle.loads(pickle.dumps(value)), value)
 
 
 def test_there_is_one_empty_container() -> None:

@@ -43,6 +43,7 @@ from safejax._src.arrays.untraced import run_untraced
 from safejax._src.dtypes import Dtype
 from safejax._src.public import set_module
 from safejax._src.reading.windows import BasicIndex
+from safejax._src.system import AtWork
 from safejax.errors import UnsupportedJaxError
 
 _CONFIG: Final[Any] = jax.config
@@ -403,7 +404,7 @@ class LazyArray(jax.Array):
 
         What comes back are the blocks of it that were not read: they are used in place.
         """
-        with self._lock:
+        with AtWork(self), self._lock:
             if self.is_placed:
                 return []
             placed = self._place()
@@ -425,7 +426,7 @@ class LazyArray(jax.Array):
     @staticmethod
     def place_many_in_this_thread(leaves: Sequence["LazyArray"]) -> list[NDArray[Any]]:
         """Like `place_in_this_thread`, for leaves whose bytes are requested together."""
-        with ExitStack() as locked:
+        with AtWork(*leaves), ExitStack() as locked:
             # In one order for all threads, so that none waits for another one that waits for it.
             for leaf in sorted(leaves, key=id):
                 locked.enter_context(leaf._lock)
@@ -444,7 +445,7 @@ class LazyArray(jax.Array):
     def adopt(self, array: jax.Array) -> None:
         """Take what placing would give as the placed array, if there is none."""
         assert array.aval == self._aval, (array.aval, self._aval)
-        with self._lock:
+        with AtWork(self), self._lock:
             if not self.is_placed:
                 self._keep(array)
 

@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, final
 
 import jax
@@ -108,15 +108,14 @@ class _Group:
     def place(self) -> None:
         """Place the leaves, and bring in the pages of those that stay where they are in a file."""
         leaves = self.leaves
-        with _being_placed(leaves):
-            if self._plans_reads:
-                in_place = LazyArray.place_many_in_this_thread(leaves)
-            else:
-                in_place = list[NDArray[Any]]()
-                for leaf in leaves:
-                    with contextlib.suppress(Exception):  # The others may be placed.
-                        in_place += leaf.place_in_this_thread()
-                    del leaf
+        if self._plans_reads:
+            in_place = LazyArray.place_many_in_this_thread(leaves)
+        else:
+            in_place = list[NDArray[Any]]()
+            for leaf in leaves:
+                with contextlib.suppress(Exception):  # The others may be placed.
+                    in_place += leaf.place_in_this_thread()
+                del leaf
         del leaves  # Their owner may let go of them meanwhile.
         if self._brings_in:
             bring_in(in_place)
@@ -172,29 +171,3 @@ class _Work:
 
 def _is_held(array: jax.Array | None) -> bool:
     return array is not None and not array.is_deleted()
-
-
-_busy: Final[dict[tuple[int, int], LazyArray]] = {}
-"""The leaves that threads of this module place now, by those threads and the `id` of each leaf."""
-
-
-@contextlib.contextmanager
-def _being_placed(leaves: list[LazyArray]) -> Generator[None]:
-    here = threading.get_ident()
-    _busy.update(((here, id(leaf)), leaf) for leaf in leaves)
-    try:
-        yield
-    finally:
-        for leaf in leaves:
-            _busy.pop((here, id(leaf)), None)
-
-
-def _leave_to_parent() -> None:
-    """Free the leaves whose threads a forked process does not have."""
-    for leaf in _busy.values():
-        leaf.forget_threads()
-    _busy.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_to_parent)

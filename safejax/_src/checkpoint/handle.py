@@ -4,7 +4,7 @@ import threading
 import traceback
 import weakref
 from types import TracebackType
-from typing import Final, Literal, TypeAlias, final
+from typing import Final, Literal, NoReturn, TypeAlias, final
 
 from safejax._src.public import set_module
 
@@ -167,6 +167,19 @@ class SaveHandle:
             raise error
         raised.add_note(
             f"{self.path}: the save in the background failed, too: {type(error).__name__}: {error}"
+        )
+
+    def __copy__(self) -> "SaveHandle":
+        return self
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "SaveHandle":
+        """Itself: there is one save, which reports its error once."""
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"{self!r} cannot be pickled: the save is by a thread of this process; call result() "
+            "here, and pass on the path"
         )
 
     def __repr__(self) -> str:

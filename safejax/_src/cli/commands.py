@@ -6,27 +6,57 @@ JAX is imported by `convert` and `plan` only.
 
 import importlib
 import json
+import math
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
 import click
 
-from safejax._src.cli.output import emit, emit_table, progress_shown
+from safejax._src.cli.output import UNREAD, discard_output, emit, emit_table, progress_shown
 
 _PATHS: Final = click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 _JSON: Final = click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 _HTML: Final = click.option("--html", metavar="FILE", help="Write a page for browsers.")
 _QUIET: Final = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 _MOST_OF_RULES: Final = 1_000_000
-_MESH: Final = re.compile(r"(\w+)=(\d+)")
+_MOST_DEVICES: Final = 10_000
+"""Each takes 0.1 MB of memory here; the largest slices of TPUs have 9,216 chips."""
+
+_MESH: Final = re.compile(r"(\w+)=(\d{1,18})")
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
+
+
+class _PipeError(Exception):
+    """A pipe or a connection broke that is not the output: `cause` says which."""
+
+    def __init__(self, cause: BrokenPipeError) -> None:
+        self.cause = cause
+
+
+class _Command(click.Command):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            # click would take it for one of the output, and end without a word.
+            raise _PipeError(error) from None
 
 
 def run(arguments: Sequence[str] | None) -> int:
     """Run the command with these arguments; its exit status."""
+    stream = sys.stdout
     try:
         status = safejax.main(arguments, prog_name="safejax", standalone_mode=False)
+    except _PipeError as error:
+        raise error.cause from None
+    except SystemExit:
+        if sys.stdout is stream:
+            raise
+        # click has another status for help that nobody reads, and puts another stream there.
+        discard_output()
+        return UNREAD
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -50,8 +80,13 @@ def _mesh(value: str) -> dict[str, int]:
     for part in value.split(","):
         found = _MESH.fullmatch(part.strip())
         if found is None or found[1] in axes or int(found[2]) < 1:
-            raise click.BadParameter(f"{value!r} is not a mesh such as data=4,model=2")
+            raise click.BadParameter(f"{value!r:.80} is not a mesh such as data=4,model=2")
         axes[found[1]] = int(found[2])
+    if math.prod(axes.values()) > _MOST_DEVICES:
+        raise click.BadParameter(
+            f"{value!r:.80} has more than {_MOST_DEVICES:,} devices: leave out the axes that only "
+            "replicate"
+        )
     return axes
 
 
@@ -65,7 +100,7 @@ def safejax() -> None:
     """
 
 
-@safejax.command()
+@safejax.command(cls=_Command)
 @_PATHS
 @click.option("-w", "--where", multiple=True, metavar="PATTERN", help="Only such tensors.")
 @click.option("--stats", is_flag=True, help="Read the values, and show what they are like.")
@@ -96,7 +131,7 @@ def inspect(
     emit_table(found.title(), columns, rows, inspecting.RIGHT, found.notes())
 
 
-@safejax.command()
+@safejax.command(cls=_Command)
 @click.argument("a")
 @click.argument("b")
 @click.option("--rtol", type=click.FloatRange(0), default=0.0, help="Relative tolerance.")
@@ -115,7 +150,7 @@ def diff(a: str, b: str, rtol: float, atol: float, as_json: bool, quiet: bool) -
     return 0 if found.is_same else 1
 
 
-@safejax.command()
+@safejax.command(cls=_Command)
 @_PATHS
 @click.option("--headers-only", is_flag=True, help="Do not compare values with their digests.")
 @_JSON
@@ -133,7 +168,7 @@ def verify(paths: tuple[str, ...], headers_only: bool, as_json: bool, quiet: boo
     return 0 if found.is_valid else 1
 
 
-@safejax.command()
+@safejax.command(cls=_Command)
 @click.argument("sources", nargs=-1, required=True, metavar="SRC...")
 @click.argument("target", metavar="DST")
 @click.option("--select", multiple=True, metavar="PATTERN", help="Only such tensors.")
@@ -176,7 +211,7 @@ def convert(target: str, where: str | None, dtype: str | None, **options: Any) -
     )  # fmt: skip
 
 
-@safejax.command()
+@safejax.command(cls=_Command)
 @_PATHS
 @click.option("--mesh", type=_mesh, metavar="AXES", help="The axes of the mesh: data=4,model=2.")
 @click.option(

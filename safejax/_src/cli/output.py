@@ -11,7 +11,7 @@ from typing import Any, Final
 from safejax._src.format.markup import printable
 from safejax._src.inspection import text
 
-_UNREAD: Final = 141
+UNREAD: Final = 141
 """The exit status of a command whose output nobody reads: that of one that SIGPIPE ended."""
 
 _ESCAPED: Final = "safejax.escaped"
@@ -37,11 +37,15 @@ def emit(shown: str) -> None:
         stream.write(f"{shown}\n".encode(encoding, _ESCAPED).decode(encoding))
         stream.flush()
     except OSError as error:
-        # What is left in the buffer must not be an error when Python exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        discard_output()
         if isinstance(error, BrokenPipeError):
-            raise SystemExit(_UNREAD) from None
+            raise SystemExit(UNREAD) from None
         raise
+
+
+def discard_output() -> None:
+    """Write nothing more to stdout: what is left in its buffer is no error when Python exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def emit_table(

@@ -25,7 +25,7 @@ def contents_of_tree(tree: Any) -> Contents:
         else:
             values[name] = leaf
     kinds = leaves.structure.kinds
-    return Contents("tree", items, values, leaves.metadata, kinds, (), ())
+    return Contents("tree", items, values, dict(leaves.metadata), kinds, (), ())
 
 
 def _item(name: str, leaf: Any, shards: dict[Any, tuple[Shard, ...]]) -> Item:

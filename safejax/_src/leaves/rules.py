@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import final
+from typing import NoReturn, final
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
@@ -37,6 +37,20 @@ class ShardingRules:
         """The first rule that matches `name`."""
         number = self._first(name)
         return None if number is None else self.rules[number]
+
+    def __copy__(self) -> "ShardingRules":
+        return self
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "ShardingRules":
+        """Itself: it is immutable, and so is what it refers to."""
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"sharding rules over the mesh {dict(self.mesh.shape)} cannot be pickled: its devices "
+            "are those of this process, which another one does not have; pass on the patterns and "
+            "the specs, and call safejax.sharding_rules there"
+        )
 
 
 @set_module("safejax")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, NamedTuple, final
 
 import jax
@@ -65,6 +65,10 @@ class LeafPlan(NamedTuple):
     def on_host(self) -> bool:
         """Whether it is NumPy's in `like`, so that the load itself reads it, and places nothing."""
         return any(block.hosts for block in self.blocks)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LeafPlan":
+        """Itself: it is immutable, and JAX's devices cannot be copied."""
+        return self
 
 
 @final
@@ -179,6 +183,23 @@ class Plan:
         for leaf in self.leaves:
             for block in leaf.blocks:
                 yield leaf, block
+
+    def __copy__(self) -> "Plan":
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Plan":
+        """Itself: it is immutable, and JAX's devices cannot be copied."""
+        return self
+
+    def __getstate__(self) -> list[Any]:
+        """What a pickle has; raises `TypeError` if there are devices, which no pickle can have."""
+        if any(block.devices for _, block in self._blocks()):
+            raise TypeError(
+                f"{self!r} cannot be pickled: its leaves are on devices of this process, which "
+                "another one does not have; pass on what it says, such as str(plan) or "
+                "plan.nbytes, or call safejax.plan there"
+            )
+        return [getattr(self, each.name) for each in fields(self)]
 
     def __repr__(self) -> str:
         """A line; `print(plan)` shows the table."""

@@ -1,6 +1,6 @@
 """Moves: what a structure records of a container follows the container to its new name."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 from safejax._src.pytrees.names import SEPARATOR, join, split
@@ -48,6 +48,38 @@ def moved(structure: Structure, names: Mapping[str, str], step: str) -> Structur
     if kinds == structure.kinds and paths == structure.paths:
         return structure
     return structure._replace(kinds=kinds, paths=paths)
+
+
+def left_of(structure: Structure, kept: Iterable[str], lost: Iterable[str], step: str) -> Structure:
+    """The structure where the leaves `kept` are left of those and `lost`, which do not come back.
+
+    What is recorded of a container goes with the last leaf in it, but for the tree itself.
+    """
+    recorded = {container_segments(key): key for key in structure.kinds if key}
+    if not recorded:
+        return structure
+    kept = tuple(kept)
+    paths = paths_of((*kept, *lost), structure, step)
+    emptied = _containers(paths[name] for name in paths.keys() - {*kept}) & recorded.keys()
+    if emptied:
+        emptied -= _containers(paths[name] for name in kept)
+    if not emptied:
+        return structure
+    gone = {recorded[container] for container in emptied}
+    return structure._replace(
+        kinds={key: kind for key, kind in structure.kinds.items() if key not in gone}
+    )
+
+
+def _containers(paths: Iterable[Segments]) -> set[Segments]:
+    """All that the paths go through, and where they end, since an empty container is an entry."""
+    found: set[Segments] = set()
+    for path in paths:
+        for depth in range(len(path), 0, -1):
+            if path[:depth] in found:
+                break
+            found.add(path[:depth])
+    return found
 
 
 def _move(old_name: str, old: Segments, name: str, is_whole: bool) -> _Move:

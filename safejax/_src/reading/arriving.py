@@ -6,35 +6,47 @@ For file systems that run in a loop. What stalls is an error.
 import asyncio
 import re
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, final
+from typing import Any, Final, NamedTuple, final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from safejax._src.reading.asking import Reply
 from safejax._src.reading.patience import CutShortError, Patience, StatusError
 
-_RANGE: Final = re.compile(r"bytes (?:([0-9]{1,19})-[0-9]{1,19}|\*)/([0-9]{1,19})(?![0-9])")
+_RANGE: Final = re.compile(r"bytes (?:([0-9]{1,19})-([0-9]{1,19})|\*)/([0-9]{1,19})(?![0-9])")
+
+_MOST_ANSWERS: Final = 100
+"""Answers that may together have the bytes of one request."""
+
+
+class Held(NamedTuple):
+    """What an answer says: the size of the file, and the end of the bytes that it has."""
+
+    size: int
+    end: int
 
 
 class NoRangesError(OSError):
     """A server does not answer with the range that is requested."""
 
 
-def total_of(content_range: str | None, begin: int) -> int:
-    """The size of the file, of an answer that has the range that begins at `begin`."""
+def held_by(content_range: str | None, begin: int) -> Held:
+    """What an answer has that has the range that begins at `begin`, or the beginning of it."""
     found = _RANGE.match(content_range or "")
     if found is None or (found[1] is not None and int(found[1]) != begin):
         raise NoRangesError(
             f"expected the bytes from {begin} on, got the range {content_range!r:.80}"
         )
-    return int(found[2])
+    size = int(found[3])
+    return Held(size, size if found[2] is None else int(found[2]) + 1)
 
 
-def size_of(answer: Any, begin: int, end: int) -> int:
-    """The size of the file of which an answer has a range; the answer is one of aiohttp."""
+def held_by_answer(answer: Any, begin: int, end: int) -> Held:
+    """What an answer of aiohttp has; raises the error that it is."""
     found = _RANGE.match(answer.headers.get("Content-Range", ""))
     if answer.status == 416 and found is not None:
-        return int(found[2])  # Nothing of the range is there.
+        return Held(int(found[3]), begin)  # Nothing of the range is there.
     if answer.status >= 400:
         raise StatusError(answer.status, answer.reason, answer.headers)
     encoding = answer.headers.get("Content-Encoding", "identity")
@@ -43,10 +55,42 @@ def size_of(answer: Any, begin: int, end: int) -> int:
     length: int | None = answer.content_length
     # All of a small file is an answer, too.
     if answer.status == 200 and begin == 0 and length is not None and length <= end:
-        return length
+        return Held(length, length)
     if answer.status != 206:
         raise NoRangesError(f"expected a range, got status {answer.status} and the whole file")
-    return total_of(answer.headers.get("Content-Range"), begin)
+    return held_by(answer.headers.get("Content-Range"), begin)
+
+
+async def answered(
+    get: Callable[[int, NDArray[np.uint8] | None], Coroutine[Any, Any, Reply]],
+    begin: int,
+    end: int,
+    memory: NDArray[np.uint8] | None,
+) -> Reply:
+    """The bytes `[begin, end)`, in as many answers of `get` as that takes.
+
+    A server may send only the first of the bytes that it is asked for, and say so (RFC 9110, 206
+    Partial Content); it is asked for the others then. All answers must be of one version.
+    """
+    reply = await get(begin, memory)
+    told = reply.told
+    assert told is not None
+    wanted = max(0, min(end, told["size"]) - begin)
+    if reply.data.nbytes == wanted:
+        return reply
+    is_there = memory is not None and memory.nbytes == wanted
+    data = memory if memory is not None and is_there else np.empty(wanted, np.uint8)
+    done = 0
+    for _ in range(_MOST_ANSWERS):
+        count = reply.data.nbytes
+        if not count or reply.told != told:
+            break
+        data[done : done + count] = reply.data
+        done += count
+        if done == wanted:
+            return Reply(data, told)
+        reply = await get(begin + done, data[done:])
+    raise CutShortError(f"expected {wanted} bytes from {begin} on, got the first {done} of them")
 
 
 async def body(

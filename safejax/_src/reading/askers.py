@@ -10,14 +10,14 @@ import asyncio
 import json
 import sys
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from concurrent.futures import Future
 from typing import Any, ClassVar, Final, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from safejax._src.reading.arriving import Stall, body, size_of, total_of
+from safejax._src.reading.arriving import Held, Stall, answered, body, held_by, held_by_answer
 from safejax._src.reading.asking import Asker, Reply, in_loop, in_thread
 from safejax._src.reading.filesystems import FileSystem
 from safejax._src.reading.patience import Patience, StatusError
@@ -109,15 +109,18 @@ class _Web(Asker):
     def ask(
         self, begin: int, end: int, memory: NDArray[np.uint8] | None, patience: Patience
     ) -> "Future[Reply]":
-        return in_loop(self._get(begin, end, memory, patience), self.fs.loop)
+        def get(at: int, memory: NDArray[np.uint8] | None) -> Coroutine[Any, Any, Reply]:
+            return self._get(at, end, memory, patience)
+
+        return in_loop(answered(get, begin, end, memory), self.fs.loop)
 
     @abstractmethod
     async def _request(self, span: Mapping[str, str]) -> Any:
         """A request of aiohttp with the headers of `span` among its own."""
 
-    async def _size(self, answer: Any, begin: int, end: int) -> int:
-        """The size of the file; raises the error that the answer is."""
-        return size_of(answer, begin, end)
+    async def _held(self, answer: Any, begin: int, end: int) -> Held:
+        """What the answer has; raises the error that it is."""
+        return held_by_answer(answer, begin, end)
 
     async def _get(
         self, begin: int, end: int, memory: NDArray[np.uint8] | None, patience: Patience
@@ -125,15 +128,15 @@ class _Web(Asker):
         span = {"Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
         async with Stall(patience) as stall, await self._request(span) as answer:
             stall.moved()
-            size = await self._size(answer, begin, end)
+            held = await self._held(answer, begin, end)
             told = {
                 name: answer.headers[key]
                 for name, key in self.names.items()
                 if answer.headers.get(key)
             }
-            count = max(0, min(end, size) - begin)
+            count = max(0, min(end, *held) - begin)
             data = await body(answer.content.readany, count, memory, stall)
-        return Reply(data, {**told, "size": size})
+        return Reply(data, {**told, "size": held.size})
 
 
 @final
@@ -180,11 +183,11 @@ class _Google(_Web):
             **timeout,
         )
 
-    async def _size(self, answer: Any, begin: int, end: int) -> int:
+    async def _held(self, answer: Any, begin: int, end: int) -> Held:
         if answer.status == 416 and not begin:
-            return 0  # Of an empty object there is no range.
+            return Held(0, 0)  # Of an empty object there is no range.
         if answer.status < 400:
-            return size_of(answer, begin, end)
+            return held_by_answer(answer, begin, end)
         raise StatusError(answer.status, _reason(answer, await answer.text()), answer.headers)
 
 
@@ -201,7 +204,10 @@ class _S3(Asker):
     def ask(
         self, begin: int, end: int, memory: NDArray[np.uint8] | None, patience: Patience
     ) -> "Future[Reply]":
-        return in_loop(self._get(begin, end, memory, patience), self.fs.loop)
+        def get(at: int, memory: NDArray[np.uint8] | None) -> Coroutine[Any, Any, Reply]:
+            return self._get(at, end, memory, patience)
+
+        return in_loop(answered(get, begin, end, memory), self.fs.loop)
 
     async def _get(
         self, begin: int, end: int, memory: NDArray[np.uint8] | None, patience: Patience
@@ -227,14 +233,14 @@ class _S3(Asker):
             stall.moved()
             stream = answer["Body"]
             try:
-                size = total_of(answer.get("ContentRange"), begin)
-                count = max(0, min(end, size) - begin)
+                held = held_by(answer.get("ContentRange"), begin)
+                count = max(0, min(end, *held) - begin)
                 data = await body(lambda: stream.read(_CHUNK), count, memory, stall)
             finally:
                 stream.close()
         named = {"versionid": "VersionId", "etag": "ETag", "lastmodified": "LastModified"}
         told = {name: answer[key] for name, key in named.items() if answer.get(key)}
-        return Reply(data, {**told, "size": size})
+        return Reply(data, {**told, "size": held.size})
 
     async def _is_empty(self) -> bool:
         """Whether there is a file without a byte, of which S3 has no range."""

@@ -12,6 +12,7 @@ from safejax._src.dtypes import Dtype
 from safejax._src.reading.requests import FREE, Cost
 from safejax._src.reading.source import HostArray, Source, read_only, strided_array
 from safejax._src.reading.windows import Window
+from safejax._src.system import AtWork
 
 
 class Operand(Protocol):
@@ -88,12 +89,12 @@ class ComputedSource(Source):
     @contextmanager
     def kept(self) -> Generator[None]:
         """Inside the block, the function's first result is kept for the reads that follow."""
-        with self._lock:
+        with AtWork(self), self._lock:
             self._keepers += 1
         try:
             yield
         finally:
-            with self._lock:
+            with AtWork(self), self._lock:
                 self._keepers -= 1
                 if not self._keepers:
                     self._made = None
@@ -101,10 +102,13 @@ class ComputedSource(Source):
     def _flat(self) -> NDArray[np.uint8]:
         if not self._keepers:
             return self._make()
-        with self._lock:
+        with AtWork(self), self._lock:
             if self._made is None:
                 self._made = read_only(self._make())
             return self._made
+
+    def forget_threads(self) -> None:
+        self._lock = threading.Lock()
 
     def _make(self) -> NDArray[np.uint8]:
         return np.ascontiguousarray(self._compute()).reshape(-1).view(np.uint8)

@@ -14,7 +14,7 @@ import weakref
 from collections import deque
 from typing import Final, final
 
-from safejax._src.system import open_files_limit
+from safejax._src.system import hold_at_forks, open_files_limit
 from safejax.errors import ReadError
 
 _MOST: Final = 1024
@@ -129,6 +129,7 @@ class LocalFile:
 
 _kept: Final[deque[weakref.ref[LocalFile]]] = deque()
 _lock: Final = threading.RLock()
+hold_at_forks(_lock)
 
 
 def _keep(file: LocalFile) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Final, final
 from numpy.typing import NDArray
 
 from safejax._src.reading.patience import Patience, may_pass, wait_of
+from safejax._src.system import in_forked_process
 
 MOST_REQUESTS: Final = 16
 """Requests that are under way at the same time in a process."""
@@ -42,7 +43,7 @@ class Budget:
     """What all readers of the process may have under way together."""
 
     def __init__(self, requests: int, nbytes: int) -> None:
-        self._requests = requests
+        self._requests = self._most_requests = requests
         self._nbytes = nbytes
         self._most = nbytes
         self._free = threading.Condition()
@@ -66,8 +67,13 @@ class Budget:
             self._nbytes += min(nbytes, self._most)
             self._free.notify_all()
 
+    def forget_threads(self) -> None:
+        """Have all of it free, in a forked process whose parent had requests under way."""
+        self.__init__(self._most_requests, self._most)
+
 
 BUDGET: Final = Budget(MOST_REQUESTS, MOST_BYTES)
+in_forked_process(BUDGET.forget_threads)
 
 
 @final

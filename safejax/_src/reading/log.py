@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple, final
 
 from safejax._src.public import set_module
+from safejax._src.system import hold_at_forks
 
 
 @final
@@ -49,7 +50,8 @@ class ReadLog:
 
 
 open_logs: Final[list[ReadLog]] = []
-open_logs_lock: Final = threading.Lock()
+open_logs_lock: Final = threading.RLock()
+hold_at_forks(open_logs_lock)
 
 
 @set_module("safejax")

@@ -18,6 +18,7 @@ from safejax._src.reading.masking import masked
 from safejax._src.reading.patience import is_unreachable, patiently, status_of, wait_of
 from safejax._src.reading.requested import RequestedFile
 from safejax._src.reading.requests import FAR, Requests
+from safejax._src.system import AtWork
 from safejax.errors import ReadError
 
 HEAD: Final = 256 << 10
@@ -217,7 +218,7 @@ class RemoteSource(RequestedFile):
     def _check(self) -> None:
         """Raise `ReadError` if the file system now reports another file than was opened."""
         before = self._checks
-        with self._lock:
+        with AtWork(self), self._lock:
             # A check that began meanwhile, after the read for which this one is, serves both.
             if self._checks <= before and self._changed is None:
                 self._checks += 1
@@ -228,6 +229,10 @@ class RemoteSource(RequestedFile):
                     raise
             changed = self._changed
         self._raise_if_changed(changed)
+
+    def forget_threads(self) -> None:
+        """Be asked for by nobody, in a forked process whose parent had a thread that asked."""
+        self._lock = threading.Lock()
 
     def _difference(self) -> str | None:
         # Listings that the file system keeps are as old as the file that was opened.

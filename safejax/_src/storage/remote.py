@@ -22,6 +22,7 @@ from safejax._src.storage.far import FarStore
 from safejax._src.storage.faults import saving, told
 from safejax._src.storage.parts import least_part
 from safejax._src.storage.store import MAX_WHOLE_BYTES, Access, Inside, too_large
+from safejax._src.system import hold_at_forks, in_forked_process
 from safejax.errors import ReadError
 
 
@@ -230,7 +231,9 @@ class RemoteStore(FarStore):
 
 
 _locks: Final[WeakKeyDictionary[FileSystem, Any]] = WeakKeyDictionary()
-_locks_lock: Final = threading.Lock()
+_locks_lock: Final = threading.RLock()
+hold_at_forks(_locks_lock)
+in_forked_process(_locks.clear)
 
 
 def _lock_of(fs: FileSystem) -> Any:

@@ -11,6 +11,7 @@ from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import Transform
 from safejax._src.public import set_module
 from safejax._src.pytrees.choices import Choice, Where, any_of, checked, choices_of, show_where
+from safejax._src.pytrees.moving import left_of
 from safejax._src.transforms.selection import chosen, fault, quoted
 from safejax.errors import TransformError
 
@@ -56,9 +57,11 @@ class Select(Transform):
 
     def __call__(self, leaves: Leaves, /) -> Leaves:
         names = chosen(self, self.where, leaves, self.must_match)
-        return leaves.replace(
-            {name: leaf for name, leaf in leaves.items() if (name in names) == self.keep}
-        )
+        kept = {name: leaf for name, leaf in leaves.items() if (name in names) == self.keep}
+        if self.again is not None or len(kept) == len(leaves):
+            return leaves.replace(kept)
+        lost = leaves.keys() - kept.keys()
+        return Leaves(kept, left_of(leaves.structure, kept, lost, repr(self)), leaves.metadata)
 
     @property
     def inverse(self) -> "Restore":

@@ -1,5 +1,6 @@
 """The command `safejax`: what each command says, and how it ends."""
 
+import errno
 import json
 import os
 import pty
@@ -11,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import flax.serialization
+import fsspec
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 import safejax
 from safejax._src.cli.main import main
@@ -289,15 +292,27 @@ def test_convert_needs_orbax_for_its_checkpoints_only(tmp_path: Path) -> None:
         ["convert", "a", "b", "--metadata", "x"],
         ["convert", "a", "b", "--max-shard-size", "big"],
         ["plan", "a", "--mesh", "data"],
+        ["plan", "a", "--mesh", f"data={'9' * 5000}"],
         ["plan", "a", "--rules", __file__],
         ["inspect"],
         ["look"],
     ],
-    ids=" ".join,
+    ids=lambda arguments: " ".join(arguments)[:60],
 )
 def test_a_bad_call_ends_with_2(arguments: list[str], capsys: Capture) -> None:
     assert run(*arguments) == 2
     assert "Error: " in capsys.readouterr().err
+
+
+def test_what_is_left_out_leaves_nothing_in_the_record(tmp_path: Path) -> None:
+    whole, part, alone = (str(tmp_path / f"{name}.safetensors") for name in "abc")
+    kept = {"b": (np.ones(2, np.float32), [np.zeros(1, np.float32)]), "e.f": {1: np.ones(1)}}
+    tree = {"a": [np.ones(2), {"k": (np.ones(1),)}], **kept, "c": {1: np.ones(2), 2: []}, "d": []}
+    safejax.save(tree, whole)
+    safejax.save(kept, alone)
+    for left in ("--select b.* --select e.f.*", "--drop a.* --drop c.* --drop d"):
+        assert run("convert", whole, part, "-q", "--overwrite", *left.split()) == 0
+        assert Path(part).read_bytes() == Path(alone).read_bytes()
 
 
 # ---- plan
@@ -339,6 +354,14 @@ def test_plan_draws_a_page(path: str, tmp_path: Path, capsys: Capture) -> None:
     assert "mlp.b" in page.read_text().partition("<main")[0]
 
 
+@pytest.mark.parametrize("mesh", ["x=10001", "data=100000,model=100000", "a=999999999,b=999999999"])
+def test_plan_refuses_a_mesh_that_takes_all_memory(path: str, mesh: str, capsys: Capture) -> None:
+    assert run("plan", path, "--mesh", mesh) == 2
+    said = capsys.readouterr().err
+    assert mesh in said
+    assert "more than 10,000 devices" in said
+
+
 def test_plan_needs_no_devices_of_the_mesh(path: str) -> None:
     done = subprocess.run(
         command("plan", path, "--mesh", "x=32"),
@@ -350,16 +373,39 @@ def test_plan_needs_no_devices_of_the_mesh(path: str) -> None:
 # ---- ends
 
 
-def test_an_output_that_nobody_reads(path: str) -> None:
+@pytest.mark.parametrize(
+    "arguments", [["inspect", "PATH"], ["--help"], ["--version"], ["plan", "--help"]], ids=" ".join
+)
+def test_an_output_that_nobody_reads(path: str, arguments: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
+    arguments = [path if each == "PATH" else each for each in arguments]
     with subprocess.Popen(
-        command("inspect", path), stdout=writer, stderr=subprocess.PIPE, cwd=ROOT
+        command(*arguments), stdout=writer, stderr=subprocess.PIPE, cwd=ROOT
     ) as child:
         os.close(writer)
         assert child.stderr is not None
         assert child.stderr.read() == b""
     assert child.returncode == 141
+
+
+def test_a_connection_that_breaks_is_not_the_output(path: str, capsys: Capture) -> None:
+    class Lost(MemoryFileSystem):
+        """A server that is gone when something is sent to it."""
+
+        protocol = "lost"
+
+        def _open(self, path: str, mode: str = "rb", *args: Any, **options: Any) -> Any:
+            if mode != "rb":
+                raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+            return super()._open(path, mode, *args, **options)
+
+    fsspec.register_implementation("lost", Lost)
+    assert run("convert", path, "lost://m.safetensors", "-q") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("safejax: ")
+    assert "lost://m.safetensors" in said
+    assert "Broken pipe" in said
 
 
 def test_the_status_is_the_same_without_stdout_and_stderr(path: str, tmp_path: Path) -> None:

@@ -209,6 +209,51 @@ def test_what_fails_for_good_is_one_error_in_bounded_time(
     assert np.asarray(again["w"]).tobytes() == BIG.tobytes()
 
 
+@pytest.mark.parametrize("at_most", [100_001, 1 << 20])
+def test_a_server_that_sends_only_the_beginning_is_asked_for_the_rest(
+    server: HttpServer, at_most: int
+) -> None:
+    server.fault, server.at_most = lambda _: "part", at_most
+    tree = safejax.load(f"{server.url}/big.safetensors", sharding=by(COLUMNS))
+    opened = len(server.requests)
+    assert opened == -(-HEAD // at_most)
+    assert np.asarray(safejax.materialize(tree)["w"]).tobytes() == BIG.tobytes()
+    assert len(server.requests) >= opened + BIG.nbytes // at_most
+    assert server.sent < BIG.nbytes + HEAD + (1 << 20)  # No byte is sent twice.
+
+
+def test_the_parts_of_an_answer_are_of_one_version(server: HttpServer) -> None:
+    server.at_most = 100_000
+    url = f"{server.url}/big.safetensors"
+
+    def replace(request: Request) -> str:
+        if request.number == 2:
+            server.files["/big.safetensors"] = safejax.serialize({"w": BIG + 1})
+        return "part"
+
+    server.fault = replace
+    tree = safejax.load(url)  # Its first bytes are requested again.
+    assert len(server.requests) == 2 + 3
+    assert np.asarray(tree["w"][:3]).tobytes() == (BIG + 1)[:3].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("what", "at_most", "said"),
+    [
+        ("part", 1, "expected 8192 bytes from [0-9]+ on, got the first 100 of them"),
+        ("part", 0, "expected the bytes from|expected 8192 bytes from [0-9]+ on, got the first 0"),
+        ("part, cut", 4096, "failed after 5 attempts: "),
+    ],
+)
+def test_a_server_that_sends_next_to_nothing_is_an_error(
+    server: HttpServer, what: str, at_most: int, said: str
+) -> None:
+    tree = safejax.load(f"{server.url}/big.safetensors")
+    server.fault, server.at_most = lambda _: what, at_most
+    with within(20), pytest.raises(safejax.ReadError, match=rf"reading bytes .*{said}"):
+        np.asarray(tree["w"][100:101])
+
+
 def test_a_redirect_is_followed(server: HttpServer) -> None:
     server.fault = lambda _: "redirect"
     tree = safejax.load(f"{server.url}/big.safetensors")
