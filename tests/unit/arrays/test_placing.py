@@ -345,6 +345,8 @@ def address_in(source: MappedSource) -> int:
 
 
 def test_an_aligned_mapped_leaf_is_used_in_place(mapped: MappedSource) -> None:
+    (block,) = of_mapped(mapped, 64).place_in_this_thread()
+    assert block.ctypes.data == address_in(mapped) + 64
     placed = of_mapped(mapped, 64).placed()
     assert placed.unsafe_buffer_pointer() == address_in(mapped) + 64
     assert host_bytes(placed) == HOST.tobytes()
@@ -358,6 +360,9 @@ def test_an_unaligned_mapped_leaf_is_copied(mapped: MappedSource, begin: int) ->
     leaf = of_mapped(mapped, begin)
     expected = Path(mapped.name).read_bytes()[begin : begin + HOST.nbytes]
     assert host_bytes(leaf.placed()) == expected
+    first, last = address_in(mapped), address_in(mapped) + Path(mapped.name).stat().st_size
+    assert not first <= leaf.placed().unsafe_buffer_pointer() < last
+    assert leaf.__copy__().place_in_this_thread() == []  # Nothing is left to bring into memory.
     rows = of_mapped(mapped, begin, Placement(NamedSharding(LINE, P(None, "x")), True))
     assert host_bytes(rows.placed()) == expected
 
@@ -380,17 +385,18 @@ DONORS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.parametrize("begin", [64, 68])
 @pytest.mark.parametrize("sharding", [None, NamedSharding(LINE, P("x")), NamedSharding(LINE, P())])
 @pytest.mark.parametrize("how", DONORS)
 def test_donating_a_mapped_leaf_does_not_change_the_file(
-    mapped: MappedSource, how: str, sharding: Any
+    mapped: MappedSource, how: str, sharding: Any, begin: int
 ) -> None:
     placement = None if sharding is None else Placement(sharding, True)
     before = Path(mapped.name).read_bytes()
-    leaf = of_mapped(mapped, 64, placement)
+    leaf = of_mapped(mapped, begin, placement)
     for _ in range(2):
         assert host_bytes(DONORS[how](leaf)) == np.full_like(HOST, -1).tobytes()
-        assert host_bytes(leaf.placed()) == HOST.tobytes()
+        assert host_bytes(leaf.placed()) == before[begin : begin + HOST.nbytes]
     assert Path(mapped.name).read_bytes() == before
     assert host_bytes(of_mapped(mapped, 64)) == HOST.tobytes()
 
