@@ -158,6 +158,7 @@ TARGETS: Final[tuple[Target, ...]] = (
     faster("columns", "Orbax", 3),
     faster("columns", "Orbax safetensors", 8),
     within("columns", "limit", 1.3),
+    *(within(f"through_{each}", "limit", 1.2) for each in ("cast", "transpose", "stack", "chain")),
     *(requested(case) for case in (*_LOADS, "row", "convert")),
     *(private(case, 64) for case in _LOADS),
     within("open_100000", "safetensors.numpy", 4),
@@ -179,7 +180,7 @@ TARGETS: Final[tuple[Target, ...]] = (
     overlapped("first", ("compile only", "load only"), 1.1),
     faster("first", "safetensors.flax", 1),
     faster("first", "safejax, materialized", 1),
-    within("dispatch", "plain arrays", 4),
+    within("dispatch", "plain arrays", 1.2),
     within("dispatch", "plain arrays", 1.0, "materialized"),
     seconds("import", 0.05),
 )
