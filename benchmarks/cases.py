@@ -169,7 +169,7 @@ _CASES: Final = (
         "first", "from a file of another writer to the first output, compiled", "first_output",
         (
             "safejax", "safejax, lazy", "safejax, materialized", "safetensors.flax",
-            "compile only", "load only",
+            "compile and run", "load only",
         ),
         module="first_step", group="first", file=STOCK, copied=1.0,
     ),

@@ -177,7 +177,7 @@ TARGETS: Final[tuple[Target, ...]] = (
     within("convert", "limit", 1.3),
     private("convert", 256),
     private("set_convert", 256),
-    overlapped("first", ("compile only", "load only"), 1.1),
+    overlapped("first", ("compile and run", "load only"), 1.1),
     faster("first", "safetensors.flax", 1),
     faster("first", "safejax, materialized", 1),
     within("dispatch", "plain arrays", 1.2),

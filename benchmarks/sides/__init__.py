@@ -68,7 +68,7 @@ SIDES: Final = {
         Side("NumPy by hand", "port"),
         Side("safejax, lazy", "first_step"),
         Side("safejax, materialized", "first_step"),
-        Side("compile only", "first_step"),
+        Side("compile and run", "first_step"),
         Side("load only", "first_step"),
     )
 }

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+import safejax
 from safejax._src.arrays import jax_private
 from safejax._src.arrays.content import Content
 from safejax._src.arrays.lazy import LazyArray
@@ -716,6 +717,44 @@ def test_placing_reads_only_what_a_device_of_the_sharding_holds() -> None:
         placed = place(Content(view), view.dtype, rows, "w").array
         assert log.nbytes == HOST.nbytes // 2
     assert host_bytes(placed) == HOST[:4].tobytes()
+
+
+FOLDED = safejax.chain(
+    safejax.transpose("*", axes=(1, 0, 2)),
+    safejax.reshape("*", (16 * 24 * 8,)),
+    safejax.reshape("*", (64, 48)),
+)
+"""A reshape that no window can show: any part of the result needs the whole leaf."""
+
+
+@pytest.mark.parametrize("access", ["auto", "read"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        FOLDED,
+        safejax.chain(FOLDED, safejax.cast("bfloat16")),
+        safejax.chain(FOLDED, safejax.transpose("*"), safejax.reshape("*", (64, 48))),
+        safejax.chain(FOLDED, safejax.stack(["w", "v"], "both")),
+    ],
+    ids=["folded", "cast", "twice", "stacked"],
+)
+def test_a_reshape_that_no_window_can_show_reads_a_leaf_once_for_all_devices(
+    tmp_path: Path, step: safejax.Transform, access: Any
+) -> None:
+    w = np.arange(16 * 24 * 8, dtype=np.float32).reshape(16, 24, 8)
+    safejax.save({"w": w, "v": -w}, tmp_path / "m")
+    whole = safejax.load(tmp_path / "m", transform=step)
+    for spec in (("x",), (None, "x")):
+
+        def sharding(_: str, aval: Any, spec: tuple[Any, ...] = spec) -> NamedSharding:
+            return NamedSharding(LINE, P(*(None,) * (len(aval.shape) - 2), *spec))
+
+        with observe_reads() as log:
+            tree = safejax.load(tmp_path / "m", transform=step, sharding=sharding, access=access)
+            placed = safejax.materialize(tree)
+            assert log.nbytes == 2 * w.nbytes
+        for name, array in placed.items():
+            assert host_bytes(array) == host_bytes(whole[name])
 
 
 ONE_OF_TWO = """
