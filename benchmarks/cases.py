@@ -63,6 +63,14 @@ def _on_devices(layout: str, title: str, limits: str, scale: float, copied: floa
     )  # fmt: skip
 
 
+def _through(function: str, title: str, layout: str) -> Case:
+    return Case(
+        f"through_{function}", f"load bfloat16 onto 8 devices, {title}", function,
+        ("safejax", "limit"), module="through", group="devices", file=BFLOAT16, scale=0.25,
+        devices=8, layout=layout, copied=1.0,
+    )  # fmt: skip
+
+
 def _opening(count: int) -> Case:
     return Case(
         f"open_{count}", f"open a file of {count:,} tensors", "open_file",
@@ -132,6 +140,10 @@ _CASES: Final = (
     _on_devices("columns", "by columns", "strided", 0.5, 1.0),
     _on_devices("mesh", "2 × 4 mesh", "strided", 0.5, 1.0),
     _on_devices("replicated", "replicated", "load", 0.125, 0.0),
+    _through("cast", "cast to float32, by columns", "columns"),
+    _through("transpose", "transposed, by columns", "columns"),
+    _through("stack", "stacked, by columns", "columns"),
+    _through("chain", "cast, transposed and stacked, 2 × 4 mesh", "mesh"),
     Case(
         "cold", "load own file, cold, ready and touched", "load",
         (*_MAIN, "flax msgpack", "pickle"), "copy", cold=True,
@@ -157,7 +169,7 @@ _CASES: Final = (
         "first", "from a file of another writer to the first output, compiled", "first_output",
         (
             "safejax", "safejax, lazy", "safejax, materialized", "safetensors.flax",
-            "compile only", "load only",
+            "compile and run", "load only",
         ),
         module="first_step", group="first", file=STOCK, copied=1.0,
     ),

@@ -69,7 +69,7 @@ SIDES: Final = {
         Side("safetensors.torch", "port", ("torch",)),
         Side("safejax, lazy", "first_step"),
         Side("safejax, materialized", "first_step"),
-        Side("compile only", "first_step"),
+        Side("compile and run", "first_step"),
         Side("load only", "first_step"),
     )
 }

@@ -55,7 +55,7 @@ def load(job: Job) -> Work:
     times = len(jax.devices()) if job.layout == "replicated" else 1
 
     def run() -> dict[str, NDArray[Any]]:
-        tree = _mapped(job.path)
+        tree = mapped(job.path)
         for _ in range(times):
             for leaf in tree.values():
                 touch(leaf)
@@ -74,7 +74,7 @@ def copy(job: Job) -> Work:
             tensors = tensors_of(job.path)
             begin = min(begin for begin, _, _ in tensors.values())
             end = os.fstat(descriptor).st_size
-            memory = _fresh(end - begin)
+            memory = fresh(end - begin)
             reached = begin
             while reached < end:
                 reached += os.preadv(descriptor, [memory[reached - begin :]], reached)
@@ -97,8 +97,8 @@ def strided(job: Job) -> Work:
     }
 
     def run() -> dict[str, NDArray[Any]]:
-        tree = _mapped(job.path)
-        memory = _fresh(sum(leaf.nbytes for leaf in tree.values() if leaf.ndim == 2))
+        tree = mapped(job.path)
+        memory = fresh(sum(leaf.nbytes for leaf in tree.values() if leaf.ndim == 2))
         reached = 0
         for leaf in tree.values():
             if leaf.ndim != 2:
@@ -118,11 +118,11 @@ def load_cast(job: Job) -> Work:
     """Cast each leaf with NumPy, from the mapping to new private memory, and touch it."""
 
     def run() -> dict[str, NDArray[Any]]:
-        mapped = _mapped(job.path)
-        memory = _fresh(sum(4 * leaf.size for leaf in mapped.values()))
+        tensors = mapped(job.path)
+        memory = fresh(sum(4 * leaf.size for leaf in tensors.values()))
         tree: dict[str, NDArray[Any]] = {}
         reached = 0
-        for name, leaf in mapped.items():
+        for name, leaf in tensors.items():
             tree[name] = np.ndarray(leaf.shape, np.float32, memory.data, reached)
             np.copyto(tree[name], leaf)
             touch(tree[name])
@@ -136,7 +136,7 @@ def convert(job: Job) -> Work:
     """Read each leaf, cast it with NumPy and write it, one step after the other; then flush."""
 
     def touched_one_by_one() -> Iterator[NDArray[Any]]:
-        for leaf in _mapped(job.path).values():
+        for leaf in mapped(job.path).values():
             touch(leaf)
             yield leaf
 
@@ -147,7 +147,7 @@ def convert(job: Job) -> Work:
         flat = np.fromfile(path, np.uint8).view(jax.numpy.bfloat16)
         found: dict[str, NDArray[Any]] = {}
         begin = 0
-        for name, leaf in _mapped(job.path).items():
+        for name, leaf in mapped(job.path).items():
             found[name] = flat[begin : begin + leaf.size].reshape(leaf.shape)
             begin += leaf.size
         return found
@@ -166,7 +166,8 @@ def _narrowed(leaves: Iterable[NDArray[Any]]) -> Iterator[memoryview]:
         yield narrow.view(np.uint8).data
 
 
-def _mapped(path: str) -> dict[str, NDArray[Any]]:
+def mapped(path: str) -> dict[str, NDArray[Any]]:
+    """The tensors of a file, each where it lies in a mapping of it."""
     with open(path, "rb") as file:
         mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     return {
@@ -175,7 +176,7 @@ def _mapped(path: str) -> dict[str, NDArray[Any]]:
     }
 
 
-def _fresh(nbytes: int) -> NDArray[np.uint8]:
+def fresh(nbytes: int) -> NDArray[np.uint8]:
     """Private memory that was never touched, in huge pages if the system has them."""
     memory = mmap.mmap(-1, nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):

@@ -10,6 +10,7 @@ several processes cannot save together.
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
@@ -53,13 +54,25 @@ def coordination_service() -> Service | None:
     return client if all(hasattr(client, name) for name in methods) else None
 
 
+_ARGUMENTS: Final = ("aval", "sharding", "xs", "devices", "committed")
+
+
 def _find_batched_device_put() -> Callable[..., jax.Array] | None:
+    """The native function, or JAX's own in Python, which asks more of what may be its arrays."""
+    try:
+        from jax._src.lib import xla_client
+
+        native: Any = xla_client.batched_device_put
+        taken = re.findall(r"(\w+): ", native.__nb_signature__[0][0])
+        if tuple(taken[: len(_ARGUMENTS)]) == _ARGUMENTS:
+            return native
+    except (ImportError, AttributeError, IndexError, TypeError):
+        pass
     try:
         from jax._src.interpreters.pxla import batched_device_put
 
-        arguments = dict.fromkeys(("aval", "sharding", "xs", "devices", "committed"))
-        inspect.signature(batched_device_put).bind(**arguments)
-    except (ImportError, TypeError, ValueError):  # ValueError: a native one has no signature
+        inspect.signature(batched_device_put).bind(**dict.fromkeys(_ARGUMENTS))
+    except (ImportError, TypeError, ValueError):  # ValueError: it has no signature
         return None
     return batched_device_put
 
@@ -112,6 +125,25 @@ def _on(device: Any, block: NDArray[Any] | jax.Array) -> NDArray[Any] | jax.Arra
     """A block for a device; an array of JAX is on it already, or on one of a replica."""
     is_there = isinstance(block, np.ndarray) or block.devices() == {device}
     return block if is_there else jax.device_put(block, device)
+
+
+def array_of_block(
+    aval: Any, sharding: Sharding, devices: list[Any], block: NDArray[Any], committed: bool
+) -> jax.Array:
+    """The array of a block that is on one device, the only one in `devices`.
+
+    `aval` is what `abstract_value` returns for it.
+    """
+    if _batched_device_put is not None:
+        return _batched_device_put(aval, sharding, [block], devices, committed)
+    return array_of_blocks(
+        aval.shape,
+        aval.dtype,
+        sharding,
+        {devices[0]: block},
+        committed=committed,
+        weak_type=aval.weak_type,
+    )
 
 
 def _array_of_arrays(

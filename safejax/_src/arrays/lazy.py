@@ -352,8 +352,9 @@ class LazyArray(jax.Array):
         assert placed is not None
         return placed
 
-    def at_dispatch(self) -> tuple[tuple[object], None]:
-        """The plain array as the child of a node, or `UNPLACED` at the first need.
+    @property
+    def at_dispatch(self) -> object:
+        """The plain array, or `UNPLACED` at the first need.
 
         The call then goes on in Python, which is slow, and where all leaves that are needed are
         placed at once. A leaf that is not placed when those are is one that the function ignores:
@@ -361,13 +362,13 @@ class LazyArray(jax.Array):
         calls that have needed no leaf, since they failed or ignored all.
         """
         placed = self._placed
-        if placed is None or placed.is_deleted():
-            if self._passes < _MOST_PASSES:
-                self._passes += 1
-                _met.leaves.append(weakref.ref(self))
-                return (jax_hooks.UNPLACED,), None
-            placed = self.placed()
-        return (placed,), None
+        if placed is not None and not placed.is_deleted():
+            return placed
+        if self._passes < _MOST_PASSES:
+            self._passes += 1
+            _met.leaves.append(weakref.ref(self))
+            return jax_hooks.UNPLACED
+        return self.placed()
 
     @staticmethod
     def placed_at_once(leaves: Sequence["LazyArray"]) -> list[jax.Array]:
@@ -395,8 +396,11 @@ class LazyArray(jax.Array):
 
         It must be called in the user's thread, since the one that places has no caller.
         """
-        stored, placed = self.content.view.dtype, self._placed_dtype()
-        if stored != placed and placed.kind in "fc" and not self.is_placed:
+        content, placed = self.content, self._aval.dtype
+        stored = content.view.dtype
+        if stored == placed or content.key is not None:
+            return
+        if placed.kind in "fc" and not self.is_placed:
             self._notice.give(self._name, stored, placed)
 
     def place_in_this_thread(self) -> list[NDArray[Any]]:
@@ -405,7 +409,7 @@ class LazyArray(jax.Array):
         What comes back are the blocks of it that were not read: they are used in place.
         """
         with AtWork(self), self._lock:
-            if self.is_placed:
+            if self._placed is not None and not self._placed.is_deleted():
                 return []
             placed = self._place()
             self._keep(placed.array)
@@ -456,10 +460,10 @@ class LazyArray(jax.Array):
         return content.key is None and is_worth_a_thread(content.view, dtype, self._placement)
 
     def _place(self) -> Placed:
-        content, placement, dtype = self.content, self._placement, self._placed_dtype()
-        placed = place(content, dtype, placement, self._name)
-        assert content.key is not None or placed.array.aval == self._aval
-        return placed
+        content, aval = self.content, self._aval
+        if content.key is not None:
+            return place(content, content.view.dtype, self._placement, self._name)
+        return place(content, aval.dtype, self._placement, self._name, aval)
 
     def _unsupported(self) -> UnsupportedJaxError:
         return UnsupportedJaxError(

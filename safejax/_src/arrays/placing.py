@@ -7,8 +7,8 @@ file whose bytes are requested, all blocks are requested together, also those of
 """
 
 import math
-from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, cast, final
 
@@ -18,11 +18,17 @@ from numpy.typing import NDArray
 
 from safejax._src.arrays import jax_private, staging
 from safejax._src.arrays.content import Content, key_data_shape
+from safejax._src.arrays.devices import (
+    alignment_for,
+    array_in_place,
+    only_device,
+    parts_of,
+)
 from safejax._src.arrays.precision import narrowed
 from safejax._src.arrays.turned import read_for
 from safejax._src.dtypes import Dtype
 from safejax._src.reading.batch import Batch
-from safejax._src.reading.memory import ALIGNMENT, Allocator, Arena, aligned_empty
+from safejax._src.reading.memory import Allocator, Arena, aligned_empty
 from safejax._src.reading.view import View
 from safejax.errors import PlacementError
 
@@ -85,11 +91,13 @@ _NO_BATCH: Final = Batch()
 """For what is not read together with anything."""
 
 
-def place(content: Content, dtype: Dtype, placement: Placement, name: str) -> Placed:
+def place(
+    content: Content, dtype: Dtype, placement: Placement, name: str, aval: Any = None
+) -> Placed:
     """The array of a content, as `dtype`, where `placement` says.
 
     For keys, `dtype` is that of the key data, and a typed key array comes back. `name` is what
-    errors call the leaf.
+    errors call the leaf. `aval`, where it is known, is what tracing sees of the array.
 
     Raises `PrecisionError` where a narrower integer `dtype` cannot hold a value; whatever is
     raised says for which leaf.
@@ -98,7 +106,13 @@ def place(content: Content, dtype: Dtype, placement: Placement, name: str) -> Pl
     if content.view.plans_reads:
         (placed,) = place_many([job])
         return placed
-    with _errors_name(name):
+    with _ErrorsName(name):
+        if aval is not None and content.key is None:
+            found = array_in_place(
+                content.view, aval, placement.sharding, committed=placement.committed
+            )
+            if found is not None:
+                return Placed(*found)
         return _begun(job, _NO_BATCH)()
 
 
@@ -109,29 +123,36 @@ def place_many(jobs: Sequence[Job]) -> list[Placed]:
     with Batch() as batch:
         begun: list[Callable[[], Placed]] = []
         for job in jobs:
-            with _errors_name(job.name):
+            with _ErrorsName(job.name):
                 begun.append(_begun(job, batch))
-        with _errors_name(*(job.name for job in jobs)):
+        with _ErrorsName(*(job.name for job in jobs)):
             batch.run()
         placed: list[Placed] = []
         for job, finish in zip(jobs, begun, strict=True):
-            with _errors_name(job.name):
+            with _ErrorsName(job.name):
                 placed.append(finish())
     return placed
 
 
-@contextmanager
-def _errors_name(*names: str) -> Generator[None]:
+@final
+class _ErrorsName:
     """Whatever is raised inside says which leaf, or which leaves, are concerned."""
-    some = f"leaf {names[0]!r}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-    try:
-        yield
-    except AttributeError as error:
-        # hasattr() would take it for a missing attribute of the array.
-        raise PlacementError(f"{some}: placing failed: {error}") from error
-    except Exception as error:
+
+    def __init__(self, *names: str) -> None:
+        self._names = names
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, Exception):
+            return
+        first, *more = self._names
+        some = f"leaf {first!r}" + (f" and {len(more)} more" if more else "")
+        if isinstance(error, AttributeError):
+            # hasattr() would take it for a missing attribute of the array.
+            raise PlacementError(f"{some}: placing failed: {error}") from error
         error.add_note(f"while placing {some}")
-        raise
 
 
 def _begun(job: Job, batch: Batch) -> Callable[[], Placed]:
@@ -164,12 +185,12 @@ def is_worth_a_thread(view: View, dtype: Dtype, placement: Placement) -> bool:
         return False
     if view.dtype != dtype or staging.may_be_on(placement.sharding):
         return True
-    device = _only_device(placement.sharding)
+    device = only_device(placement.sharding)
     if device is None:
-        indices = _indices(view, placement.sharding)
-        if not indices:
+        parts, _ = parts_of(placement.sharding, view.shape)
+        if not parts:
             return False
-        device, index = next(iter(indices.items()))
+        device, index = parts[0]
         view = view.index(index)
     return not view.is_in_place(alignment_for(device, dtype))
 
@@ -194,7 +215,7 @@ class _Block(NamedTuple):
 
 def _placing(task: _Task, placement: Placement) -> Callable[[], Placed]:
     view, sharding = task.view, placement.sharding
-    device = _only_device(sharding)
+    device = only_device(sharding)
     if device is None:
         blocks = _blocks(task, sharding)
     else:
@@ -216,40 +237,20 @@ def _placing(task: _Task, placement: Placement) -> Callable[[], Placed]:
     return finish
 
 
-@lru_cache(maxsize=64)
-def _only_device(sharding: Sharding) -> Any | None:
-    """The device that holds all of an array; None if there are more, or none of this process."""
-    devices = sharding.device_set
-    return next(iter(devices)) if len(devices) == 1 and sharding.is_fully_addressable else None
-
-
 def _blocks(task: _Task, sharding: Sharding) -> dict[Any, _Block]:
     """What each device of this process is given."""
     view = task.view
-    indices = _indices(view, sharding)
-    bounds = {
-        device: tuple((part.start, part.stop) for part in index)
-        for device, index in indices.items()
-    }
+    parts, part_of = parts_of(sharding, view.shape)
     # The shards of an array are let go together.
-    size = math.prod(sharding.shard_shape(view.shape)) * task.dtype.itemsize
-    arena = Arena(len(set(bounds.values())), size)
-    distinct: dict[tuple[Any, ...], _Block] = {}
+    arena = Arena(len(parts), math.prod(sharding.shard_shape(view.shape)) * task.dtype.itemsize)
     # Behind a barrier every block needs the whole operand, which is made once for all.
     with ExitStack() as kept:
         if view.plans_reads:
             task.batch.keep(view.kept())
-        else:
+        elif view.has_barrier:
             kept.enter_context(view.kept())
-        for device, index in indices.items():
-            if bounds[device] not in distinct:
-                distinct[bounds[device]] = _block(task, view.index(index), device, arena.empty)
-    return {device: distinct[bounds[device]] for device in indices}
-
-
-def _indices(view: View, sharding: Sharding) -> dict[Any, tuple[slice, ...]]:
-    """The part of the view that each device of this process holds."""
-    return cast("Any", sharding.addressable_devices_indices_map(view.shape))
+        blocks = [_block(task, view.index(index), first, arena.empty) for first, index in parts]
+    return {device: blocks[number] for device, number in part_of.items()}
 
 
 def _of_key_data(sharding: Sharding, key_axes: int) -> Sharding:
@@ -289,9 +290,3 @@ def _read_later(task: _Task, view: View, empty: Allocator) -> NDArray[Any]:
     task.batch.then(narrow)
     view.read_in_batch(stored, task.batch)
     return values
-
-
-def alignment_for(device: Any, dtype: Dtype) -> int:
-    """Bytes that a block must begin on for a device to take it as it lies."""
-    # Others than the CPU copy it to memory of their own.
-    return ALIGNMENT if device.platform == "cpu" else dtype.alignment

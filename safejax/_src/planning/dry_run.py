@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, Unpack, cast, final
 import jax
 from jax.sharding import Sharding
 
+from safejax._src.arrays.devices import alignment_for
 from safejax._src.arrays.lazy import LazyArray
-from safejax._src.arrays.placing import alignment_for
 from safejax._src.arrays.read_once import spreads_of
 from safejax._src.checkpoint.finding import Path, shown_path
 from safejax._src.checkpoint.opening import open_path

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from safejax._src.dtypes import Dtype
 from safejax._src.reading.batch import Batch
+from safejax._src.reading.bools import proper_bools
 from safejax._src.reading.computed import barrier
 from safejax._src.reading.requests import Cost
 from safejax._src.reading.source import HostArray, Part, Source
@@ -230,6 +231,14 @@ class Strided(View):
         return self.source.has_values
 
     @property
+    def is_mapped(self) -> bool:
+        return self.source.is_mapped
+
+    @property
+    def plans_reads(self) -> bool:
+        return self.source.plans_reads
+
+    @property
     def is_window(self) -> bool:
         return True
 
@@ -260,41 +269,32 @@ class Strided(View):
         return None if window is None else self._show(window)
 
     def read(self) -> NDArray[Any]:
-        array = self.source.read(self.begin, self.dtype, self.window)
-        return _proper_bools(array) if self.dtype.kind == "b" else array
+        read = self.source.read(self.begin, self.dtype, self.window)
+        return proper_bools(read) if self.dtype.kind == "b" else read
 
     def is_in_place(self, alignment: int) -> bool:
         return self.source.is_in_place(self.begin, self.dtype, self.window, alignment)
 
     def in_place(self, alignment: int) -> NDArray[Any] | None:
         array = self.source.in_place(self.begin, self.dtype, self.window, alignment)
-        if array is not None and self.dtype.kind == "b" and _proper_bools(array) is not array:
+        if array is not None and self.dtype.kind == "b" and proper_bools(array) is not array:
             return None
         return array
 
     def strided_array(self) -> NDArray[Any] | None:
-        # The bytes of bools may be invalid.
-        if self.dtype.kind == "b":
+        if self.dtype.kind == "b":  # The bytes of bools may be invalid.
             return None
         return self.source.strided_array(self.begin, self.dtype, self.window)
 
     def read_into(self, out: NDArray[Any]) -> None:
         self.source.read_into(self.begin, self.dtype, self.window, out)
         if self.dtype.kind == "b":
-            np.copyto(out, _proper_bools(out))
+            np.copyto(out, proper_bools(out))
 
     def read_in_batch(self, out: NDArray[Any], batch: Batch) -> None:
         if self.dtype.kind == "b":
-            batch.then(lambda: np.copyto(out, _proper_bools(out)))
+            batch.then(lambda: np.copyto(out, proper_bools(out)))
         batch.add(self.source, Part(self.begin, self.dtype, self.window), out)
 
     def _show(self, window: Window) -> "Strided":
         return Strided(self.source, self.begin, self.dtype, window)
-
-
-def _proper_bools(array: NDArray[Any]) -> NDArray[Any]:
-    """The array with each byte 0 or 1: a file may hold other bytes, and XLA relies on these."""
-    raw = array.view(np.uint8)
-    if raw.size == 0 or raw.max() <= 1:
-        return array
-    return np.asarray(raw != 0)  # For a 0-d array, NumPy returns a scalar.

@@ -79,9 +79,12 @@ class Window:
 
     def index(self, index: tuple[BasicIndex, ...]) -> "Window":
         """The window on `array[index]`, for NumPy's basic indices."""
-        # With a final Ellipsis NumPy returns a view, and does not read an element: there is none.
-        closed = index if Ellipsis in index else (*index, ...)
-        return self.showing(_phantom(self.shape, self.strides)[closed])
+        key = tuple(
+            (entry.start, entry.stop, entry.step) if isinstance(entry, slice) else entry
+            for entry in index
+        )
+        part = _indexed(self.shape, self.strides, key)
+        return Window(self.offset + part.offset, part.shape, part.strides)
 
     def row(self, number: int) -> "Window":
         """The window on `array[number]` for `number >= 0`: a shortcut for the common `index`."""
@@ -159,6 +162,19 @@ class Window:
 @lru_cache(maxsize=1024)
 def _phantom(shape: tuple[int, ...], strides: tuple[int, ...]) -> NDArray[np.int8]:
     return as_strided(_NOWHERE, shape, strides, writeable=False)
+
+
+@lru_cache(maxsize=1024)
+def _indexed(
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    index: tuple[int | EllipsisType | tuple[int | None, ...], ...],
+) -> Window:
+    """The window on a part; slices, which cannot be hashed before Python 3.12, are tuples."""
+    # With a final Ellipsis NumPy returns a view, and does not read an element: there is none.
+    closed = index if Ellipsis in index else (*index, ...)
+    entries = tuple(slice(*entry) if isinstance(entry, tuple) else entry for entry in closed)
+    return Window(0, shape, strides).showing(_phantom(shape, strides)[entries])
 
 
 @lru_cache(maxsize=1024)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+import safejax
 from safejax._src.arrays import jax_private
 from safejax._src.arrays.content import Content
 from safejax._src.arrays.lazy import LazyArray
@@ -345,6 +346,8 @@ def address_in(source: MappedSource) -> int:
 
 
 def test_an_aligned_mapped_leaf_is_used_in_place(mapped: MappedSource) -> None:
+    (block,) = of_mapped(mapped, 64).place_in_this_thread()
+    assert block.ctypes.data == address_in(mapped) + 64
     placed = of_mapped(mapped, 64).placed()
     assert placed.unsafe_buffer_pointer() == address_in(mapped) + 64
     assert host_bytes(placed) == HOST.tobytes()
@@ -358,6 +361,9 @@ def test_an_unaligned_mapped_leaf_is_copied(mapped: MappedSource, begin: int) ->
     leaf = of_mapped(mapped, begin)
     expected = Path(mapped.name).read_bytes()[begin : begin + HOST.nbytes]
     assert host_bytes(leaf.placed()) == expected
+    first, last = address_in(mapped), address_in(mapped) + Path(mapped.name).stat().st_size
+    assert not first <= leaf.placed().unsafe_buffer_pointer() < last
+    assert leaf.__copy__().place_in_this_thread() == []  # Nothing is left to bring into memory.
     rows = of_mapped(mapped, begin, Placement(NamedSharding(LINE, P(None, "x")), True))
     assert host_bytes(rows.placed()) == expected
 
@@ -380,17 +386,18 @@ DONORS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.parametrize("begin", [64, 68])
 @pytest.mark.parametrize("sharding", [None, NamedSharding(LINE, P("x")), NamedSharding(LINE, P())])
 @pytest.mark.parametrize("how", DONORS)
 def test_donating_a_mapped_leaf_does_not_change_the_file(
-    mapped: MappedSource, how: str, sharding: Any
+    mapped: MappedSource, how: str, sharding: Any, begin: int
 ) -> None:
     placement = None if sharding is None else Placement(sharding, True)
     before = Path(mapped.name).read_bytes()
-    leaf = of_mapped(mapped, 64, placement)
+    leaf = of_mapped(mapped, begin, placement)
     for _ in range(2):
         assert host_bytes(DONORS[how](leaf)) == np.full_like(HOST, -1).tobytes()
-        assert host_bytes(leaf.placed()) == HOST.tobytes()
+        assert host_bytes(leaf.placed()) == before[begin : begin + HOST.nbytes]
     assert Path(mapped.name).read_bytes() == before
     assert host_bytes(of_mapped(mapped, 64)) == HOST.tobytes()
 
@@ -710,6 +717,44 @@ def test_placing_reads_only_what_a_device_of_the_sharding_holds() -> None:
         placed = place(Content(view), view.dtype, rows, "w").array
         assert log.nbytes == HOST.nbytes // 2
     assert host_bytes(placed) == HOST[:4].tobytes()
+
+
+FOLDED = safejax.chain(
+    safejax.transpose("*", axes=(1, 0, 2)),
+    safejax.reshape("*", (16 * 24 * 8,)),
+    safejax.reshape("*", (64, 48)),
+)
+"""A reshape that no window can show: any part of the result needs the whole leaf."""
+
+
+@pytest.mark.parametrize("access", ["auto", "read"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        FOLDED,
+        safejax.chain(FOLDED, safejax.cast("bfloat16")),
+        safejax.chain(FOLDED, safejax.transpose("*"), safejax.reshape("*", (64, 48))),
+        safejax.chain(FOLDED, safejax.stack(["w", "v"], "both")),
+    ],
+    ids=["folded", "cast", "twice", "stacked"],
+)
+def test_a_reshape_that_no_window_can_show_reads_a_leaf_once_for_all_devices(
+    tmp_path: Path, step: safejax.Transform, access: Any
+) -> None:
+    w = np.arange(16 * 24 * 8, dtype=np.float32).reshape(16, 24, 8)
+    safejax.save({"w": w, "v": -w}, tmp_path / "m")
+    whole = safejax.load(tmp_path / "m", transform=step)
+    for spec in (("x",), (None, "x")):
+
+        def sharding(_: str, aval: Any, spec: tuple[Any, ...] = spec) -> NamedSharding:
+            return NamedSharding(LINE, P(*(None,) * (len(aval.shape) - 2), *spec))
+
+        with observe_reads() as log:
+            tree = safejax.load(tmp_path / "m", transform=step, sharding=sharding, access=access)
+            placed = safejax.materialize(tree)
+            assert log.nbytes == 2 * w.nbytes
+        for name, array in placed.items():
+            assert host_bytes(array) == host_bytes(whole[name])
 
 
 ONE_OF_TWO = """
