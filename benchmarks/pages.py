@@ -99,6 +99,8 @@ def _noise(report: dict[str, Any]) -> str:
         )
         for kind, found in report["noise"].items()
     ]  # fmt: skip
+    if not rows:
+        return "\n\nThe null runs had too few rounds.\n\n"
     head = ("null run of", "rounds", "ratio", "nine in ten rounds", "the median of all")
     return _table(head, rows)
 

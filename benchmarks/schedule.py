@@ -72,7 +72,9 @@ class Schedule:
         for number, subject in enumerate(self._subjects):
             now = time.monotonic()
             share = (self._deadline - now) / (len(self._subjects) - number)
-            self._visit(subject, _FIRST, None, now + _OF_SHARE * share)
+            # Whatever happens later, there is a null run.
+            rounds = LOOKS[0] if _is_null(subject) else _FIRST
+            self._visit(subject, rounds, None, now + _OF_SHARE * share)
         for look in LOOKS:
             if time.monotonic() >= self._deadline:
                 return
@@ -120,7 +122,11 @@ def fixed(
     return [report for subject in subjects for report in subject.reports()]
 
 
+def _is_null(subject: Subject) -> bool:
+    return subject.names[0] in NULL.values()
+
+
 def _sides(subject: Subject, wanted: dict[str, set[str]]) -> set[str]:
     """The sides of a subject that are wanted; all of them for a null run, in each sweep."""
-    null = {"safejax", "safejax, again"} if subject.names[0] in NULL.values() else set[str]()
+    null = {"safejax", "safejax, again"} if _is_null(subject) else set[str]()
     return null.union(*(wanted.get(name, set[str]()) for name in subject.names))
