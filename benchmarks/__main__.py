@@ -4,34 +4,46 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
 
-from benchmarks import measure
-from benchmarks.cases import CASES, chosen
-from benchmarks.report import table
-from benchmarks.runner import Bench
+from benchmarks import measure, pages
+from benchmarks.cases import CASES, ELSEWHERE, chosen, named
+from benchmarks.elsewhere import Elsewhere
+from benchmarks.processes import Nursery
+from benchmarks.report import table, written
+from benchmarks.runner import Bench, Measured
+from benchmarks.schedule import Schedule, Subject, fixed
 from benchmarks.sides import SIDES
-from benchmarks.targets import targets
+from benchmarks.targets import SHOWN, judged, needed, undecided
 from benchmarks.trees import MIB
+
+_MIB_ELSEWHERE: Final = 256
+_TO_REPORT_SECONDS: Final = 20
 
 
 def main() -> int:
-    """Run the cases, print the tables, and write the files that the options ask for."""
+    """Measure, print the tables, and write the files that the options ask for."""
     if "--device" in sys.argv[1:]:
         # Imported here, since the others are to bring up no device in this process.
         from benchmarks.device.__main__ import main as of_devices
 
         return of_devices([each for each in sys.argv[1:] if each != "--device"])
     options = _options()
+    # The files are removed, and the processes are ended, then, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if options.again is None:
         report = _measured(options)
     else:
-        with open(options.again) as file:
-            report = json.load(file)
-        report["targets"] = targets(report["cases"])
+        report = json.loads(Path(options.again).read_text())
+        report.update(judged(report["cases"]))
     print(table(report))
     _write(report, options.json)
     if options.plot is not None:
@@ -39,85 +51,146 @@ def main() -> int:
         from benchmarks.plot import draw
 
         draw(report, options.plot)
+    if options.publish:
+        pages.publish(report)
     failed = [side for case in report["cases"] for side in case["sides"].values() if side["error"]]
     return 1 if failed else 0
 
 
 def _write(report: dict[str, Any], path: str | None) -> None:
     if path is not None:
-        with open(path, "w") as file:
-            json.dump(report, file, indent=1)
-            file.write("\n")
+        Path(path).write_text(written(report))
 
 
 def _measured(options: argparse.Namespace) -> dict[str, Any]:
-    size = int(options.size * MIB)
-    try:
-        cases = chosen(options.only, quick=options.quick, size=size)
-    except KeyError as error:
-        groups = sorted({case.group for case in CASES.values()})
-        sys.exit(
-            f"--only: expected cases or groups, got {error}: "
-            f"the groups are {', '.join(groups)}; the cases are {', '.join(CASES)}"
-        )
-    for name in options.sides:
-        if name not in SIDES:
-            sys.exit(f"--sides: expected some of {', '.join(SIDES)}, got {name!r}")
+    begin = time.monotonic()
+    deadline = None if options.repeats else begin + 60 * options.minutes - _TO_REPORT_SECONDS
     folder = tempfile.mkdtemp(prefix="safejax-benchmarks-", dir=options.folder)
+    nursery = Nursery(fresh=options.fresh, deadline=deadline)
     try:
         # Measured first, so that the load average does not include the benchmark.
-        machine = measure.machine(folder)
         report: dict[str, Any] = {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "machine": machine,
+            "machine": measure.machine(folder),
             "versions": measure.versions(),
             "size_mib": options.size,
             "repeats": options.repeats,
-            "cases": [],
-            "targets": [],
+            "minutes": None if options.repeats else options.minutes,
         }
-        results: list[dict[str, Any]] = report["cases"]
-        for result in Bench(folder, size, options.repeats, tuple(options.sides)).run(cases):
-            results.append(result)
-            report["targets"] = targets(results)
-            # A full run takes an hour; if it is interrupted, its results so far are kept.
+
+        def kept(results: list[dict[str, Any]]) -> None:
+            took = round(time.monotonic() - begin)
+            report.update(seconds=took, cases=results, **judged(results))
+            # If a long run is interrupted, its results so far are kept.
             _write(report, options.json)
+
+        _run(options, folder, nursery, deadline, kept)
     finally:
+        nursery.close()
         shutil.rmtree(folder, ignore_errors=True)
     return report
+
+
+def _run(
+    options: argparse.Namespace, folder: str, nursery: Nursery, deadline: float | None,
+    kept: Callable[[list[dict[str, Any]]], None],
+) -> None:  # fmt: skip
+    size = int(options.size * MIB)
+    bench = Bench(folder, size, nursery, tuple(options.sides))
+    wanted = needed()
+    for name, sides in SHOWN.items():
+        wanted.setdefault(name, set()).update(sides)
+    every = options.full or options.only
+    cases = [
+        case
+        for case in chosen(options.only, quick=options.quick, size=size)
+        if every or case.name in wanted or case.group == "null"
+    ]
+    subjects: list[Subject] = [
+        Measured(case, bench, None if every or case.group == "null" else wanted[case.name])
+        for case in cases
+    ]
+    for group in ELSEWHERE:
+        parts = [name for name in named(options.only) if name in ELSEWHERE[group]]
+        if parts and not options.sides:
+            mib = min(_MIB_ELSEWHERE, int(options.size) or 1)
+            subjects.append(Elsewhere(group, parts, mib, folder, deadline))
+    if deadline is None:
+
+        def after(done: int) -> None:
+            bench.tidy(cases[done:])
+            kept([each for subject in subjects[:done] for each in subject.reports()])
+
+        fixed(subjects, options.repeats, after=after)
+        return
+    schedule = Schedule(subjects, deadline, undecided)
+    schedule.after = lambda: kept(schedule.results())
+    schedule.run()
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "--quick", action="store_true", help="64 MiB, 3 rounds, and no case above 256 MiB"
+        "--quick", action="store_true", help="64 MiB, 5 minutes, and no case above 256 MiB"
     )
+    parser.add_argument(
+        "--full", action="store_true",
+        help="all cases and sides, up to 4 GiB, 7 rounds: hours",
+    )  # fmt: skip
     parser.add_argument(
         "--only", type=_names, default=[], help="these cases or groups, separated by commas"
     )
     parser.add_argument("--sides", type=_names, default=[], help="these sides, separated by commas")
     parser.add_argument(
-        "--size", type=float, help="size of the tree in MiB; 1024, or 64 with --quick"
+        "--size", type=float, help="size of the tree in MiB; 256, 1024 with --full, 64 with --quick"
     )
-    parser.add_argument("--repeats", type=int, help="number of timed rounds; 5, or 3 with --quick")
+    parser.add_argument("--minutes", type=float, help="the time of the whole run; 15")
+    parser.add_argument(
+        "--repeats", type=int, help="that many rounds of each case, however long it takes"
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="import everything again in each round: slow"
+    )
     parser.add_argument(
         "--device",
         action="store_true",
         help="what benchmarks.device does, which has its own --help",
     )
     parser.add_argument("--json", help="write the results to this file")
-    parser.add_argument("--plot", help="draw a chart of the main cases to this PNG")
+    parser.add_argument(
+        "--plot", help="draw the chart to this PNG, and that of the targets beside it"
+    )
+    parser.add_argument(
+        "--publish", action="store_true",
+        help="write the JSON, the charts and the tables of README.md and docs/ in the repository",
+    )  # fmt: skip
     parser.add_argument(
         "--folder", help="folder for the files; by default the system's temporary folder"
     )
     parser.add_argument(
-        "--from", dest="again", help="measure nothing, and show a file that --json wrote"
+        "--from", dest="again", help="measure nothing, and take a file that --json wrote"
     )
     options = parser.parse_args()
-    options.size = options.size or (64 if options.quick else 1024)
-    options.repeats = options.repeats or (3 if options.quick else 5)
+    options.size = options.size or (1024 if options.full else 64 if options.quick else 256)
+    options.minutes = options.minutes or (5 if options.quick else 15)
+    options.repeats = options.repeats or (7 if options.full else None)
+    if (options.publish or options.plot) and find_spec("matplotlib") is None:
+        parser.error("--publish and --plot need matplotlib: pip install -e '.[bench]'")
+    if options.publish and (options.only or options.sides):
+        parser.error("--publish: expected all cases and sides; leave --only and --sides out")
     if options.folder is not None and not os.path.isdir(options.folder):
         parser.error(f"--folder: expected an existing folder, got {options.folder!r}")
+    try:
+        named(options.only)
+    except KeyError as error:
+        groups = sorted({case.group for case in CASES.values()} | set(ELSEWHERE))
+        parser.error(
+            f"--only: expected cases or groups, got {error}: "
+            f"the groups are {', '.join(groups)}; the cases are {', '.join(CASES)}"
+        )
+    for name in options.sides:
+        if name not in SIDES:
+            parser.error(f"--sides: expected some of {', '.join(SIDES)}, got {name!r}")
     return options
 
 

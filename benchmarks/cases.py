@@ -51,6 +51,11 @@ class Case:
         """Whether the case needs a file that holds the tree."""
         return self.function not in ("save", "save_cast", "import_module")
 
+    @property
+    def disk(self) -> bool:
+        """Whether the disk takes part: what is written is flushed, or what is read is cold."""
+        return self.cold or self.function in ("save", "save_cast", "convert")
+
     def spec(self, size: int) -> Spec:
         """The tree, if the user asked for `size` bytes."""
         return Spec(self.nbytes or max(int(size * self.scale), MIB // 4), self.count)
@@ -114,12 +119,25 @@ def _counted(count: int) -> Case:
     )  # fmt: skip
 
 
+def _null(kind: str, like: Case) -> Case:
+    return replace(
+        like, name=NULL[kind], title=f"null run, {kind}: {like.title}, twice", group="null",
+        sides=("safejax", "safejax, again"),
+    )  # fmt: skip
+
+
+NULL: Final = {"short": "null_short", "long": "null_long", "disk": "null_disk"}
+"""The case of the null run for each kind of time."""
+
 NAMING_STEPS: Final = (
     "prefix", "rename", "cast", "transpose", "reshape", "permute", "offset", "stack",
 )  # fmt: skip
 """The steps that are applied to many names, each by itself."""
 
 _CASES: Final = (
+    _null("short", _opening(1_000)),
+    _null("long", Case("", "load a stock file", "load", (), file=STOCK, copied=1.0)),
+    _null("disk", Case("", "save, flushed", "save", (), scale=0.5)),
     Case("save", "save, flushed to disk", "save", _SAVERS),
     Case("save_cast", "save float32 as bfloat16, flushed", "save_cast", _MAIN[:3]),
     Case("load", "load own file, ready and touched", "load", _LOADERS),
@@ -207,19 +225,36 @@ _CASES: Final = (
 
 CASES: Final = {case.name: case for case in _CASES}
 
+ELSEWHERE: Final = {
+    "many": ("many_save", "many_load", "many_blocked", "many_steps", "many_on_disk"),
+    "far": ("far",),
+}
+"""The cases of the instruments that are not a function of each side, by group."""
+
 QUICK_NBYTES: Final = 256 * MIB
 """The size of the largest tree of `--quick`, in bytes."""
 
 
-def chosen(only: list[str], *, quick: bool, size: int) -> list[Case]:
-    """The cases and groups named in `only`, or all; `KeyError` for any other name."""
-    groups = {case.group for case in _CASES}
+def named(only: list[str]) -> list[str]:
+    """The cases that are named in `only` by themselves or by their groups; all, if it is empty.
+
+    `KeyError` for what is neither a case nor a group.
+    """
+    groups: dict[str, list[str]] = {group: list(names) for group, names in ELSEWHERE.items()}
+    for case in _CASES:
+        groups.setdefault(case.group, []).append(case.name)
+    known = [*CASES, *(name for names in ELSEWHERE.values() for name in names)]
     for name in only:
-        if name not in CASES and name not in groups:
+        if name not in known and name not in groups:
             raise KeyError(name)
+    wanted = {each for name in only for each in groups.get(name, [name])} or set(known)
+    return [name for name in known if name in wanted]
+
+
+def chosen(only: list[str], *, quick: bool, size: int) -> list[Case]:
+    """The cases here of those that are named, without large ones if `quick`."""
     return [
-        case
-        for case in _CASES
-        if (not only or case.name in only or case.group in only)
-        and (not quick or case.spec(size).nbytes <= QUICK_NBYTES)
+        CASES[name]
+        for name in named(only)
+        if name in CASES and (not quick or CASES[name].spec(size).nbytes <= QUICK_NBYTES)
     ]

@@ -1,13 +1,10 @@
-"""One side of one case, in a process of its own: `python -m benchmarks.child REQUEST`.
-
-The request is JSON on the command line; the answer is JSON on the last line of the output.
-"""
+"""The work of one side in one case, and its measurement, in a process of its own."""
 
 import contextlib
+import gc
 import importlib
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass
@@ -99,6 +96,8 @@ def answer(request: Request) -> Answer:
 
 def _settle(request: Request, path: str) -> float | None:
     stayed = None
+    # Python's objects are in memory that a fork shares until it is written to, as this does.
+    gc.collect()
     # Otherwise one side's flush would wait for what another side left to be written.
     os.sync()
     if request.cold:
@@ -135,22 +134,12 @@ def _counting(request: Request) -> Generator[Callable[[], int | None]]:
         yield lambda: None
 
 
-def main() -> None:
-    """Answer the request on the command line."""
-    values = json.loads(sys.argv[1])
-    request = Request(**values)
-    if request.mode == "write":
-        module = importlib.import_module(f"benchmarks.sides.{request.module}")
-        for job in (request.job(small=True), request.job()):
-            if not os.path.exists(job.path):
-                getattr(module, request.function)(job)
-        print(json.dumps({}))
-    else:
-        print(json.dumps(asdict(answer(request))), flush=True)
-    # Threads of some sides take a while to end.
-    sys.stdout.flush()
-    os._exit(0)
-
-
-if __name__ == "__main__":
-    main()
+def fulfilled(request: Request) -> dict[str, Any]:
+    """Do the task of the request; what is answered, ready for JSON."""
+    if request.mode != "write":
+        return asdict(answer(request))
+    module = importlib.import_module(f"benchmarks.sides.{request.module}")
+    for job in (request.job(small=True), request.job()):
+        if not os.path.exists(job.path):
+            getattr(module, request.function)(job)
+    return {}

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, Final, final
 
 import numpy as np
@@ -94,10 +95,11 @@ def _field(path: str, name: str) -> int | None:
 
 
 def touch_and_free(nbytes: int) -> None:
-    """Write to `nbytes` of fresh memory and give it back, in small pages and then in huge ones.
+    """Write to `nbytes` of fresh memory, in huge pages, and give it back.
 
-    On a virtual machine, the first access to a page that the host reclaimed takes ten times as
-    long, and the first side would pay for all. Huge pages come from different memory.
+    On a virtual machine, the first access to a page that the host took back takes ten times as
+    long, and the first side would pay for all. The host is told of free blocks as large as a huge
+    page, so that these are what has to be touched; smaller ones were not taken.
     """
     if nbytes <= 0:
         return
@@ -105,13 +107,12 @@ def touch_and_free(nbytes: int) -> None:
     if available is not None:
         nbytes = min(nbytes, available * 1024 // 2)
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    for advice in ("MADV_NOHUGEPAGE", "MADV_HUGEPAGE"):
-        with contextlib.closing(mmap.mmap(-1, max(nbytes, _PAGE), flags)) as memory:
-            if hasattr(mmap, advice):
-                memory.madvise(getattr(mmap, advice))
-            view = np.frombuffer(memory, np.uint8)
-            view[::_PAGE] = 1
-            del view
+    with contextlib.closing(mmap.mmap(-1, max(nbytes, _PAGE), flags)) as memory:
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        view = np.frombuffer(memory, np.uint8)
+        view[::_PAGE] = 1
+        del view
 
 
 def files_of(path: str) -> list[str]:
@@ -223,11 +224,12 @@ def _is_below(path: str, folder: str) -> bool:
     return os.path.commonpath([path, folder]) == folder
 
 
-def summary(seconds: list[float]) -> Iterator[tuple[str, float]]:
-    """The reported statistics of one side's rounds, by name; none if there were no rounds."""
-    if not seconds:
-        return
-    ordered = sorted(seconds)
-    middle = len(ordered) // 2
-    yield "min", ordered[0]
-    yield "median", (ordered[middle] + ordered[-1 - middle]) / 2
+def summary(seconds: list[float | None]) -> Iterator[tuple[str, float]]:
+    """The reported statistics of one side's rounds, by name; none if there were no rounds.
+
+    None is for a round of the others, in which the side was left out.
+    """
+    taken = [each for each in seconds if each is not None]
+    if taken:
+        yield "min", min(taken)
+        yield "median", median(taken)

@@ -5,6 +5,7 @@ one block of normally distributed random values, so that it can check what it lo
 """
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -55,7 +56,12 @@ class Spec:
     @property
     def exact_nbytes(self) -> int:
         """Bytes of all leaves together."""
-        return sum(4 * int(np.prod(shape)) for shape in self.shapes().values())
+        return _totals(self)[0]
+
+    @property
+    def tensors(self) -> int:
+        """The number of leaves."""
+        return _totals(self)[1]
 
     def leaves(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
         """Each leaf with its name, made one at a time."""
@@ -68,6 +74,13 @@ class Spec:
     def tree(self) -> dict[str, NDArray[np.float32]]:
         """All leaves by name."""
         return dict(self.leaves())
+
+
+@lru_cache
+def _totals(spec: Spec) -> tuple[int, int]:
+    """The bytes of all leaves, and their number, which may be 100,000."""
+    shapes = spec.shapes().values()
+    return sum(4 * math.prod(shape) for shape in shapes), len(shapes)
 
 
 @lru_cache(maxsize=4)

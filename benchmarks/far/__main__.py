@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +19,15 @@ import safejax
 from benchmarks.far import SIDES
 from benchmarks.far.server import KEY, SMALL
 from benchmarks.measure import MemorySampler
+from benchmarks.processes import SideError
 from benchmarks.report import time_text
 
 _MIB: Final = 1 << 20
 _LEAF: Final = 16 * _MIB
+
+OURS: Final = "safejax, obstore"
+COMPARED: Final = (OURS, "download, load", "obstore alone")
+"""The sides that the targets are about."""
 
 
 def main() -> int:
@@ -29,22 +35,40 @@ def main() -> int:
     options = _options()
     reports: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        path = Path(folder) / KEY
-        _write(path, options.size)
+        path = os.path.join(folder, KEY)
         for pause in options.pause:
-            report: dict[str, Any] = {"pause_ms": pause, "mib": options.size, "sides": {}}
-            with _server(path, pause) as url:
-                for turn in range(options.repeats):
-                    for side in options.sides if turn % 2 else reversed(options.sides):
-                        row = report["sides"].setdefault(side, {"seconds": [], "extra": []})
-                        seconds, extra = _round(side, url)
-                        row["seconds"].append(seconds)
-                        row["extra"].append(extra)
+            try:
+                report = measured(path, options.size, pause, options.repeats, options.sides)
+            except SideError as error:
+                print(error, file=sys.stderr)
+                return 1
             reports.append(report)
             _print(report)
     if options.json is not None:
         Path(options.json).write_text(json.dumps(reports, indent=1) + "\n")
     return 0
+
+
+def measured(
+    path: str, mib: int, pause: float, repeats: int, sides: list[str], timeout: float | None = None
+) -> dict[str, Any]:
+    """The seconds and the private memory of each round by side.
+
+    The object is made as a file at `path`, unless it is there. `SideError` if a side fails,
+    `TimeoutError` after `timeout` seconds.
+    """
+    end = None if timeout is None else time.monotonic() + timeout
+    report: dict[str, Any] = {"pause_ms": pause, "mib": mib, "sides": {}}
+    if not os.path.exists(path):
+        _write(Path(path), mib)
+    with _server(Path(path), pause) as url:
+        for turn in range(repeats):
+            for side in sides if turn % 2 else reversed(sides):
+                row = report["sides"].setdefault(side, {"seconds": [], "extra": []})
+                seconds, extra = _round(side, url, end)
+                row["seconds"].append(seconds)
+                row["extra"].append(extra)
+    return report
 
 
 def _write(path: Path, mib: int) -> None:
@@ -73,17 +97,25 @@ def _server(path: Path, pause: float) -> Generator[str]:
         process.wait()
 
 
-def _round(side: str, url: str) -> tuple[float, int | None]:
+def _round(side: str, url: str, end: float | None) -> tuple[float, int | None]:
     """The seconds, and the private memory at the peak beyond what was there and the arrays."""
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.far.child", side, url],
         stdout=subprocess.PIPE, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"},
     )  # fmt: skip
     sampler = MemorySampler(process.pid)
-    output, _ = process.communicate()
-    sampler.stop()
+    try:
+        output, _ = process.communicate(
+            timeout=None if end is None else max(0, end - time.monotonic())
+        )
+    except subprocess.TimeoutExpired:
+        raise TimeoutError from None
+    finally:
+        process.kill()
+        process.wait()
+        sampler.stop()
     if process.returncode:
-        raise SystemExit(f"{side}: a round failed")
+        raise SideError(f"{side}: a round failed")
     answer = json.loads(output.splitlines()[-1])
     peak = sampler.peak(answer["begin"], answer["end"])
     extra = None if peak is None else peak - answer["before"] - answer["nbytes"]

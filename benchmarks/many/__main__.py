@@ -8,10 +8,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from benchmarks.many import SIDES
 from benchmarks.many.cases import CASES
+from benchmarks.processes import SideError
 from benchmarks.report import time_text
 
 _DEVICES: Final = 2
@@ -27,8 +30,12 @@ def main() -> int:
     reports: list[dict[str, Any]] = []
     for mib in options.size:
         for processes in options.processes:
-            report = _run(processes, mib, options)
-            if report is None:
+            try:
+                report = measured(
+                    processes, mib, options.repeats, options.sides, options.only, options.folder
+                )
+            except SideError as error:
+                print(error, file=sys.stderr)
                 return 1
             reports.append(report)
             _print(report)
@@ -39,8 +46,15 @@ def main() -> int:
     return 0
 
 
-def _run(processes: int, mib: int, options: argparse.Namespace) -> dict[str, Any] | None:
-    folder = tempfile.mkdtemp(dir=options.folder)
+def measured(
+    processes: int, mib: int, repeats: int, sides: list[str], only: list[str],
+    folder: str | None, timeout: float | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """The seconds of each round by case and side, from a new group of processes.
+
+    `SideError` with all they said if one fails, `TimeoutError` after `timeout` seconds.
+    """
+    folder = tempfile.mkdtemp(dir=folder)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -48,26 +62,41 @@ def _run(processes: int, mib: int, options: argparse.Namespace) -> dict[str, Any
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={_DEVICES}",
     }
+    children: list[subprocess.Popen[str]] = []
+    end = None if timeout is None else time.monotonic() + timeout
     try:
-        children = [
-            subprocess.Popen(
-                [
-                    sys.executable, "-m", "benchmarks.many.child", str(number), str(processes),
-                    str(port), str(mib), str(options.repeats), folder, ",".join(options.sides),
-                    *options.only,
-                ],
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-            )
-            for number in range(processes)
-        ]  # fmt: skip
-        answers = [child.communicate() for child in children]
+        for number in range(processes):
+            command = [
+                sys.executable, "-m", "benchmarks.many.child", str(number), str(processes),
+                str(port), str(mib), str(repeats), folder, ",".join(sides), *only,
+            ]  # fmt: skip
+            children.append(
+                subprocess.Popen(
+                    command, env=environment, text=True,
+                    stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                )
+            )  # fmt: skip
+        # Both outputs of all are read at once, so that none waits for a full pipe.
+        with ThreadPoolExecutor(processes) as threads:
+            answers = list(threads.map(lambda child: _output(child, end), children))
     finally:
+        for child in children:
+            if child.poll() is None:
+                child.kill()
+                child.communicate()
         shutil.rmtree(folder, ignore_errors=True)
-    if any(child.returncode for child in children):
-        for number, (_, errors) in enumerate(answers):
-            print(f"process {number}:\n{errors[-2000:]}", file=sys.stderr)
-        return None
+    failed = [number for number, child in enumerate(children) if child.returncode]
+    if failed:
+        told = (f"process {number}:\n{answers[number][1][-2000:]}" for number in failed)
+        raise SideError("\n".join(told))
     return json.loads(answers[0][0].splitlines()[-1])
+
+
+def _output(child: subprocess.Popen[str], end: float | None) -> tuple[str, str]:
+    try:
+        return child.communicate(timeout=None if end is None else max(0, end - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        raise TimeoutError from None
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ A side takes part in a case by having the function that the case names: given a 
 prepares and returns the `Work` that is timed. `write(job)` makes the file at `job.path`.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from typing import Final, Literal, final
@@ -38,7 +39,12 @@ class Side:
     @property
     def missing(self) -> tuple[str, ...]:
         """The required distributions that are not installed."""
-        return tuple(package for package in self.requires if not _is_installed(package))
+        return tuple(missing(self.requires))
+
+
+def missing(packages: Iterable[str]) -> list[str]:
+    """Those of the distributions that are not installed."""
+    return [package for package in packages if not _is_installed(package)]
 
 
 def _is_installed(package: str) -> bool:
@@ -53,6 +59,7 @@ SIDES: Final = {
     side.name: side
     for side in (
         Side("safejax", "ours", memory=1.25, counts="requests"),
+        Side("safejax, again", "ours", memory=1.25, counts="requests"),
         Side("limit", "limit", memory=1.25),
         Side("safetensors.flax", "safetensors_flax"),
         Side("safetensors.numpy", "safetensors_numpy"),

@@ -18,6 +18,7 @@ TOP = {
     "CHANGELOG.md": "changelog.md",
     "SECURITY.md": "security.md",
     "benchmarks/speed.png": "speed.png",
+    "benchmarks/speed-targets.png": "speed-targets.png",
 }
 """What is outside of this folder, and where it is in the site."""
 
