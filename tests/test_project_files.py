@@ -1,6 +1,9 @@
 """The files about the project are correct: the version, the packed files, the hooks, the links."""
 
+import os
 import re
+import subprocess
+import sys
 import tomllib
 import urllib.parse
 from pathlib import Path
@@ -40,6 +43,70 @@ def test_the_hooks_are_what_ci_runs() -> None:
     assert len(entries) == len(re.findall(r"\.venv/bin/(?:ruff|pyright)\b", checks)) == 4
     for entry in entries:
         assert re.search(rf"{re.escape(entry)}( \|\||$)", checks, re.M), entry
+
+
+FAILING = """
+import os, pytest
+
+def helper():
+    raise ValueError("the reason")
+
+def test_deep():
+    helper()
+
+@pytest.mark.parametrize("n", range(int(os.environ["COUNT"])))
+def test_many(n):
+    assert list(range(100)) == [n]
+
+def test_fine():
+    pass
+"""
+
+
+@pytest.mark.skipif(not (ROOT / ".ci").exists(), reason="an sdist has no CI")
+def test_ci_ends_with_what_failed(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(FAILING)
+
+    def tested(count: int) -> str:
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull]
+        environment = {**os.environ, "COUNT": str(count)}
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        ).stdout
+
+    def shown(rows: list[str], *logs: str) -> list[str]:
+        parts = [f"part{number}" for number in range(len(logs))]
+        for part, log in zip(parts, logs, strict=True):
+            (tmp_path / part).write_text(log.replace("PART", part))
+        (tmp_path / "table").write_text("\n".join(rows))
+        command = [ROOT / ".ci" / "failures", tmp_path, *parts]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return done.stdout.splitlines()
+
+    before, after = "\n-- PART: install\nCollecting\n\n-- PART: tests\n", "\n-- PART: style\nfine\n"
+    of_tests = "part0|tests|2|FAILED"
+    lines = shown(["part0|install|1|passed", of_tests], before + tested(1) + after)
+    assert lines[1:7] == [
+        "== what failed", "-- part0: tests", "test_deep",
+        "    E       ValueError: the reason", "    test_it.py:5: ValueError", "test_many[0]",
+    ]  # fmt: skip
+    assert lines[7].startswith("    E       assert [0, 1, 2, 3, 4, 5, ...] == [0]")
+    assert lines[-1] == "    test_it.py:12: AssertionError"
+    assert len(lines) <= 2 + 1 + 3 + 12
+    # Of many tests there is a line or two each.
+    lines = shown([of_tests], before + tested(20) + after)
+    assert lines[3:6] == ["test_deep", "    E       ValueError: the reason", "test_many[0]"]
+    assert "test_many[19]" in lines
+    assert len(lines) <= 2 + 60
+    lines = shown([of_tests], before + tested(200) + after)
+    assert len(lines) == 2 + 60 + 1
+    assert lines[-1].startswith("and ")
+    # Of what is no test, the last lines.
+    style = "\n-- PART: style\n" + "\n".join(map(str, range(20)))
+    assert shown(["part0|style|3|FAILED"], style, "\n-- PART: tests\n... it hangs") == [
+        "", "== what failed", "-- part0: style", *(f"    {n}" for n in range(12, 20)),
+        "-- part1", "    -- part1: tests", "    ... it hangs",
+    ]  # fmt: skip
 
 
 @pytest.mark.skipif(not (ROOT / ".ci").exists(), reason="an sdist has no CI")

@@ -374,6 +374,33 @@ def test_a_save_into_a_folder_without_permission_is_an_error(open_folder: Path) 
     assert names_in(open_folder) == [path.name]
 
 
+def save_sets_as_nobody(send: Any, folder: Path) -> None:
+    """Save twice for each mode of a folder in the one that is replaced."""
+    if os.getuid() == 0:
+        os.setuid(NOBODY)
+    for mode in (0o555, 0o311):
+        path = folder / f"{mode:o}"
+        save(tree_of(0), path, max_shard_bytes=1 << 20)
+        (path / "logs" / "old").mkdir(parents=True)
+        (path / "logs" / "old" / "log").write_text("kept")
+        (path / "logs" / "old").chmod(mode)
+        send.send(outcome(lambda: save(tree_of(1), path, max_shard_bytes=1 << 20)))  # noqa: B023
+        (path / "logs" / "old").chmod(0o755)
+        assert (path / "logs" / "old" / "log").read_text() == "kept"
+        assert_trees_identical(load(path), tree_of(1 if mode == 0o555 else 0))
+    send.send(names_in(folder))
+
+
+def test_folders_without_permissions_in_one_that_is_replaced(open_folder: Path) -> None:
+    open_folder.chmod(0o777)
+    code, (read_only, unreadable, names) = in_a_child(save_sets_as_nobody, open_folder)
+    assert (code, read_only) == (0, ("gave", "None"))
+    assert unreadable[0] == "PermissionError"
+    assert "expected a folder that can be read" in unreadable[1]
+    assert str(open_folder / "311" / "logs" / "old") in unreadable[1]
+    assert names == ["311", "555"]  # And no litter.
+
+
 def save_beyond_the_limit(send: Any, path: Path) -> None:
     tree = load(path)
     half_read = load(path)

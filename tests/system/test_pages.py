@@ -82,6 +82,20 @@ def test_no_start_installs_what_the_index_has_under_our_name(page: Path) -> None
     )
 
 
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if DOCS in page.parents and page.parent.name != "start"],
+    ids=shown,
+)  # fmt: skip
+def test_an_extra_is_installed_where_safejax_is(page: Path) -> None:
+    """The first command says so: until 1.0 is there, the index has 0.5 under our name."""
+    text = page.read_text()
+    first = re.search(r"pip install ['\"]?safejax", text)
+    if first is not None:
+        said = re.search(r"\bwhere\s\[safejax is installed\]\((?:\.\./)*start/install\.md\)", text)
+        assert said is not None
+        assert abs(said.start() - first.start()) < 300
+
+
 def test_the_readme_is_short() -> None:
     text = (ROOT / "README.md").read_text()
     assert text.count("\n") <= 150

@@ -16,7 +16,7 @@ from safejax._src.storage.files import (
     flushing,
     missing_folder,
 )
-from safejax._src.storage.litter import locked_folder, remove_litter, temporary_name
+from safejax._src.storage.litter import locked_folder, remove_folder, remove_litter, temporary_name
 from safejax._src.storage.permissions import least_shared, status_of, take_over
 
 _AT_FDCWD: Final = -100
@@ -145,12 +145,28 @@ def _link_others(source: str, target: str, replaces: Callable[[str], bool]) -> i
             continue
         count += 1
         if is_folder:
-            shutil.copytree(entry.path, destination, symlinks=True, copy_function=_link)
-            for folder, _, _ in os.walk(destination):
-                flush_folder(folder)
+            _link_folder(entry.path, destination)
         else:
             _link(entry.path, destination)
     return count
+
+
+def _link_folder(source: str, destination: str) -> None:
+    """Make a folder with the entries of another one; all of it is flushed, but not its name."""
+    try:
+        entries = list(os.scandir(source))
+    except PermissionError as error:
+        reason = (
+            "expected a folder that can be read, so that it can be kept in the new one, got one "
+            "that may not; change its mode, or move it elsewhere"
+        )
+        raise PermissionError(error.errno, reason, source) from error
+    os.mkdir(destination)
+    for entry in entries:
+        is_folder = entry.is_dir(follow_symlinks=False)
+        (_link_folder if is_folder else _link)(entry.path, os.path.join(destination, entry.name))
+    shutil.copystat(source, destination)
+    flush_folder(destination)
 
 
 def _link(source: str, destination: str) -> None:
@@ -195,8 +211,9 @@ def _temporary_folder(target: str, replaced: os.stat_result | None) -> Generator
         try:
             yield temporary
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                shutil.rmtree(temporary)
+            # What another user has in the old folder stays, as litter: the new one is complete.
+            with contextlib.suppress(FileNotFoundError, PermissionError):
+                remove_folder(temporary)
 
 
 def _new_folder(target: str, replaced: os.stat_result | None, lock: contextlib.ExitStack) -> str:

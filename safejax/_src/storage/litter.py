@@ -72,7 +72,7 @@ def _remove_if_abandoned(entry: os.DirEntry[str]) -> None:
     mode = entry.stat(follow_symlinks=False).st_mode
     if stat.S_ISDIR(mode):
         with locked_folder(entry.path, wait=False):
-            shutil.rmtree(entry.path)
+            remove_folder(entry.path)
     elif stat.S_ISREG(mode):
         assert fcntl is not None
         descriptor = os.open(entry.path, os.O_RDWR | os.O_NOFOLLOW)
@@ -81,6 +81,20 @@ def _remove_if_abandoned(entry: os.DirEntry[str]) -> None:
             os.unlink(entry.path)
         finally:
             os.close(descriptor)
+
+
+def remove_folder(path: str) -> None:
+    """Remove a folder with all that is in it, also with folders that are read-only."""
+    try:
+        shutil.rmtree(path)
+    except PermissionError:
+        os.chmod(path, stat.S_IRWXU)
+        for folder, inside, _ in os.walk(path):
+            for name in inside:
+                found = os.path.join(folder, name)
+                if not os.path.islink(found):
+                    os.chmod(found, stat.S_IRWXU)
+        shutil.rmtree(path)
 
 
 @contextlib.contextmanager

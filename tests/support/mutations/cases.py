@@ -77,8 +77,8 @@ MUTATIONS: Final = (
     Mutation(
         "folders of others are not flushed",
         "storage/folders.py",
-        "                flush_folder(folder)\n",
-        "                pass\n",
+        "    shutil.copystat(source, destination)\n    flush_folder(destination)\n",
+        "    shutil.copystat(source, destination)\n",
         _states("folder, others' files"),
     ),
     Mutation(
