@@ -1,9 +1,9 @@
 """The cases: what is done, by which sides, and with a tree of which size."""
 
 from dataclasses import dataclass, replace
-from typing import Final, final
+from typing import Any, Final, final
 
-from benchmarks.sides import BFLOAT16, LAYERS, NAMES, OWN, PORT, SET, STOCK
+from benchmarks.sides import BFLOAT16, LAYERS, NAMES, OWN, PORT, SET, SHARDS, STOCK
 from benchmarks.trees import MIB, Spec
 
 _LOADERS: Final = (
@@ -129,6 +129,14 @@ def _null(kind: str, like: Case) -> Case:
 NULL: Final = {"short": "null_short", "long": "null_long", "disk": "null_disk"}
 """The case of the null run for each kind of time."""
 
+
+def _cold(name: str, title: str, **fields: Any) -> Case:
+    return Case(
+        f"cold_{name}", f"cold: {title}", f"cold_{name}", ("safejax", "calls by hand"),
+        module="cold", group="cold", cold=True, **fields,
+    )  # fmt: skip
+
+
 NAMING_STEPS: Final = (
     "prefix", "rename", "cast", "transpose", "reshape", "permute", "offset", "stack",
 )  # fmt: skip
@@ -166,6 +174,9 @@ _CASES: Final = (
         "cold", "load own file, cold, ready and touched", "load",
         (*_MAIN, "flax msgpack", "pickle"), "copy", cold=True,
     ),
+    _cold("open", "open 100 files", file=SHARDS, nbytes=100 * MIB, count=100, touched=0.0),
+    _cold("row", "open a file, one row as NumPy", touched=0.0),
+    _cold("whole", "open a file, one leaf, ready and touched", nbytes=512 * MIB, count=1),
     Case(
         "convert", "convert a file to bfloat16, flushed", "convert",
         ("safejax", "limit", "safetensors.flax"), scale=4.0,

@@ -59,6 +59,18 @@ def requested(case: str) -> Target:
     return outcomes
 
 
+def from_disk(case: str, kib: float) -> Target:
+    """At most `kib` KiB should come from the disk in addition to the pages that are needed."""
+
+    def outcomes(results: Results) -> Iterator[Outcome]:
+        ours = _side(results, case, "safejax")
+        if ours and "disk" in ours["facts"]:
+            beyond = (ours["facts"]["disk"] - ours["facts"]["needed"]) / 1024
+            yield Outcome(case, "from the disk, not needed", kib, False, "KiB", beyond, beyond)
+
+    return outcomes
+
+
 def seconds(case: str, target: float) -> Target:
     """The case should take at most `target` seconds."""
 
@@ -135,6 +147,9 @@ TARGETS: Final[tuple[Target, ...]] = (
     within("port", "NumPy by hand", 0.7),
     header("open_100000", 1.05),
     within("row", "numpy.memmap", 2),
+    from_disk("cold_open", 1024),
+    from_disk("cold_row", 128),
+    within("cold_whole", "calls by hand", 1.05),
     within("save", "limit", 1.15),
     faster("save", "Orbax", 1.5),
     faster("save", "safetensors.flax", 1),

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from safejax._src.dtypes import stored_as, to_stored_bytes
 from safejax._src.reading.array import ArraySource
+from safejax._src.reading.buffer import BufferSource
 from safejax._src.reading.concatenation import concatenation, stack
 from safejax._src.reading.log import observe_reads
 from safejax._src.reading.packed import PackedSource
 from safejax._src.reading.pointwise import cast_view
-from safejax._src.reading.source import BufferSource
 from safejax._src.reading.view import Strided
 from safejax._src.reading.windows import Window, explicit_index
 

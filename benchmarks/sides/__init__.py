@@ -16,6 +16,7 @@ LAYERS: Final = "layers.safetensors"
 SET: Final = "set"
 PORT: Final = "port"
 NAMES: Final = "names.safetensors"
+SHARDS: Final = "shards"
 
 
 @final
@@ -76,6 +77,7 @@ SIDES: Final = {
         Side("safetensors.torch", "port", ("torch",)),
         Side("safejax, lazy", "first_step"),
         Side("safejax, materialized", "first_step"),
+        Side("calls by hand", "cold"),
         Side("compile and run", "first_step"),
         Side("load only", "first_step"),
     )
@@ -89,6 +91,7 @@ WRITERS: Final = {
     SET: ("safetensors_numpy", "write_set"),
     PORT: ("port", "write"),
     NAMES: ("naming", "write"),
+    SHARDS: ("cold", "write_shards"),
     **{side.file: (side.module, "write") for side in SIDES.values() if side.file is not None},
 }
 """The module and function that write each kind of file."""

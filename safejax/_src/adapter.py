@@ -16,8 +16,9 @@ from safejax._src.checkpoint.options import Options, Paths
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.pytrees.structure import Kind
 from safejax._src.pytrees.walk import walk
+from safejax._src.reading.buffer import BufferSource
 from safejax._src.reading.filesystems import FileSystem
-from safejax._src.reading.source import BufferSource, File
+from safejax._src.reading.source import File
 from safejax._src.storage.files import PathLike, checked_path
 from safejax._src.storage.location import locate
 from safejax.errors import LeafError

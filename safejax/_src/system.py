@@ -2,10 +2,13 @@
 
 import ctypes
 import errno
+import mmap
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from functools import cache
 from typing import Any, Final, Protocol, final
 
 try:
@@ -44,6 +47,53 @@ def madvise() -> Callable[[int, int, int | None], int]:
         return ctypes.get_errno() if call(begin, nbytes, advice) else 0
 
     return advise
+
+
+ADVISES: Final = sys.platform == "linux"
+"""Whether the system reads ahead, and takes advice on that, as Linux does."""
+
+
+@contextmanager
+def no_read_ahead(descriptor: int) -> Generator[None]:
+    """Inside the block, reads of a file bring in their own pages only, if that can be had."""
+    if sys.platform != "linux":
+        yield
+        return
+    # What is no plain file takes no advice, and some file systems take none.
+    with suppress(OSError):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_NORMAL)
+
+
+def will_need(descriptor: int, begin: int, nbytes: int) -> None:
+    """Have the pages of these bytes of a file read from the disk, without waiting for them."""
+    if sys.platform == "linux":
+        # For each row of a loop, `suppress` would cost as much as the call.
+        try:  # noqa: SIM105
+            os.posix_fadvise(descriptor, begin, nbytes, os.POSIX_FADV_WILLNEED)
+        except OSError:
+            pass  # It is advice: whoever needs the pages reads them, too.
+
+
+def is_resident(address: int) -> bool:
+    """Whether the page of a mapped file that `address` is in is in memory.
+
+    Linux says yes for all pages of a file that this user neither owns nor may write to.
+    """
+    found = ctypes.c_ubyte()
+    begin = address // mmap.PAGESIZE * mmap.PAGESIZE
+    return bool(_mincore()(begin, 1, ctypes.byref(found))) or found.value & 1 == 1
+
+
+@cache
+def _mincore() -> Any:
+    call = ctypes.CDLL(None).mincore
+    call.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+    return call
 
 
 def sync_file_range() -> Callable[[int, int, int, int], int] | None:

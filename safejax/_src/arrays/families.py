@@ -59,21 +59,14 @@ class Tensors(Family):
 class Rows(Family):
     """The rows of a leaf; the number is the index of the row."""
 
-    __slots__ = ("_shown", "_view", "_weak_type", "size")
+    __slots__ = ("_read", "_view", "_weak_type", "size")
 
     def __init__(self, view: View, *, weak_type: bool = False) -> None:
         self._view = view
         self._weak_type = weak_type
         self.size = view.shape[0]
-        # In memory or in a mapped file, a row is an index into one array. The last entry is the
-        # number of bytes in a row.
-        self._shown: tuple[Source, NDArray[Any], int] | None = None
-        # NumPy returns scalars for the rows of one axis.
-        values = view.strided_array() if len(view.shape) > 1 else None
-        if values is not None:
-            (source,) = view.sources
-            nbytes = view.row(0).cost().nbytes
-            self._shown = source, values, nbytes
+        # In memory or in a mapped file, a row is an index into one array.
+        self._read = view.rows()
 
     @classmethod
     def of(cls, content: Content) -> Self | None:
@@ -89,8 +82,4 @@ class Rows(Family):
         return Content(self._view.row(number), None, self._weak_type)
 
     def read(self, number: int) -> NDArray[Any]:
-        if self._shown is None:
-            return super().read(number)
-        source, values, nbytes = self._shown
-        source.log_read(nbytes)
-        return values[number]
+        return super().read(number) if self._read is None else self._read(number)

@@ -40,8 +40,9 @@ def read_for(device: Any, view: View, empty: Allocator) -> NDArray[Any]:
     with stored.kept():
         for piece in pieces(stored.shape, view.dtype.itemsize, order):
             part = stored.index(piece)
-            runs = _in_memory(part)
-            if runs is None:
+            if isinstance(part, Strided):
+                runs = part.read()  # In memory: it is not copied.
+            else:
                 memory = (
                     aligned_empty((PIECE_BYTES,), np.dtype(np.uint8)) if memory is None else memory
                 )
@@ -52,14 +53,4 @@ def read_for(device: Any, view: View, empty: Allocator) -> NDArray[Any]:
                 runs.shape, view.dtype, sharding, {device: runs}, committed=True
             )
             places[piece] = np.asarray(turned).transpose(order)
-    return values
-
-
-def _in_memory(part: View) -> NDArray[Any] | None:
-    """The values where they lie, if they do in memory."""
-    if not isinstance(part, Strided):
-        return None
-    values = part.strided_array()
-    if values is not None:
-        part.source.log_read(values.nbytes)
     return values

@@ -8,7 +8,7 @@ from safejax._src.checkpoint.layout import layout
 from safejax._src.checkpoint.stream import to_bytes
 from safejax._src.leaves.leaves import Leaves
 from safejax._src.leaves.steps import Step
-from safejax._src.reading.source import BufferSource
+from safejax._src.reading.buffer import BufferSource
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 

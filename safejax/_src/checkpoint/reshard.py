@@ -25,8 +25,9 @@ from safejax._src.checkpoint.ours import Share, blocks
 from safejax._src.processes.agreement import Round
 from safejax._src.processes.interrupts import interrupts_wait
 from safejax._src.processes.preparing import agreed
+from safejax._src.reading.buffer import BufferSource
 from safejax._src.reading.shares import Region
-from safejax._src.reading.source import BufferSource, strided_array
+from safejax._src.reading.source import strided_array
 from safejax._src.reading.view import Strided
 from safejax._src.reading.windows import Window
 from safejax.errors import LeafError, ProcessError

@@ -39,6 +39,7 @@ def read_stored(source: File, prefix: Callable[[int, int], bytes] | None = None)
     metadata, record = read_record(header.metadata, file)
     check_of_tensors(header, record, file)
     check_structure(record, header.tensors.keys(), file)
+    source.learn(header.tensors.values())
     return Stored(source, header, metadata, record)
 
 

@@ -14,10 +14,11 @@ from safejax._src.checkpoint.stored import Stored, check_structure, read_stored,
 from safejax._src.format.index import Index
 from safejax._src.inspection.shards import Shard
 from safejax._src.pytrees.structure import EMPTY, Kind
+from safejax._src.reading.buffer import BufferSource
 from safejax._src.reading.digests import DIGEST_BYTES
 from safejax._src.reading.filesystems import FileSystem
 from safejax._src.reading.masking import masked
-from safejax._src.reading.source import BufferSource, File
+from safejax._src.reading.source import File
 from safejax._src.reading.view import View
 from safejax.errors import InvalidFileError
 

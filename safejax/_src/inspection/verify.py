@@ -23,10 +23,11 @@ from safejax._src.inspection import text
 from safejax._src.inspection.contents import IN_MEMORY, items_of, united
 from safejax._src.progress import ProgressArgument, shown_progress
 from safejax._src.public import set_module
+from safejax._src.reading.buffer import BufferSource
 from safejax._src.reading.digests import DIGEST_BYTES, Digests, hasher
 from safejax._src.reading.filesystems import FileSystem
 from safejax._src.reading.masking import masked
-from safejax._src.reading.source import BufferSource, File
+from safejax._src.reading.source import File
 from safejax._src.reading.windows import Window
 from safejax.errors import InvalidFileError, ReadError
 

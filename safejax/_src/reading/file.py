@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, final
 
@@ -10,14 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safejax._src.dtypes import Dtype
+from safejax._src.reading.buffer import Buffer, BufferSource
 from safejax._src.reading.descriptors import Descriptor, LocalFile
 from safejax._src.reading.landing import Landing, is_one_run
 from safejax._src.reading.mapping import map_file
+from safejax._src.reading.pieces import Pieces
 from safejax._src.reading.requested import RequestedFile
 from safejax._src.reading.requests import NEAR, Requests
-from safejax._src.reading.source import BufferSource
+from safejax._src.reading.source import Extent, strided_array
 from safejax._src.reading.windows import Spans, Window
-from safejax._src.system import CAN_READ
+from safejax._src.system import CAN_READ, no_read_ahead
 
 
 @final
@@ -41,11 +43,19 @@ class MappedSource(BufferSource):
         super().__init__(map_file(descriptor.number, size) if size else b"", path)
         # Unless `in_place`, arrays use the mapping only until they are copied.
         self.immutable = in_place
+        self._pieces = Pieces(self._file)
 
     def prefix(self, begin: int, end: int) -> bytes:
+        # Through the mapping, the system would read megabytes around a header.
+        descriptor = self._file.descriptor() if CAN_READ else None
+        if descriptor is not None:
+            return _prefix(descriptor, begin, end, self._file)
         data = super().prefix(begin, end)
         self._check()
         return data
+
+    def learn(self, tensors: Iterable[Extent]) -> None:
+        self._pieces.learn(tensors)
 
     def read_into(self, begin: int, dtype: Dtype, window: Window, out: NDArray[Any]) -> None:
         worth = out.nbytes >= _WORTH_A_CALL and CAN_READ and is_one_run(window, out)
@@ -56,15 +66,23 @@ class MappedSource(BufferSource):
             super().read_into(begin, dtype, window, out)
             return
         self._log(out.nbytes)
+        self._pieces.memory(begin, dtype, window)  # A piece is brought in without more.
         _read_runs(descriptor, begin + window.offset * dtype.itemsize, [out], self._file)
         self._check()
 
-    def log_read(self, nbytes: int) -> None:
-        self._file.check_often()
-        self._log(nbytes)
+    def _memory(self, begin: int, dtype: Dtype, window: Window) -> Buffer:
+        piece = self._pieces.memory(begin, dtype, window)
+        return self._buffer if piece is None else piece
+
+    def _row_of(self, begin: int, dtype: Dtype, window: Window) -> Callable[[int], NDArray[Any]]:
+        usual = strided_array(self._buffer, begin, dtype, window)
+        return self._pieces.rows(begin, dtype, window, usual) or usual.__getitem__
 
     def _check(self) -> None:
         self._file.check()
+
+    def _check_often(self) -> None:
+        self._file.check_often()
 
 
 @final
@@ -86,10 +104,7 @@ class FileSource(RequestedFile):
         return f"FileSource({self.name!r})"
 
     def prefix(self, begin: int, end: int) -> bytes:
-        data = np.empty(end - begin, np.uint8)
-        _read_runs(self._descriptor(), begin, [data], self._file)
-        self._file.check()
-        return data.tobytes()
+        return _prefix(self._descriptor(), begin, end, self._file)
 
     def _fetch(self, requests: Requests, landing: Landing) -> None:
         descriptor = self._descriptor()
@@ -140,6 +155,16 @@ _MOST_PLACES: Final = 64
 _THREADS: Final = 4
 _WORTH_A_THREAD: Final = 2 << 20
 """Bytes: less is read before another thread has begun."""
+
+
+def _prefix(descriptor: Descriptor, begin: int, end: int, file: LocalFile) -> bytes:
+    """The bytes of the file that are in `[begin, end)`, checked; nothing is read after them."""
+    data = np.empty(max(0, min(end, file.status.st_size) - begin), np.uint8)
+    if data.nbytes:
+        with no_read_ahead(descriptor.number):
+            _read_runs(descriptor, begin, [data], file)
+    file.check()
+    return data.tobytes()
 
 
 def _read_runs(

@@ -61,11 +61,10 @@ class HeldSource(Source):
     def is_in_place(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> bool:
         return self._source.is_in_place(begin, dtype, window, alignment)
 
-    def strided_array(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any] | None:
-        return self._source.strided_array(begin, dtype, window)
-
-    def log_read(self, nbytes: int) -> None:
-        self._source.log_read(nbytes)
+    def rows(
+        self, begin: int, dtype: Dtype, window: Window
+    ) -> Callable[[int], NDArray[Any]] | None:
+        return self._source.rows(begin, dtype, window)
 
     def kept(self) -> AbstractContextManager[None]:
         return self._source.kept()

@@ -2,13 +2,12 @@
 
 A source is a flat run of bytes. `read(begin, dtype, window)` returns the elements that the
 window shows of a tensor that begins at byte `begin`, and each request is reported to the logs
-that are open. This module has the interfaces, of sources and of those that are whole files, and
-the source that is a buffer in memory.
+that are open. This module has the interfaces, of sources and of those that are whole files.
 """
 
 import mmap
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol, final
 
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from safejax._src.dtypes import Dtype
 from safejax._src.reading.log import Read, open_logs, open_logs_lock
-from safejax._src.reading.memory import address, is_aligned
+from safejax._src.reading.memory import is_aligned
 from safejax._src.reading.requests import FREE, Cost, runs_cost
 from safejax._src.reading.windows import Window
 
@@ -108,17 +107,15 @@ class Source(ABC):
         del begin, dtype, window, alignment
         return False
 
-    def strided_array(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any] | None:
-        """The array that `read` returns if the source is in memory, not logged; else None.
+    def rows(
+        self, begin: int, dtype: Dtype, window: Window
+    ) -> Callable[[int], NDArray[Any]] | None:
+        """A function that returns row `number >= 0` of what `read` returns, as `read` would.
 
-        Callers log each use of it with `log_read`.
+        None unless the source is in memory. For a loop over rows, this is the fast way.
         """
         del begin, dtype, window
         return None
-
-    def log_read(self, nbytes: int) -> None:
-        """Log a read of `nbytes` bytes, which a caller is about to take from a `strided_array`."""
-        self._log(nbytes)
 
     @property
     def arrays(self) -> tuple[HostArray, ...]:
@@ -187,10 +184,24 @@ class Source(ABC):
                     log.excess += nbytes
 
 
+class Extent(Protocol):
+    """A tensor's part of a file, `[begin, end)`."""
+
+    @property
+    def begin(self) -> int: ...
+
+    @property
+    def end(self) -> int: ...
+
+
 class File(Source):
     """A source that holds a whole file: its size is known, and so is where its header is."""
 
     nbytes: int
+
+    def learn(self, tensors: Iterable[Extent]) -> None:
+        """Learn where the tensors of the file are: a part of one may be read otherwise than all."""
+        del tensors
 
     @abstractmethod
     def prefix(self, begin: int, end: int) -> bytes:
@@ -199,71 +210,6 @@ class File(Source):
     def inside(self, begin: int, end: int) -> bytes:
         """Like `prefix`, where headers are anywhere in the file."""
         return self.prefix(begin, end)
-
-
-class BufferSource(File):
-    """Bytes in memory that are read in place."""
-
-    immutable = True
-    in_memory = True
-
-    def __init__(self, buffer: bytes | mmap.mmap | NDArray[np.uint8], name: str) -> None:
-        self.name = name
-        self.nbytes = len(buffer)
-        if isinstance(buffer, np.ndarray):
-            buffer = read_only(buffer.view())
-        # The buffer is read-only, and so are the arrays that share its memory.
-        self._buffer = buffer
-        self._address = address(np.frombuffer(buffer, np.uint8)) if len(buffer) else 0
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.name!r})"
-
-    def prefix(self, begin: int, end: int) -> bytes:
-        return bytes(self._buffer[begin:end])
-
-    def read(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
-        if window.size == 0:
-            return np.empty(window.shape, dtype)
-        self._check()
-        if open_logs:
-            self._log(window.distinct * dtype.itemsize)
-        return self.strided_array(begin, dtype, window)
-
-    def strided_array(self, begin: int, dtype: Dtype, window: Window) -> NDArray[Any]:
-        return strided_array(self._buffer, begin, dtype, window)
-
-    def in_place(
-        self, begin: int, dtype: Dtype, window: Window, alignment: int
-    ) -> NDArray[Any] | None:
-        self._check()
-        array = self._usable(begin, dtype, window, alignment)
-        if array is not None:
-            self._log(array.nbytes)
-        return array
-
-    def is_in_place(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> bool:
-        if not self._is_aligned(begin, dtype, window, alignment):
-            return False
-        # For most tensors, nothing has to be made to see that.
-        return window is Window.whole(window.shape) or (
-            self._usable(begin, dtype, window, alignment) is not None
-        )
-
-    def _is_aligned(self, begin: int, dtype: Dtype, window: Window, alignment: int) -> bool:
-        first = self._address + begin + window.offset * dtype.itemsize
-        return first % alignment == 0 and window.size > 0 and self.immutable
-
-    def _usable(
-        self, begin: int, dtype: Dtype, window: Window, alignment: int
-    ) -> NDArray[Any] | None:
-        if not self._is_aligned(begin, dtype, window, alignment):
-            return None
-        array = strided_array(self._buffer, begin, dtype, window)
-        return array if array.flags.c_contiguous else None
-
-    def _check(self) -> None:
-        """Raise `ReadError` if the bytes are no longer there."""
 
 
 def strided_array(

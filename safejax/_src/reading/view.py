@@ -141,10 +141,10 @@ class View(ABC):
         del alignment
         return False
 
-    def strided_array(self) -> NDArray[Any] | None:
-        """What `read` returns if it is an array that is in memory already, not logged; else None.
+    def rows(self) -> Callable[[int], NDArray[Any]] | None:
+        """A function that returns row `number >= 0` as `read` would: the fast way, for a loop.
 
-        Callers log each use of it with `log_read` of its source.
+        None unless the rows are in memory already, and have one axis or more.
         """
         return None
 
@@ -281,10 +281,11 @@ class Strided(View):
             return None
         return array
 
-    def strided_array(self) -> NDArray[Any] | None:
-        if self.dtype.kind == "b":  # The bytes of bools may be invalid.
+    def rows(self) -> Callable[[int], NDArray[Any]] | None:
+        # The bytes of bools may be invalid, and NumPy returns scalars for the rows of one axis.
+        if self.dtype.kind == "b" or len(self.shape) < 2 or not self.size:
             return None
-        return self.source.strided_array(self.begin, self.dtype, self.window)
+        return self.source.rows(self.begin, self.dtype, self.window)
 
     def read_into(self, out: NDArray[Any]) -> None:
         self.source.read_into(self.begin, self.dtype, self.window, out)

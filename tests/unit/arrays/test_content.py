@@ -13,9 +13,9 @@ import safejax
 from safejax._src.arrays.content import Content
 from safejax._src.arrays.families import Rows, Tensors
 from safejax._src.reading.array import ArraySource
+from safejax._src.reading.buffer import BufferSource
 from safejax._src.reading.concatenation import stack
 from safejax._src.reading.log import observe_reads
-from safejax._src.reading.source import BufferSource
 from safejax._src.reading.view import Strided, View
 from safejax._src.reading.windows import Window
 

@@ -26,12 +26,12 @@ from safejax._src.arrays.precision import NarrowingNotice
 from safejax._src.arrays.untraced import run_all_untraced, run_untraced
 from safejax._src.leaves.leaf import content_of
 from safejax._src.reading.array import ArraySource
+from safejax._src.reading.buffer import BufferSource
 from safejax._src.reading.concatenation import Concatenation, stack
 from safejax._src.reading.file import MappedSource
 from safejax._src.reading.log import observe_reads
 from safejax._src.reading.memory import aligned_empty
 from safejax._src.reading.pointwise import CastTo, Pointwise
-from safejax._src.reading.source import BufferSource
 from safejax._src.reading.view import Strided, View
 from safejax._src.reading.windows import Window
 from safejax.errors import PrecisionError, PrecisionWarning, ReadError

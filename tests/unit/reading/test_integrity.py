@@ -26,8 +26,8 @@ import safejax.flax
 import safejax.haiku
 import safejax.objax
 from safejax import ChecksumError, InvalidFileError
+from safejax._src.reading.buffer import BufferSource
 from safejax._src.reading.digests import BlockHasher, Digests, chosen_block_bytes, digests_size
-from safejax._src.reading.source import BufferSource
 from safejax._src.reading.verified import VerifiedSource
 from safejax._src.reading.windows import Window
 from safejax.testing import ALL_DTYPES, assert_trees_identical

@@ -1,7 +1,6 @@
 """Read-ahead brings in the right pages, and no damaged file ends the process."""
 
 import gc
-import mmap
 import os
 import threading
 import weakref
@@ -17,8 +16,7 @@ import safejax._src.arrays.at_once
 from safejax._src.reading import readahead
 from safejax._src.reading.memory import address
 from safejax._src.reading.readahead import _page_runs, read_ahead
-
-PAGE = mmap.PAGESIZE
+from tests.support.cold import PAGE, chilled, mapped, resident
 
 
 @pytest.mark.parametrize(
@@ -44,34 +42,9 @@ def test_spans_become_runs_of_pages(
 @pytest.fixture
 def cold(tmp_path: Path) -> str:
     """A file of 8 MiB of which nothing is in memory."""
-    path = str(tmp_path / "cold")
-    with open(path, "wb") as file:
-        file.write(np.random.default_rng(0).bytes(8 << 20))
-        file.flush()
-        os.fsync(file.fileno())
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    if not hasattr(os, "posix_fadvise") or resident(mapped(path)) != 0:
-        pytest.skip("this system does not drop a file from its page cache")
-    return path
-
-
-def resident(array: np.ndarray) -> float:
-    """The fraction of an array's pages that are in memory now."""
-    import ctypes
-
-    begin = address(array) // PAGE * PAGE
-    nbytes = address(array) + array.nbytes - begin
-    seen = np.zeros(-(-nbytes // PAGE), np.uint8)
-    mincore = ctypes.CDLL(None).mincore
-    arguments = (ctypes.c_void_p(begin), ctypes.c_size_t(nbytes), ctypes.c_void_p(address(seen)))
-    assert mincore(*arguments) == 0
-    return float((seen & 1).mean())
-
-
-def mapped(path: str) -> np.ndarray:
-    with open(path, "rb") as file:
-        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+    path = tmp_path / "cold"
+    path.write_bytes(np.random.default_rng(0).bytes(8 << 20))
+    return chilled(path)
 
 
 def test_pages_that_are_read_ahead_are_in_memory(cold: str) -> None:

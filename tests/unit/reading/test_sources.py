@@ -11,11 +11,11 @@ import pytest
 
 from safejax._src.dtypes import stored_as, to_stored_bytes
 from safejax._src.reading.array import AbstractSource, ArraySource
+from safejax._src.reading.buffer import BufferSource
 from safejax._src.reading.computed import ComputedSource
 from safejax._src.reading.file import MappedSource
 from safejax._src.reading.log import Read, observe_reads
 from safejax._src.reading.packed import PackedSource
-from safejax._src.reading.source import BufferSource
 from safejax._src.reading.windows import Window
 from safejax.errors import LeafError, ReadError
 
