@@ -65,6 +65,7 @@ SIDES: Final = {
         Side("numpy.memmap, mapped anew", "memmap"),
         Side("plain arrays", "dispatch"),
         Side("materialized", "dispatch"),
+        Side("jnp.asarray", "dispatch"),
         Side("NumPy by hand", "port"),
         Side("safejax, lazy", "first_step"),
         Side("safejax, materialized", "first_step"),
