@@ -225,6 +225,11 @@ _CASES: Final = (
         nbytes=256_000, count=1_000,
     ),
     Case(
+        "materialize", "materialize 1,000 leaves of 4 KiB", "materialize",
+        ("safejax", "jnp.asarray"), module="dispatch", group="overhead", nbytes=1_000 << 12,
+        count=1_000,
+    ),
+    Case(
         "import", "import, after `import jax`", "import_module",
         ("safejax", "safetensors.flax", "Orbax", "flax msgpack", "equinox"),
         module="importing", group="overhead", nbytes=MIB // 4,

@@ -161,6 +161,7 @@ TARGETS: Final[tuple[Target, ...]] = (
     faster("first", "safetensors.flax", 1),
     faster("first", "safejax, materialized", 1),
     within("dispatch", "plain arrays", 1.2),
+    within("materialize", "jnp.asarray", 1.2),
     # They are the same arrays, so that this is met or missed by chance, or a finding.
     within("dispatch", "plain arrays", 1.0, "materialized"),
     seconds("import", 0.05),

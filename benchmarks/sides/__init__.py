@@ -73,6 +73,7 @@ SIDES: Final = {
         Side("numpy.memmap, mapped anew", "memmap"),
         Side("plain arrays", "dispatch"),
         Side("materialized", "dispatch"),
+        Side("jnp.asarray", "dispatch"),
         Side("NumPy by hand", "port"),
         Side("safetensors.torch", "port", ("torch",)),
         Side("safejax, lazy", "first_step"),

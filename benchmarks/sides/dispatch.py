@@ -1,15 +1,16 @@
-"""The time of a call of a jitted function with lazy leaves, and with plain arrays."""
+"""What many leaves cost, next to as many plain arrays: a call with them, and placing them."""
 
 import os
 from functools import reduce
 from operator import add
-from typing import Any
+from typing import Any, Final
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import safejax
-from benchmarks.job import Job, Work
+from benchmarks.job import Job, Work, check_tree
 
 
 def dispatch(job: Job) -> Work:
@@ -30,3 +31,19 @@ def dispatch(job: Job) -> Work:
         assert np.isfinite(np.asarray(result)).all()
 
     return Work(lambda: jax.block_until_ready(total(tree)), check, calls=200)
+
+
+def materialize(job: Job) -> Work:
+    """Place the leaves of a tree that is loaded, or make arrays of NumPy's one by one."""
+    if job.side == "jnp.asarray":
+        host = job.spec.tree()
+        return Work(lambda: {name: jnp.asarray(leaf) for name, leaf in host.items()}, calls=_TREES)
+    trees = [safejax.load(job.path) for _ in range(_TREES)]
+
+    def check(tree: Any) -> None:
+        check_tree(job, tree)
+
+    return Work(lambda: safejax.materialize(trees.pop()), check, calls=_TREES)
+
+
+_TREES: Final = 20

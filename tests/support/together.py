@@ -64,7 +64,13 @@ class Together:
         self.begin(task, *arguments)
         # All answers are taken before one of them fails the test: the next test gets its own.
         answers = [self._answer(number) for number in range(len(self.pipes))]
-        return [self._value(number, answer) for number, answer in enumerate(answers)]
+        failed = [
+            f"process {number}: {value}"
+            for number, (kind, value) in enumerate(answers)
+            if kind != "returned"
+        ]
+        assert not failed, "\n".join(failed)
+        return [value for _, value in answers]
 
     def begin(self, task: Callable[..., Any], *arguments: Any) -> None:
         assert not self.is_silent, "a process gave no answer before"
