@@ -56,6 +56,11 @@ def is_on(sharding: Sharding) -> bool:
     return _now.is_possible and RING.is_open and SWITCH.is_on(sharding)
 
 
+def may_take(view: View, sharding: Sharding) -> bool:
+    """Whether `stage` may take a view that is to be placed whole, where this sharding says."""
+    return is_on(sharding) and view.nbytes >= _now.sizes.least
+
+
 def may_be_on(sharding: Sharding) -> bool:
     """Whether leaves of this sharding are copied to devices, staged or not, and not used in place.
 
