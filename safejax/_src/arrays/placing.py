@@ -107,7 +107,9 @@ def place(
         (placed,) = place_many([job])
         return placed
     with _ErrorsName(name):
-        if aval is not None and content.key is None:
+        is_known = aval is not None and content.key is None
+        # What is staged does not go as it lies.
+        if is_known and not staging.may_take(content.view, placement.sharding):
             found = array_in_place(
                 content.view, aval, placement.sharding, committed=placement.committed
             )

@@ -38,6 +38,9 @@ class Sizes(NamedTuple):
     ring: int = RING_BYTES
 
 
+_MOST_ROWS: Final = 2**31 - 1
+"""Rows of a leaf that is put together of pieces: without x64, what is jitted counts in int32."""
+
 _READERS: Final = 4
 """Most threads that read one piece. Other leaves are read by others at the same time."""
 
@@ -54,6 +57,11 @@ def session() -> Generator[None]:
 def is_on(sharding: Sharding) -> bool:
     """Whether leaves of this sharding are staged now: in a session, if the switch is on."""
     return _now.is_possible and RING.is_open and SWITCH.is_on(sharding)
+
+
+def may_take(view: View, sharding: Sharding) -> bool:
+    """Whether `stage` may take a view that is to be placed whole, where this sharding says."""
+    return is_on(sharding) and view.nbytes >= _now.sizes.least
 
 
 def may_be_on(sharding: Sharding) -> bool:
@@ -121,10 +129,12 @@ def _as_it_is(array: jax.Array) -> jax.Array:
 
 
 def _is_stageable(view: View) -> bool:
+    rows = view.shape[_rows_axis(view)]
     # Behind a barrier each piece needs the whole operand. XLA restores another order of axes.
     return (
         not (view.plans_reads or view.has_barrier or is_below_a_byte(view.dtype))
-        and view.nbytes // view.shape[_rows_axis(view)] <= RING.most
+        and rows <= _MOST_ROWS
+        and view.nbytes // rows <= RING.most
         and order_of_reading(view) is None
     )
 

@@ -95,7 +95,7 @@ class Switch:
         """What was said; None if it is to be measured. Raises `ValueError` for another word."""
         if self._forced is not None:
             return self._forced
-        word = os.environ.get(VARIABLE, "auto")
+        word = os.environ.get(VARIABLE) or "auto"  # As a variable that is not set, an empty one.
         if word not in ("auto", "on", "off"):
             raise ValueError(f"{VARIABLE}: expected 'auto', 'on' or 'off', got {word!r}")
         return None if word == "auto" else word == "on"

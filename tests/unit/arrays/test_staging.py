@@ -162,6 +162,16 @@ def test_transforms(transform: Any, path: Path, staged: list[bool]) -> None:
     assert staged
 
 
+def test_rows_that_int32_cannot_count_are_placed_plainly(tmp_path: Path) -> None:
+    path, rows = tmp_path / "m.safetensors", 2**31 + 64
+    header = f'{{"a":{{"dtype":"U8","shape":[{rows}],"data_offsets":[0,{rows}]}}}}'.encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    os.truncate(path, 8 + len(header) + rows)  # It has no blocks on the disk.
+    content = content_of(safejax.load(path)["a"])
+    assert content is not None
+    assert staging.stage(content.view, DEVICE) is None
+
+
 def test_only_the_bytes_that_are_needed_are_read(path: Path) -> None:
     chosen = safejax.select("tree.float32.1")
     sharding = NamedSharding(SQUARE, P("x"))
@@ -272,7 +282,9 @@ def test_an_interrupt_leaves_nothing_behind(path: Path) -> None:
         assert reached.wait(60)
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
-    waits = safejax.chain(safejax.select("tree.float32.*"), safejax.elementwise(wait, "*"))
+    # A row of the other one is larger than the ring, so that it has no buffer while it is read.
+    chosen = safejax.select(["tree.float32.*", "!tree.float32.2"])
+    waits = safejax.chain(chosen, safejax.elementwise(wait, "*"))
     tree = safejax.load(path, transform=waits)
     is_loaded.set()
     thread = threading.Thread(target=interrupt)
@@ -359,6 +371,8 @@ def test_the_variable_says_the_way(
     monkeypatch.setenv(VARIABLE, "on")
     assert load() == [True]
     monkeypatch.setenv(VARIABLE, "off")
+    assert load() == []
+    monkeypatch.setenv(VARIABLE, "")
     assert load() == []
     monkeypatch.setenv(VARIABLE, "yes")
     with pytest.raises(ValueError, match="SAFEJAX_STAGING: expected 'auto', 'on' or 'off'"):
