@@ -586,3 +586,23 @@ def test_many_failed_loads_leave_no_descriptor_and_no_mapping(path: Path) -> Non
                 load(path, **options)
         gc.collect()  # JAX's errors, which are the cause of some of ours, are in reference cycles.
         assert (open_below(path.parent), mappings(path)) == ([], 0), error
+
+
+# ---- no device
+
+
+def save_without_devices(folder: Path) -> None:
+    tree = {"w": np.ones((300, 70)), "step": 3, "name": "x"}
+    safejax.save(tree, folder / "one.safetensors", checksum=True)
+    safejax.save(tree, folder / "many", max_shard_bytes=1 << 10)
+    safejax.save_async(tree, folder / "later.safetensors").result()
+    assert safejax.serialize(tree)
+    # JAX refuses this once there are devices.
+    jax.config.update("jax_num_cpu_devices", 3)
+
+
+def test_values_of_numpy_are_saved_without_bringing_up_devices(tmp_path: Path) -> None:
+    child = CHILDREN.Process(target=save_without_devices, args=(tmp_path,))
+    child.start()
+    child.join(300)
+    assert child.exitcode == 0

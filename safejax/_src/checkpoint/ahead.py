@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Final
 
+import jax
+
 from safejax._src.arrays.fetching import begin_fetch
 from safejax._src.arrays.switch import SWITCH
 from safejax._src.checkpoint.layout import Extent
@@ -16,7 +18,9 @@ AHEAD_BYTES: Final = 256 << 20
 
 def fetched_ahead(extents: Sequence[Extent], most: int = AHEAD_BYTES) -> Iterator[Extent]:
     """The extents in order; those after the one that is taken are being fetched, up to `most`."""
-    return _ahead(extents, most) if SWITCH.is_possible() else iter(extents)
+    # To ask about the devices brings them up, which a save of NumPy's arrays alone must not do.
+    on_devices = any(isinstance(array, jax.Array) for each in extents for array in each.arrays)
+    return _ahead(extents, most) if on_devices and SWITCH.is_possible() else iter(extents)
 
 
 def _ahead(extents: Sequence[Extent], most: int) -> Iterator[Extent]:
