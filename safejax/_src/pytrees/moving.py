@@ -1,6 +1,6 @@
 """Moves: what a structure records of a container follows the container to its new name."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Final, NamedTuple
 
 from safejax._src.pytrees.names import SEPARATOR, join, split
@@ -52,7 +52,11 @@ def moved(structure: Structure, names: Mapping[str, str]) -> Structure:
     return structure._replace(kinds=kinds, paths=paths)
 
 
-def left_of(structure: Structure, kept: Iterable[str], lost: Iterable[str]) -> Structure:
+_FEW: Final = 16
+"""So many texts are looked for at the beginning of each name."""
+
+
+def left_of(structure: Structure, kept: Set[str], lost: Set[str]) -> Structure:
     """The structure where the leaves `kept` are left of those and `lost`, which do not come back.
 
     What is recorded of a container goes with the last leaf in it, but for the tree itself.
@@ -60,12 +64,12 @@ def left_of(structure: Structure, kept: Iterable[str], lost: Iterable[str]) -> S
     recorded = {container_segments(key): key for key in structure.kinds if key}
     if not recorded:
         return structure
-    kept = tuple(kept)
-    # What is too deep for a tree can be left out, too.
-    paths = paths_of((*kept, *lost), structure, deepest=None)
-    emptied = _containers(paths[name] for name in paths.keys() - {*kept}) & recorded.keys()
-    if emptied:
-        emptied -= _containers(paths[name] for name in kept)
+    # A leaf that is a container is an empty one; others whose names extend its own are not in it.
+    emptied = recorded.keys() & _ends(lost, structure, recorded)
+    others = recorded.keys() - emptied - _ends(kept, structure, recorded)
+    others -= _containers(kept, structure, others)
+    if others:
+        emptied |= others & _containers(lost, structure, others)
     if not emptied:
         return structure
     gone = {recorded[container] for container in emptied}
@@ -74,14 +78,47 @@ def left_of(structure: Structure, kept: Iterable[str], lost: Iterable[str]) -> S
     )
 
 
-def _containers(paths: Iterable[Segments]) -> set[Segments]:
-    """All that the paths go through, and where they end, since an empty container is an entry."""
+def _ends(names: Set[str], structure: Structure, containers: Iterable[Segments]) -> set[Segments]:
+    """Which of the containers are leaves with these names."""
+    found = {path for name, path in structure.paths.items() if name in names}
+    for container in containers:
+        name = join(container)
+        if name in names and name not in structure.paths:
+            found.add(container)
+    return found
+
+
+def _containers(names: Iterable[str], structure: Structure, wanted: Set[Segments]) -> set[Segments]:
+    """What the paths of the leaves go through, until all that are wanted are found."""
+    flat = any(kind.flat for kind in structure.kinds.values())
+    path_in = KindTree(structure.kinds).path_of if flat else None
     found: set[Segments] = set()
-    for path in paths:
+    seen: set[str] = set()
+    left = {container: join(container) + SEPARATOR for container in wanted}
+    begins = tuple(left.values())
+    for name in names:
+        if not left:
+            break
+        if len(left) <= _FEW and not name.startswith(begins) and name not in structure.paths:
+            continue
+        path = structure.paths.get(name)
+        if path is not None:
+            path = path[:-1]
+        elif path_in is not None:
+            path = path_in(name)[:-1]
+        else:  # Most leaves are next to others.
+            above, dot, _ = name.rpartition(SEPARATOR)
+            if not dot or above in seen:
+                continue
+            seen.add(above)
+            path = split(above)
         for depth in range(min(len(path), MAX_DEPTH), 0, -1):
-            if path[:depth] in found:
+            container = path[:depth]
+            if container in found:
                 break
-            found.add(path[:depth])
+            found.add(container)
+            if left.pop(container, None) is not None and len(left) <= _FEW:
+                begins = tuple(left.values())
     return found
 
 

@@ -99,6 +99,18 @@ def test_leaves_of_another_writer_have_no_kinds() -> None:
     assert unflatten(prefix("net")(leaves)) == {"net": {"s": {"0": 1, "1": 2}}}
 
 
+@pytest.mark.parametrize("count", [2, 40])
+def test_the_kind_of_a_container_goes_with_its_last_leaf(count: int) -> None:
+    """Whether few or many are recorded; one with a key of several segments, and an empty one."""
+    tree = {f"k{i}": [A, {"x.y": (B,)}] for i in range(count)} | {"e": [], "a.b": [C]}
+    leaves = flatten(tree)
+    assert len(leaves.structure.kinds) == 2 * count + 2
+    left = drop("k1.*", "e", "k0.1.*")(leaves)
+    gone = {"k1", '["k1","1","x.y"]', "e", '["k0","1","x.y"]'}
+    assert left.structure.kinds.keys() == leaves.structure.kinds.keys() - gone
+    assert select("a.b.*")(leaves).structure.kinds.keys() == {'["a.b"]'}
+
+
 DEEP = ".".join("d" * 60_000)
 
 
