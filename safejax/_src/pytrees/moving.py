@@ -1,10 +1,11 @@
 """Moves: what a structure records of a container follows the container to its new name."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Final, NamedTuple
 
 from safejax._src.pytrees.names import SEPARATOR, join, split
 from safejax._src.pytrees.structure import (
+    MAX_DEPTH,
     Kind,
     KindTree,
     Segments,
@@ -23,19 +24,20 @@ class _Move(NamedTuple):
     kept: int
 
 
-def moved(structure: Structure, names: Mapping[str, str], step: str) -> Structure:
+def moved(structure: Structure, names: Mapping[str, str]) -> Structure:
     """The structure of leaves that get other names: `names` maps each new name to its old one.
 
     A container moves whole if all leaves below it have the same new container, in which no other
     leaf is, and keep the rest of their names. What is recorded of it (whether it is a list, and
     which keys are ints) moves with it. What is recorded of any other container stays, for an
-    inverse that brings its leaves back. `step` names the transform in errors.
+    inverse that brings its leaves back.
     """
     is_whole = len(names) == 1 and "" in names  # The only leaf takes the place of the tree.
     nameless = is_whole or "" in names.values()
     if not structure.kinds and not structure.paths and not nameless:
         return structure
-    old_paths = paths_of(names.values(), structure, step)
+    # What is too deep for a tree gets a name here that is not.
+    old_paths = paths_of(names.values(), structure, deepest=None)
     moves = [_move(old, old_paths[old], new, is_whole) for new, old in names.items()]
     kinds = _moved_kinds(structure.kinds, moves)
     flat = any(kind.flat for kind in kinds.values())
@@ -50,7 +52,11 @@ def moved(structure: Structure, names: Mapping[str, str], step: str) -> Structur
     return structure._replace(kinds=kinds, paths=paths)
 
 
-def left_of(structure: Structure, kept: Iterable[str], lost: Iterable[str], step: str) -> Structure:
+_FEW: Final = 16
+"""So many texts are looked for at the beginning of each name."""
+
+
+def left_of(structure: Structure, kept: Set[str], lost: Set[str]) -> Structure:
     """The structure where the leaves `kept` are left of those and `lost`, which do not come back.
 
     What is recorded of a container goes with the last leaf in it, but for the tree itself.
@@ -58,11 +64,12 @@ def left_of(structure: Structure, kept: Iterable[str], lost: Iterable[str], step
     recorded = {container_segments(key): key for key in structure.kinds if key}
     if not recorded:
         return structure
-    kept = tuple(kept)
-    paths = paths_of((*kept, *lost), structure, step)
-    emptied = _containers(paths[name] for name in paths.keys() - {*kept}) & recorded.keys()
-    if emptied:
-        emptied -= _containers(paths[name] for name in kept)
+    # A leaf that is a container is an empty one; others whose names extend its own are not in it.
+    emptied = recorded.keys() & _ends(lost, structure, recorded)
+    others = recorded.keys() - emptied - _ends(kept, structure, recorded)
+    others -= _containers(kept, structure, others)
+    if others:
+        emptied |= others & _containers(lost, structure, others)
     if not emptied:
         return structure
     gone = {recorded[container] for container in emptied}
@@ -71,14 +78,47 @@ def left_of(structure: Structure, kept: Iterable[str], lost: Iterable[str], step
     )
 
 
-def _containers(paths: Iterable[Segments]) -> set[Segments]:
-    """All that the paths go through, and where they end, since an empty container is an entry."""
+def _ends(names: Set[str], structure: Structure, containers: Iterable[Segments]) -> set[Segments]:
+    """Which of the containers are leaves with these names."""
+    found = {path for name, path in structure.paths.items() if name in names}
+    for container in containers:
+        name = join(container)
+        if name in names and name not in structure.paths:
+            found.add(container)
+    return found
+
+
+def _containers(names: Iterable[str], structure: Structure, wanted: Set[Segments]) -> set[Segments]:
+    """What the paths of the leaves go through, until all that are wanted are found."""
+    flat = any(kind.flat for kind in structure.kinds.values())
+    path_in = KindTree(structure.kinds).path_of if flat else None
     found: set[Segments] = set()
-    for path in paths:
-        for depth in range(len(path), 0, -1):
-            if path[:depth] in found:
+    seen: set[str] = set()
+    left = {container: join(container) + SEPARATOR for container in wanted}
+    begins = tuple(left.values())
+    for name in names:
+        if not left:
+            break
+        if len(left) <= _FEW and not name.startswith(begins) and name not in structure.paths:
+            continue
+        path = structure.paths.get(name)
+        if path is not None:
+            path = path[:-1]
+        elif path_in is not None:
+            path = path_in(name)[:-1]
+        else:  # Most leaves are next to others.
+            above, dot, _ = name.rpartition(SEPARATOR)
+            if not dot or above in seen:
+                continue
+            seen.add(above)
+            path = split(above)
+        for depth in range(min(len(path), MAX_DEPTH), 0, -1):
+            container = path[:depth]
+            if container in found:
                 break
-            found.add(path[:depth])
+            found.add(container)
+            if left.pop(container, None) is not None and len(left) <= _FEW:
+                begins = tuple(left.values())
     return found
 
 
@@ -96,7 +136,7 @@ def _move(old_name: str, old: Segments, name: str, is_whole: bool) -> _Move:
         count = len(split(old_name[: -len(SEPARATOR + name)]))
         if join(old[:count]) + SEPARATOR + name == old_name:
             return _Move(old, old[count:], len(old) - count)
-    for at in range(len(old)):
+    for at in range(max(len(old) - MAX_DEPTH, 0), len(old)):
         end = join(old[at:])
         if name == end:
             return _Move(old, old[at:], len(old) - at)
@@ -114,7 +154,7 @@ def _moved_kinds(kinds: Mapping[str, Kind], moves: list[_Move]) -> dict[str, Kin
     targets: dict[Segments, Segments | object] = {}
     below: dict[Segments, int] = {}
     for move in moves:
-        for depth in range(len(move.old) + 1):
+        for depth in range(min(len(move.old), MAX_DEPTH) + 1):
             container, rest = move.old[:depth], len(move.old) - depth
             if container not in recorded:
                 continue
@@ -125,7 +165,7 @@ def _moved_kinds(kinds: Mapping[str, Kind], moves: list[_Move]) -> dict[str, Kin
     wanted = {target for target in targets.values() if target is not _APART}
     arrived: dict[object, int] = dict.fromkeys(wanted, 0)
     for move in moves:
-        for depth in range(len(move.new) + 1):
+        for depth in range(min(len(move.new), MAX_DEPTH) + 1):
             if move.new[:depth] in arrived:
                 arrived[move.new[:depth]] += 1
     went = {

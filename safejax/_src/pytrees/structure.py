@@ -187,10 +187,12 @@ def name_in(container: str, segment: str) -> str:
     return join((*container_segments(container), segment))
 
 
-def paths_of(names: Iterable[str], structure: Structure, file: str) -> dict[str, Segments]:
+def paths_of(
+    names: Iterable[str], structure: Structure, file: str = "", *, deepest: int | None = MAX_DEPTH
+) -> dict[str, Segments]:
     """The path of each name: the recorded one, or the name split at its dots.
 
-    Raises `TransformError` for a path that is longer than `MAX_DEPTH`.
+    Raises `TransformError` for a path that is longer than `deepest`, if that is given.
     """
     flat = any(kind.flat for kind in structure.kinds.values())
     path_in = KindTree(structure.kinds).path_of if flat else split
@@ -199,9 +201,9 @@ def paths_of(names: Iterable[str], structure: Structure, file: str) -> dict[str,
         path = structure.paths.get(name)
         if path is None:
             path = path_in(name)
-        if len(path) > MAX_DEPTH:
+        if deepest is not None and len(path) > deepest:
             raise TransformError(
-                f"{file}: leaf {name[:80]!r}…: expected at most {MAX_DEPTH} nested "
+                f"{file}: leaf {name[:80]!r}…: expected at most {deepest} nested "
                 f"containers, got {len(path)}: rename it with transform=rename(...)"
             )
         paths[name] = path

@@ -74,7 +74,7 @@ class Renamed:
     def leaves_like(self, leaves: Leaves) -> Leaves:
         """The entries as Leaves, if each is one of `leaves`: containers that moved keep kinds."""
         entries = self.entries
-        structure = moved(leaves.structure, self._origins, repr(self._transform))
+        structure = moved(leaves.structure, self._origins)
         return Leaves(entries, structure, leaves.metadata)
 
 

@@ -61,7 +61,7 @@ class Select(Transform):
         if self.again is not None or len(kept) == len(leaves):
             return leaves.replace(kept)
         lost = leaves.keys() - kept.keys()
-        return Leaves(kept, left_of(leaves.structure, kept, lost, repr(self)), leaves.metadata)
+        return Leaves(kept, left_of(leaves.structure, kept.keys(), lost), leaves.metadata)
 
     @property
     def inverse(self) -> "Restore":

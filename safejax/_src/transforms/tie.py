@@ -168,6 +168,11 @@ def _check_apart(rules: list[tuple[Template, Template]]) -> None:
     """Raise `TransformError` if the leaf that a second name is for is a second one itself."""
     seconds = {_shape(name) for name, _ in rules}
     for name, original in rules:
+        if _shape(original) == _shape(name):
+            raise TransformError(
+                f"tie: expected two names, got {name.text!r} for {original.text!r}, which is the "
+                "same: correct one of them"
+            )
         if _shape(original) in seconds:
             raise TransformError(
                 f"tie: expected {original.text!r} to be stored, since {name.text!r} is a second "

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 import safejax
-from safejax import Leaves, chain, flatten, prefix, rename, unflatten
+from safejax import Leaves, chain, drop, flatten, prefix, rename, select, unflatten
 from safejax.testing import assert_trees_identical
 from tests.support.leaves import stored, through_file
 
@@ -97,6 +97,39 @@ def test_what_is_saved_after_a_rename_has_the_kinds() -> None:
 def test_leaves_of_another_writer_have_no_kinds() -> None:
     leaves = Leaves({"s.0": 1, "s.1": 2})
     assert unflatten(prefix("net")(leaves)) == {"net": {"s": {"0": 1, "1": 2}}}
+
+
+@pytest.mark.parametrize("count", [2, 40])
+def test_the_kind_of_a_container_goes_with_its_last_leaf(count: int) -> None:
+    """Whether few or many are recorded; one with a key of several segments, and an empty one."""
+    tree = {f"k{i}": [A, {"x.y": (B,)}] for i in range(count)} | {"e": [], "a.b": [C]}
+    leaves = flatten(tree)
+    assert len(leaves.structure.kinds) == 2 * count + 2
+    left = drop("k1.*", "e", "k0.1.*")(leaves)
+    gone = {"k1", '["k1","1","x.y"]', "e", '["k0","1","x.y"]'}
+    assert left.structure.kinds.keys() == leaves.structure.kinds.keys() - gone
+    assert select("a.b.*")(leaves).structure.kinds.keys() == {'["a.b"]'}
+
+
+DEEP = ".".join("d" * 60_000)
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (drop("d.*"), {"s": [A, B]}),
+        (select("s.*"), {"s": [A, B]}),
+        (rename({DEEP: "s.2"}), {"s": [A, B, C]}),
+        (rename({DEEP: "t"}), {"s": [A, B], "t": C}),
+    ],
+    ids=["drop", "select", "rename in a list", "rename"],
+)
+def test_a_name_that_is_too_deep_for_a_tree_is_left_out_or_renamed(
+    step: Any, expected: Any
+) -> None:
+    """That is the remedy, so the step must not refuse it, also where lists are recorded."""
+    leaves = flatten({"s": [A, B]})
+    assert_trees_identical(unflatten(step(leaves.replace({**leaves, DEEP: C}))), expected)
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def made_of(found: Examination) -> Leaves:
     if len(used) == len(leaves) == len(origins) and all(
         len(group.names) == 1 for group in found.groups
     ):
-        structure = moved(leaves.structure, origins, "correspond")
+        structure = moved(leaves.structure, origins)
         return Leaves(entries, structure, leaves.metadata)
     return leaves.replace(entries)
 
