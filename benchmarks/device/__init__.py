@@ -1,6 +1,6 @@
 """Benchmarks for devices that are not the CPU: whether lazy leaves work there, and how fast.
 
-    python -m benchmarks --device                      # below 8 minutes; 2 GiB where there is room
+    python -m benchmarks --device                      # in less than 8 minutes; 2 GiB
     python -m benchmarks --device --json device.json
 
 One process does all, without a network, on one device or on all that there are. First come the
