@@ -6,9 +6,10 @@ Nothing here imports JAX, except for what is a tree.
 import importlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple, cast, final
 
+from safejax._src.checkpoint.explaining import is_of_orbax
 from safejax._src.checkpoint.finding import Opener, Path, find, shown_path
 from safejax._src.checkpoint.stored import Stored, check_structure, read_stored, stored_view
 from safejax._src.format.index import Index
@@ -20,6 +21,7 @@ from safejax._src.reading.filesystems import FileSystem
 from safejax._src.reading.masking import masked
 from safejax._src.reading.source import File
 from safejax._src.reading.view import View
+from safejax._src.storage.location import locate
 from safejax.errors import InvalidFileError
 
 IN_MEMORY: Final = "<bytes>"
@@ -111,7 +113,15 @@ def contents(source: Any, fs: FileSystem = None) -> Contents:
         return _of_one(BufferSource(bytes(source), IN_MEMORY))
     if is_path(source):
         path = cast("Path", source)
-        found = find(path, fs, Opener(_of_one, _of_several))
+        try:
+            found = find(path, fs, Opener(_of_one, _of_several))
+        except InvalidFileError:
+            if not isinstance(path, str | os.PathLike) or fs is not None:
+                raise
+            path = os.fspath(path)
+            if not is_of_orbax(*locate(path)):
+                raise
+            return _of_orbax(path)
         return Contents(
             shown_path(path), found.items, found.values, found.metadata, found.kinds,
             found.files, found.warnings,
@@ -151,6 +161,16 @@ def items_of(stored: Stored) -> dict[str, Item]:
             len(digests.get(name, b"")) // DIGEST_BYTES,
         )
     return found
+
+
+def _of_orbax(path: str) -> Contents:
+    """What is in a checkpoint of Orbax; of its arrays only what describes them is read."""
+    # Imported by name: only such folders need Orbax, and JAX.
+    tree = importlib.import_module("safejax.orbax").load(path)
+    held = importlib.import_module("safejax._src.inspection.trees").contents_of_tree(tree)
+    # A load decides where they go, as for other files.
+    items = {name: item._replace(sharding=None, shards=()) for name, item in held.items.items()}
+    return replace(held, source=masked(path), items=items)
 
 
 def _of_one(source: File) -> Contents:

@@ -155,7 +155,8 @@ def diff(
 ) -> Difference:
     """How the contents of `a` and `b` differ: names, shapes, dtypes, values, structure, metadata.
 
-    Each is a path as `load` takes it, the bytes of a file, or a tree. Values are read in a window
+    Each is a path as `load` takes it, the bytes of a file, a tree, or a checkpoint of Orbax, for
+    which the extra `orbax` is needed. Values are read in a window
     of a few MiB, also where the dtypes differ, and JAX is not imported for files. Two elements are
     the same if `|a - b| <= atol + rtol * |b|`, or if both are NaN; integers are compared exactly.
     `progress` is called with bytes of `a`, or shown if it is True.

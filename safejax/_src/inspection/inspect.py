@@ -187,7 +187,9 @@ def inspect(
     """What is at a path, or in a tree: names, shapes, dtypes, sizes, metadata and structure.
 
     `path_or_tree` is a path as `load` takes it, the bytes of a file, or a tree (also Leaves). Of
-    files only the headers are read, and JAX is not imported for them. `where` is a pattern, several
+    files only the headers are read, and JAX is not imported for them. It may also be a checkpoint
+    of Orbax, or the folder of its manager, whose last step is taken; that needs the extra `orbax`,
+    and JAX. `where` is a pattern, several
     of them, or a function of a name: only such tensors are in the result. With `stats`, each
     tensor's values are read, in a window of a few MiB, and it has `statistics`: `min`, `max`,
     `mean`, `std`, how many are NaN or infinite, and a histogram. `progress` is then called with

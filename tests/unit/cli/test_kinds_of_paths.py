@@ -79,8 +79,10 @@ def test_a_hostile_file_at_a_url_is_one_line(
     assert names_in(tmp_path) == []
 
 
-def test_what_only_convert_takes_is_said_by_the_others(tmp_path: Path, capsys: Capture) -> None:
-    """A checkpoint of Orbax's, of a manager, and of a step of it."""
+def test_commands_take_a_checkpoint_of_orbax_or_say_what_does(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    """A checkpoint of a manager, of a step of it, and of an item of that."""
     with ocp.CheckpointManager(tmp_path / "steps") as manager:
         manager.save(3, args=ocp.args.StandardSave({"w": np.arange(6.0)}))
     target = tmp_path / "m.safetensors"
@@ -90,8 +92,12 @@ def test_what_only_convert_takes_is_said_by_the_others(tmp_path: Path, capsys: C
         tmp_path / "steps" / "3" / "default",
     ):
         for command in COMMANDS:
-            if command == "convert":
-                continue
+            if command.startswith(("inspect", "diff")):
+                assert run(command, str(path), target) == 0
+                shown = capsys.readouterr()
+                assert str(path) in shown.out
+                assert shown.err == ""
+        for command in ("verify", "plan"):
             assert run(command, str(path), target) == (1 if command == "verify" else 2)
             shown = capsys.readouterr()
             said = shown.out if command == "verify" else shown.err

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import safetensors.numpy
 
@@ -100,6 +101,34 @@ def test_what_a_load_warns_of_and_refuses_is_said(tmp_path: Path) -> None:
     assert found.warnings == (
         "tensor 'w': the index gives it to b.safetensors, it is also in a.safetensors",
     )
+
+
+def test_a_checkpoint_of_orbax_is_inspected_without_a_read(tmp_path: Path) -> None:
+    tree = {
+        "l": [jnp.arange(6.0).reshape(2, 3), {"b": jnp.ones(3, jnp.bfloat16)}],
+        "n": 3, "k": jax.random.key(0), "empty": {},
+    }  # fmt: skip
+    with ocp.CheckpointManager(tmp_path / "steps") as manager:
+        manager.save(3, args=ocp.args.StandardSave(tree))
+    with safejax.observe_reads() as log:
+        found = safejax.inspect(tmp_path / "steps")
+        shown, html = str(found), found.to_html()
+    assert log.nbytes == 0
+    expected = safejax.inspect(tree)
+    assert found.source == str(tmp_path / "steps")
+    assert found.source in shown
+    assert "bfloat16" in html
+    kept = ("dtype", "shape", "nbytes", "key", "weak_type")
+    assert {name: [getattr(each, key) for key in kept] for name, each in found.tensors.items()} == {
+        name: [getattr(each, key) for key in kept] for name, each in expected.tensors.items()
+    }
+    assert (found.values, found.structure) == (expected.values, expected.structure)
+    assert {each.sharding for each in found.tensors.values()} == {None}
+    assert found.tensors["l.0"].file == str(tmp_path / "steps" / "3" / "default" / "l.0")
+    of_values = safejax.inspect(tmp_path / "steps" / "3", stats=True, where="l.*")
+    assert of_values.tensors["l.0"].statistics is not None
+    assert of_values.tensors["l.0"].statistics.mean == 2.5
+    assert safejax.diff(tmp_path / "steps", tree).is_same
 
 
 def test_trees_are_inspected_without_a_read(tmp_path: Path) -> None:
