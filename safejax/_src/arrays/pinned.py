@@ -96,6 +96,14 @@ def can_stage(device: Any) -> bool:
     return np.array_equal(first, values) and np.array_equal(second, others)
 
 
+class RingFullError(Exception):
+    """No buffer has come back to the ring for a while."""
+
+
+_PATIENCE: Final = 0.5
+"""Seconds without a change in which one waits for buffers that others fill."""
+
+
 @final
 class Ring:
     """Buffers of at most `nbytes` together, which many threads take and give back.
@@ -143,7 +151,8 @@ class Ring:
     def take(self, shape: tuple[int, ...], dtype: Dtype, device: Any) -> Buffer:
         """A buffer whose values may be overwritten; waits until there is room.
 
-        Whoever has one must not take another one before it is given back.
+        Raises `RingFullError` if there is none for a while: whoever has a buffer may wait for this
+        one, since what fills it is a function of the user's that places another leaf.
         """
         key: _Key = (shape, dtype, device)
         nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
@@ -194,8 +203,8 @@ class Ring:
                 self._held -= self._free.pop(0).array.nbytes
             elif self._copied:
                 return self._copied.popleft()
-            else:
-                self._changed.wait()
+            elif not self._changed.wait(_PATIENCE):
+                raise RingFullError
 
     def _wait_for(self, buffer: Buffer, copy: jax.Array) -> None:
         try:

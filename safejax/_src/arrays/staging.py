@@ -18,7 +18,7 @@ from jax.sharding import Sharding
 from numpy.typing import NDArray
 
 from safejax._src.arrays.device_casts import cast_on_device
-from safejax._src.arrays.pinned import RING, RING_BYTES, Buffer, can_stage
+from safejax._src.arrays.pinned import RING, RING_BYTES, Buffer, RingFullError, can_stage
 from safejax._src.arrays.switch import SWITCH
 from safejax._src.dtypes import is_below_a_byte
 from safejax._src.reading.order import order_of_reading
@@ -103,7 +103,7 @@ def stage(view: View, device: Any) -> jax.Array | None:
         if len(bounds) == 1:
             return finish(_copied(source, device))
         return _in_pieces(view, source, bounds, finish, device)
-    except jax.errors.JaxRuntimeError:
+    except (jax.errors.JaxRuntimeError, RingFullError):
         # There is no room for buffers. If there is none on the device, the plain way says so.
         return None
 

@@ -242,6 +242,26 @@ def test_the_ring_is_bounded_and_buffers_are_used_again() -> None:
     assert ring.held == 0
 
 
+def test_a_function_may_place_another_leaf_while_the_ring_is_full(path: Path) -> None:
+    other = safejax.load(path)["tree"]["uint16.1"]
+    is_loaded = threading.Event()
+
+    def add(array: Any) -> Any:
+        return array + int(other.sum()) if is_loaded.is_set() else array
+
+    chosen = safejax.chain(
+        safejax.select(["tree.int32.0", "tree.int32.1"]), safejax.elementwise(add, "*")
+    )
+    tree = safejax.load(path, transform=chosen)
+    plain = jax.tree.map(np.asarray, tree)
+    is_loaded.set()
+    with forced(True, Sizes(least=64, piece=2048, part=2048, ring=2048)):
+        found = safejax.materialize(tree)
+    jax.tree.map(
+        lambda one, two: np.testing.assert_array_equal(one, two + int(other.sum())), found, plain
+    )
+
+
 def test_a_copy_that_was_deleted_is_not_waited_for() -> None:
     ring = Ring(1000)
     with ring.open():
