@@ -17,6 +17,7 @@ from typing import Any, Final
 from benchmarks import measure, pages
 from benchmarks.cases import CASES, ELSEWHERE, chosen, named
 from benchmarks.elsewhere import Elsewhere
+from benchmarks.options import positive
 from benchmarks.processes import Nursery
 from benchmarks.report import table, written
 from benchmarks.runner import Bench, Measured
@@ -31,19 +32,16 @@ _TO_REPORT_SECONDS: Final = 20
 
 def main() -> int:
     """Measure, print the tables, and write the files that the options ask for."""
+    # The files are removed, and the processes are ended, then, too.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     if "--device" in sys.argv[1:]:
         # Imported here, since the others are to bring up no device in this process.
         from benchmarks.device.__main__ import main as of_devices
 
         return of_devices([each for each in sys.argv[1:] if each != "--device"])
-    options = _options()
-    # The files are removed, and the processes are ended, then, too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    if options.again is None:
-        report = _measured(options)
-    else:
-        report = json.loads(Path(options.again).read_text())
-        report.update(judged(report["cases"]))
+    options = parsed(sys.argv[1:])
+    report = _measured(options) if options.again is None else options.again
     print(table(report))
     _write(report, options.json)
     if options.plot is not None:
@@ -128,12 +126,17 @@ def _run(
     schedule.run()
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
-    parser.add_argument(
+def parsed(arguments: list[str]) -> argparse.Namespace:
+    """The options, each with its value; exits, with what was expected, if one is wrong."""
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks",
+        description="Compare safejax with its peers, and with what the machine does without any.",
+    )
+    extent = parser.add_mutually_exclusive_group()
+    extent.add_argument(
         "--quick", action="store_true", help="64 MiB, 5 minutes, and no case above 256 MiB"
     )
-    parser.add_argument(
+    extent.add_argument(
         "--full", action="store_true",
         help="all cases and sides, up to 4 GiB, 7 rounds: hours",
     )  # fmt: skip
@@ -142,11 +145,13 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--sides", type=_names, default=[], help="these sides, separated by commas")
     parser.add_argument(
-        "--size", type=float, help="size of the tree in MiB; 256, 1024 with --full, 64 with --quick"
+        "--size",
+        type=positive(float),
+        help="size of the tree in MiB; 256, 1024 with --full, 64 with --quick",
     )
-    parser.add_argument("--minutes", type=float, help="the time of the whole run; 15")
+    parser.add_argument("--minutes", type=positive(float), help="the time of the whole run; 15")
     parser.add_argument(
-        "--repeats", type=int, help="that many rounds of each case, however long it takes"
+        "--repeats", type=positive(int), help="that many rounds of each case, however long it takes"
     )
     parser.add_argument(
         "--fresh", action="store_true", help="import everything again in each round: slow"
@@ -168,9 +173,10 @@ def _options() -> argparse.Namespace:
         "--folder", help="folder for the files; by default the system's temporary folder"
     )
     parser.add_argument(
-        "--from", dest="again", help="measure nothing, and take a file that --json wrote"
-    )
-    options = parser.parse_args()
+        "--from", dest="again", type=_report, metavar="JSON",
+        help="measure nothing, and take a file that --json wrote",
+    )  # fmt: skip
+    options = parser.parse_args(arguments)
     options.size = options.size or (1024 if options.full else 64 if options.quick else 256)
     options.minutes = options.minutes or (5 if options.quick else 15)
     options.repeats = options.repeats or (7 if options.full else None)
@@ -180,13 +186,18 @@ def _options() -> argparse.Namespace:
         parser.error("--publish: expected all cases and sides; leave --only and --sides out")
     if options.folder is not None and not os.path.isdir(options.folder):
         parser.error(f"--folder: expected an existing folder, got {options.folder!r}")
+    for option in ("json", "plot"):
+        path = getattr(options, option)
+        if path is not None and not os.path.isdir(os.path.dirname(path) or "."):
+            parser.error(f"--{option}: expected a file in an existing folder, got {path!r}")
     try:
         named(options.only)
     except KeyError as error:
+        cases = [*CASES, *(name for names in ELSEWHERE.values() for name in names)]
         groups = sorted({case.group for case in CASES.values()} | set(ELSEWHERE))
         parser.error(
             f"--only: expected cases or groups, got {error}: "
-            f"the groups are {', '.join(groups)}; the cases are {', '.join(CASES)}"
+            f"the groups are {', '.join(groups)}; the cases are {', '.join(cases)}"
         )
     for name in options.sides:
         if name not in SIDES:
@@ -196,6 +207,18 @@ def _options() -> argparse.Namespace:
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _report(path: str) -> dict[str, Any]:
+    """The report that `--json` wrote, judged by the targets as they are now."""
+    try:
+        report = json.loads(Path(path).read_text())
+        return {**report, **judged(report["cases"])}
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        told = f"{path}: expected a file that --json wrote ({type(error).__name__}: {error})"
+        raise argparse.ArgumentTypeError(told) from None
 
 
 if __name__ == "__main__":

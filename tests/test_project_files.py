@@ -84,8 +84,8 @@ def test_ci_ends_with_what_failed(tmp_path: Path) -> None:
         return done.stdout.splitlines()
 
     before, after = "\n-- PART: install\nCollecting\n\n-- PART: tests\n", "\n-- PART: style\nfine\n"
-    of_tests = "part0|tests|2|FAILED"
-    lines = shown(["part0|install|1|passed", of_tests], before + tested(1) + after)
+    rows = ["part0|install|1|passed", "part0|tests|2|FAILED", "part0|style|1|passed"]
+    lines = shown(rows, before + tested(1) + after)
     assert lines[1:7] == [
         "== what failed", "-- part0: tests", "test_deep",
         "    E       ValueError: the reason", "    test_it.py:5: ValueError", "test_many[0]",
@@ -94,18 +94,20 @@ def test_ci_ends_with_what_failed(tmp_path: Path) -> None:
     assert lines[-1] == "    test_it.py:12: AssertionError"
     assert len(lines) <= 2 + 1 + 3 + 12
     # Of many tests there is a line or two each.
-    lines = shown([of_tests], before + tested(20) + after)
+    lines = shown(rows, before + tested(20) + after)
     assert lines[3:6] == ["test_deep", "    E       ValueError: the reason", "test_many[0]"]
     assert "test_many[19]" in lines
     assert len(lines) <= 2 + 60
-    lines = shown([of_tests], before + tested(200) + after)
+    lines = shown(rows, before + tested(200) + after)
     assert len(lines) == 2 + 60 + 1
     assert lines[-1].startswith("and ")
     # Of what is no test, the last lines.
     style = "\n-- PART: style\n" + "\n".join(map(str, range(20)))
-    assert shown(["part0|style|3|FAILED"], style, "\n-- PART: tests\n... it hangs") == [
+    style += "\n\n-- PART: tests\n... it hangs"
+    assert shown(["part0|style|3|FAILED"], style, "there is no path\n", "") == [
         "", "== what failed", "-- part0: style", *(f"    {n}" for n in range(12, 20)),
-        "-- part1", "    -- part1: tests", "    ... it hangs",
+        "-- part0: tests", "    ... it hangs",
+        "-- part1", "    there is no path", "-- part2", "    no output",
     ]  # fmt: skip
 
 

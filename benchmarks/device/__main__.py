@@ -20,6 +20,7 @@ from benchmarks import measure
 from benchmarks.device import checks
 from benchmarks.device.driver import link_seconds
 from benchmarks.device.sides import LEAF_BYTES, Bench, Side, check, file_system
+from benchmarks.options import positive
 from safejax._src.arrays.switch import SWITCH
 
 _MIB: Final = 1 << 20
@@ -172,9 +173,13 @@ def _memory(size: float) -> str | None:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks --device", description=__doc__)
-    parser.add_argument("--size", type=float, help="MiB of each file; by default what is suitable")
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds")
-    parser.add_argument("--seconds", type=float, default=360, help="no side begins after so long")
+    parser.add_argument(
+        "--size", type=positive(float), help="MiB of each file; by default what is suitable"
+    )
+    parser.add_argument("--rounds", type=positive(int), default=5, help="timed rounds")
+    parser.add_argument(
+        "--seconds", type=positive(float), default=360, help="no side begins after so long"
+    )
     parser.add_argument("--folder", help="where files are; by default in memory, /dev/shm")
     parser.add_argument("--json", help="write the results to this file")
     return parser.parse_args(arguments)

@@ -78,7 +78,12 @@ def measured(
             )  # fmt: skip
         # Both outputs of all are read at once, so that none waits for a full pipe.
         with ThreadPoolExecutor(processes) as threads:
-            answers = list(threads.map(lambda child: _output(child, end), children))
+            try:
+                answers = list(threads.map(lambda child: _output(child, end), children))
+            finally:
+                # The threads end when these do, also if the run is interrupted.
+                for child in children:
+                    child.kill()
     finally:
         for child in children:
             if child.poll() is None:

@@ -4,6 +4,7 @@ import importlib
 import json
 import math
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from benchmarks import pages
+from benchmarks.__main__ import parsed
 from benchmarks.cases import CASES, NULL, Case, chosen
 from benchmarks.child import Request
 from benchmarks.intervals import LOOKS, Noise, interval, rank
@@ -64,6 +66,50 @@ def test_the_command_measures_until_it_is_decided_and_writes_a_report(tmp_path: 
     assert shown.stdout in done.stdout
     assert "no null run" in shown.stdout
     assert {"processor", "cores", "memory_gib", "file_system"} <= report["machine"].keys()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (
+            "--only nothing",
+            r"--only: .* got 'nothing': the groups are .*far.* cases are .*many_save",
+        ),
+        ("--sides nobody", r"--sides: expected some of safejax, .* got 'nobody'"),
+        ("--minutes 0", r"--minutes: expected a number above 0, got '0'"),
+        ("--minutes nan", r"--minutes: expected a number above 0, got 'nan'"),
+        ("--repeats -1", r"--repeats: expected a number above 0, got '-1'"),
+        ("--size large", r"--size: expected a number above 0, got 'large'"),
+        ("--quick --full", r"--full: not allowed with argument --quick"),
+        ("--from nothing.json", r"--from: nothing.json: No such file"),
+        ("--from pyproject.toml", r"--from: pyproject.toml: expected a file that --json wrote"),
+        ("--json nowhere/out.json", r"--json: .* existing folder, got 'nowhere/out.json'"),
+        ("--folder nowhere", r"--folder: expected an existing folder, got 'nowhere'"),
+    ],
+)
+def test_wrong_options_are_told_of_before_anything_runs(
+    arguments: str, told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit):
+        parsed(arguments.split())
+    assert re.search(told, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_is_interrupted_leaves_nothing(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "benchmarks", "--only", "names", "--folder", str(tmp_path)]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while process.poll() is None and not any(tmp_path.glob("*/*")):
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (128 + number, "")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command_for_many_processes(tmp_path: Path) -> None:
