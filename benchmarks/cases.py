@@ -3,7 +3,19 @@
 from dataclasses import dataclass, replace
 from typing import Any, Final, final
 
-from benchmarks.sides import BFLOAT16, LAYERS, NAMES, OWN, PORT, SET, SHARDS, STOCK
+from benchmarks.sides import (
+    BFLOAT16,
+    LAYERS,
+    MINILM,
+    NAMES,
+    OWN,
+    PORT,
+    RESNET,
+    SET,
+    SHARDS,
+    STOCK,
+    TRANSFORMER,
+)
 from benchmarks.trees import MIB, Spec
 
 _LOADERS: Final = (
@@ -91,6 +103,14 @@ def _saving(count: int) -> Case:
     )  # fmt: skip
 
 
+def _placing(count: int) -> Case:
+    return Case(
+        f"materialize_{count}", f"materialize {count:,} small leaves", "materialize",
+        ("safejax", "asarray of each"), module="dispatch", group="open", nbytes=count * 256,
+        count=count,
+    )  # fmt: skip
+
+
 def _planning(count: int) -> Case:
     return replace(
         _opening(count), name=f"plan_{count}", title=f"plan a file of {count:,} tensors",
@@ -116,6 +136,17 @@ def _counted(count: int) -> Case:
     return Case(
         f"load_count_{count}", f"load, {count:,} tensors", "load", _MAIN, group="scaling",
         scale=0.25, count=count,
+    )  # fmt: skip
+
+
+def _first(model: str, of: str, file: str, mib: int) -> Case:
+    return Case(
+        f"first_{model}", f"from a file of another writer to the first output of {of}", model,
+        (
+            "safejax", "safejax, lazy", "safejax, materialized", "safetensors.flax",
+            "Orbax, restored", "compile and run", "load only",
+        ),
+        module="models", group="first", file=file, nbytes=mib * MIB, copied=1.0,
     )  # fmt: skip
 
 
@@ -202,12 +233,16 @@ _CASES: Final = (
         ),
         module="first_step", group="first", file=STOCK, copied=1.0,
     ),
+    _first("resnet", "ResNet-50", RESNET, 98),
+    _first("minilm", "MiniLM", MINILM, 86),
+    _first("transformer", "a transformer", TRANSFORMER, 2176),
     *map(_opening, (1_000, 10_000, 100_000)),
     replace(
         _opening(1_000), name="open_1000_large", title="open a file of 1,000 large tensors",
         nbytes=None,
     ),
     _saving(40_000),
+    _placing(40_000),
     _planning(100_000),
     *(_naming(step, step) for step in NAMING_STEPS),
     _naming("where", "a pattern for each of 16,000"),
