@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks import measure, pages
-from benchmarks.cases import CASES, ELSEWHERE, chosen, named
+from benchmarks.cases import CASES, ELSEWHERE, MOST_NBYTES, chosen, named
 from benchmarks.elsewhere import Elsewhere
 from benchmarks.options import positive
 from benchmarks.processes import Nursery
@@ -102,7 +102,9 @@ def _run(
     cases = [
         case
         for case in chosen(options.only, quick=options.quick, size=size)
-        if every or case.name in wanted or case.group == "null"
+        if every
+        or case.group == "null"
+        or (case.name in wanted and case.spec(size).nbytes <= MOST_NBYTES)
     ]
     subjects: list[Subject] = [
         Measured(case, bench, None if every or case.group == "null" else wanted[case.name])

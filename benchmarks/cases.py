@@ -3,7 +3,19 @@
 from dataclasses import dataclass, replace
 from typing import Any, Final, final
 
-from benchmarks.sides import BFLOAT16, LAYERS, NAMES, OWN, PORT, SET, SHARDS, STOCK
+from benchmarks.sides import (
+    BFLOAT16,
+    LAYERS,
+    MINILM,
+    NAMES,
+    OWN,
+    PORT,
+    RESNET,
+    SET,
+    SHARDS,
+    STOCK,
+    TRANSFORMER,
+)
 from benchmarks.trees import MIB, Spec
 
 _LOADERS: Final = (
@@ -119,6 +131,17 @@ def _counted(count: int) -> Case:
     )  # fmt: skip
 
 
+def _first(model: str, of: str, file: str, mib: int) -> Case:
+    return Case(
+        f"first_{model}", f"from a file of another writer to the first output of {of}", model,
+        (
+            "safejax", "safejax, lazy", "safejax, materialized", "safetensors.flax",
+            "Orbax, restored", "compile and run", "load only",
+        ),
+        module="models", group="first", file=file, nbytes=mib * MIB, copied=1.0,
+    )  # fmt: skip
+
+
 def _null(kind: str, like: Case) -> Case:
     return replace(
         like, name=NULL[kind], title=f"null run, {kind}: {like.title}, twice", group="null",
@@ -202,6 +225,9 @@ _CASES: Final = (
         ),
         module="first_step", group="first", file=STOCK, copied=1.0,
     ),
+    _first("resnet", "ResNet-50", RESNET, 98),
+    _first("minilm", "MiniLM", MINILM, 86),
+    _first("transformer", "a transformer", TRANSFORMER, 2176),
     *map(_opening, (1_000, 10_000, 100_000)),
     replace(
         _opening(1_000), name="open_1000_large", title="open a file of 1,000 large tensors",
@@ -249,6 +275,9 @@ ELSEWHERE: Final = {
 
 QUICK_NBYTES: Final = 256 * MIB
 """The size of the largest tree of `--quick`, in bytes."""
+
+MOST_NBYTES: Final = 1024 * MIB
+"""The size of the largest tree that is measured unless it is asked for, in bytes."""
 
 
 def named(only: list[str]) -> list[str]:

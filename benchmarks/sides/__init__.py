@@ -17,6 +17,9 @@ SET: Final = "set"
 PORT: Final = "port"
 NAMES: Final = "names.safetensors"
 SHARDS: Final = "shards"
+RESNET: Final = "resnet.safetensors"
+MINILM: Final = "minilm.safetensors"
+TRANSFORMER: Final = "transformer.safetensors"
 
 
 @final
@@ -81,6 +84,7 @@ SIDES: Final = {
         Side("calls by hand", "cold"),
         Side("compile and run", "first_step"),
         Side("load only", "first_step"),
+        Side("Orbax, restored", "models", ("orbax-checkpoint",)),
     )
 }
 
@@ -93,6 +97,9 @@ WRITERS: Final = {
     PORT: ("port", "write"),
     NAMES: ("naming", "write"),
     SHARDS: ("cold", "write_shards"),
+    RESNET: ("models", "write_resnet"),
+    MINILM: ("models", "write_minilm"),
+    TRANSFORMER: ("models", "write_transformer"),
     **{side.file: (side.module, "write") for side in SIDES.values() if side.file is not None},
 }
 """The module and function that write each kind of file."""

@@ -21,6 +21,7 @@ from benchmarks.__main__ import parsed
 from benchmarks.cases import CASES, NULL, Case, chosen
 from benchmarks.child import Request
 from benchmarks.intervals import LOOKS, Noise, interval, rank
+from benchmarks.job import Job
 from benchmarks.processes import Nursery, OutOfTimeError, SideError
 from benchmarks.runner import Result
 from benchmarks.schedule import Schedule
@@ -153,6 +154,29 @@ def test_every_side_has_the_function_of_its_cases(case: Case) -> None:
             function = case.limits if name == "limit" and case.limits else case.function
             assert callable(getattr(module, function))
         assert (side.file or case.file) in WRITERS
+
+
+@pytest.mark.parametrize(
+    ("model", "side"),
+    [("resnet", "safejax"), ("minilm", "safejax")]
+    + [
+        ("transformer", side)
+        for side in ("safejax", "safejax, materialized", "safetensors.flax", "Orbax, restored")
+    ],
+)
+def test_real_models_have_the_outputs_of_their_weights(
+    model: str, side: str, tmp_path: Path
+) -> None:
+    """(issue 21, 1) With few layers; the check of the side compares."""
+    if SIDES[side].missing:
+        pytest.skip("Orbax is not installed")
+    module = importlib.import_module("benchmarks.sides.models")
+    job = Job(side, Spec(64 << 10), str(tmp_path / "m.safetensors"), str(tmp_path / "target"))
+    getattr(module, f"write_{model}")(job)
+    work = getattr(module, model)(job)
+    work.check(work.run())
+    with pytest.raises(AssertionError):
+        work.check(work.run() + 1)
 
 
 def test_cases_are_selected_by_their_names() -> None:

@@ -65,7 +65,8 @@ def sharding_rules(
     A pattern is matched on whole names: `*` is any run of characters, `{i}` one segment. It may
     also be a compiled regular expression, a function of the name, or several of them. The first
     one that matches wins, and a leaf that none matches is replicated over the mesh. A spec of None
-    is `PartitionSpec()`. With `must_match`, `load` raises an error if a pattern matches no array.
+    is `PartitionSpec()`. With `must_match`, `load` raises an error if a pattern matches no array,
+    or only some of those that a rule before it, with another spec, matches.
 
     >>> import jax
     >>> from jax.sharding import PartitionSpec as P

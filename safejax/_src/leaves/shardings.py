@@ -25,7 +25,7 @@ from safejax._src.leaves.sharding_faults import (
     in_place_of,
     over_no_devices,
 )
-from safejax._src.pytrees.choices import any_of, meant_by_each
+from safejax._src.pytrees.choices import Where, any_of, meant_by_each, show_where
 from safejax._src.pytrees.names import join
 from safejax._src.pytrees.structure import EMPTY, Kind, Segments, paths_of
 from safejax._src.pytrees.walk import walk
@@ -181,14 +181,41 @@ def _check_rules(rules: ShardingRules, names: Iterable[str], file: str) -> None:
     names = list(names)
     patterns = list({where: None for where, _ in rules.rules if isinstance(where, str)})
     meant = dict(zip(patterns, meant_by_each(patterns, names), strict=True))
-    for where, _ in rules.rules:
-        if callable(where):
+    first = {name: rules.rule(name) for name in names}
+    used = {id(rule) for rule in first.values()}
+    missing: list[str] = []
+    shadowed: list[str] = []
+
+    def matched(where: Where) -> set[str]:
+        return meant[where] if isinstance(where, str) else set(filter(any_of(where), names))
+
+    for rule in rules.rules:
+        where, spec = rule
+        if callable(where) or id(rule) in used:
             continue
-        if not (meant[where] if isinstance(where, str) else any(map(any_of(where), names))):
-            raise ShardingError(
-                f"{file}: sharding_rules: expected {where!r} to match an array, it matches none "
-                f"of {_some(names)}: correct it, or pass must_match=False"
-            )
+        taken = matched(where)
+        if not taken:
+            missing.append(repr(where))
+            continue
+        # A last rule for all that the others leave, as `*` is, may have nothing left.
+        earlier = {id(each): each for name in names if name in taken and (each := first[name])}
+        for other, other_spec in earlier.values():
+            if other_spec != spec and matched(other) > taken:
+                found = [name for name in names if name in taken]
+                shadowed.append(
+                    f"expected {where!r} to match an array of its own, but {show_where(other)}, "
+                    f"before it, matches {_some(found)} and others: put {where!r} first"
+                )
+                break
+    if missing:
+        shadowed.insert(
+            0,
+            f"expected {missing[0]} to match an array, it matches none of {_some(names)}"
+            + (f", nor does {', '.join(capped(missing[1:]))}" if missing[1:] else "")
+            + ": correct it, or pass must_match=False",
+        )
+    if shadowed:
+        raise ShardingError(f"{file}: sharding_rules: {'; '.join(shadowed[:8])}")
 
 
 def _by_prefix(prefix: Any, leaves: Leaves, file: str) -> dict[str, Sharding | None]:

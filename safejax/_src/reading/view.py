@@ -4,9 +4,7 @@ A view is one of three: a **strided** window on a flat source, a **concatenation
 along an axis, or a **pointwise** function of a view. Indexing, transposing, expanding and
 copy-free reshapes are pushed down to the operands at once, so a view of a view is still one
 of the three, and reading a part requests only that part's bytes. A reshape that no window can
-express is a barrier: reading any part of it reads the whole operand.
-
-This module has the interface and the strided view.
+express is a barrier: any part of it reads the whole operand. Here are interface and strided view.
 """
 
 import math

@@ -368,6 +368,31 @@ def test_a_rule_that_must_match() -> None:
     assert resolved(sharding_rules(MESH, [(lambda name: False, P("y"))]), tree) == {"a.w": C}
 
 
+def test_a_rule_that_earlier_ones_shadow_is_told_and_the_remedy_works() -> None:
+    """(issue 18, 6)"""
+    tree = {"a.w": MATRIX, "b.w": MATRIX}
+    rules: list[Any] = [("*.w", P("x")), ("a.w", P("y")), (re.compile("b.*"), P())]
+    with pytest.raises(ShardingError) as caught:
+        resolved(sharding_rules(MESH, rules), tree)
+    message = str(caught.value)
+    assert "expected 'a.w' to match an array of its own, but '*.w', before it, matches" in message
+    assert "1 ('a.w') and others: put 'a.w' first; expected re.compile('b.*') to match" in message
+    first = {"a.w": P("y"), "b.w": P()}
+    found = resolved(sharding_rules(MESH, [*rules[1:], ("*", P("x"))], must_match=False), tree)
+    assert {name: each.spec for name, each in found.items()} == first
+    # Nothing is lost where the specs are the same, where that is said, and by a last rule for all.
+    last = sharding_rules(MESH, [("a.w", P("x")), ("b.*", P("x")), ("*", P("y"))])
+    assert resolved(last, tree) == {"a.w": A, "b.w": A}
+    same = sharding_rules(MESH, [("*.w", P("x")), ("a.w", P("x"))])
+    assert resolved(same, tree) == {"a.w": A, "b.w": A}
+    assert resolved(sharding_rules(MESH, rules, must_match=False), tree) == {"a.w": A, "b.w": A}
+
+
+def test_all_rules_that_match_nothing_are_named() -> None:
+    with pytest.raises(ShardingError, match=r"expected 'p' to .*, nor does 'q', 'r': correct it"):
+        resolved(sharding_rules(MESH, [(each, P()) for each in "pqr"]), {"a.w": MATRIX})
+
+
 def test_the_first_rule_wins_whatever_kind_it_is_of() -> None:
     """(issue 18: rules are looked up as patterns are, and not tried one by one)"""
     wheres: list[Any] = [
