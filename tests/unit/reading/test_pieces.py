@@ -234,7 +234,8 @@ def test_pieces_have_the_values_of_the_file(tree: Any) -> None:
             int(rng.integers(size))
             if rng.integers(3) == 0
             else slice(
-                *(int(each) for each in rng.integers(-size, size, 2)),
+                int(rng.integers(-size, size)),
+                int(rng.integers(-size, size)),
                 int(rng.choice([-3, -1, 1, 1, 2, 7])),
             )
             for size in VALUES.shape[: rng.integers(1, 4)]
