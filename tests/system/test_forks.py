@@ -94,6 +94,21 @@ def halves_agree():
         assert flat.tobytes() == tree[name].T.tobytes(), name
 forked("behind a reshape", lambda: safejax.materialize(whole), halves_agree)
 
+# ---- what is remembered of the parts of a mapped file that follow each other
+
+class Streams(dict):
+    def pop(self, *args):
+        stop()
+        return super().pop(*args)
+
+ones = np.ones((64, 2048), np.float32)
+safejax.save({"w": ones}, path + "2")
+mapped = safejax.load(path + "2")["w"]
+mapped.content.view.source._pieces._streams = Streams()
+def read_rows():
+    assert np.asarray(mapped[2:4]).tobytes() == ones[2:4].tobytes()
+forked("pieces", read_rows, read_rows)
+
 # ---- the requests of all threads together, and the look whether a file is the one it was
 
 memory = fsspec.filesystem("memory")
@@ -152,7 +167,16 @@ def test_a_forked_process_waits_for_no_thread_of_its_parent(tmp_path: Path) -> N
         [sys.executable, "-W", "error", "-c", PROGRAM, tmp_path / "m.safetensors"],
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
-    cases = ["materialize", "one leaf", "prefetch", "behind a reshape", "cat_file", "info", "save"]
+    cases = [
+        "materialize",
+        "one leaf",
+        "prefetch",
+        "behind a reshape",
+        "pieces",
+        "cat_file",
+        "info",
+        "save",
+    ]
     assert (done.returncode, done.stdout.splitlines()) == (
         0,
         [f"{case} 0" for case in cases],

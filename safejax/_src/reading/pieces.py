@@ -11,7 +11,6 @@ Other systems have neither this read-ahead nor this advice: there nothing is a p
 
 import math
 import mmap
-import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple, final
@@ -80,7 +79,6 @@ class Pieces:
         self._mapping: NDArray[np.uint8] | None = None
         # The bytes of each sequence of pieces so far, by where it ended.
         self._streams: dict[int, int] = {}
-        self._lock = threading.Lock()
 
     def learn(self, tensors: Iterable[Extent]) -> None:
         """Learn where the tensors of the file are. Before, nothing is a piece."""
@@ -140,7 +138,9 @@ class Pieces:
             last = number
             if follow > enough:
                 return usual[number]
-            self._ask_for(first + number * step, nbytes)
+            at = first + number * step
+            if at % _PAGE + nbytes > _PAGE:  # A page alone comes in when it is touched.
+                self._ask_for(at, nbytes)
             return pieces[number]
 
         return of_one
@@ -172,12 +172,13 @@ class Pieces:
 
     def _follows(self, begin: int, end: int) -> bool:
         """Whether a piece follows others that together are worth being read like a whole."""
+        # Without a lock, which a process that is forked meanwhile would wait for. Of threads that
+        # come in between, only other pages are read.
         streams = self._streams
-        with self._lock:
-            before = streams.pop(begin, 0)
-            streams[end] = before + end - begin
-            if len(streams) > _STREAMS:
-                del streams[next(iter(streams))]
+        before = streams.pop(begin, 0)
+        streams[end] = before + end - begin
+        for oldest in list(streams)[:-_STREAMS]:
+            streams.pop(oldest, None)
         return before >= _GOES_ON
 
     def _mapped(self) -> NDArray[np.uint8] | None:
