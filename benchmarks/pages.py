@@ -31,7 +31,7 @@ def publish(report: dict[str, Any]) -> None:
     `SystemExit` if the README's case was not measured; nothing is written then.
     """
     if "load" in report["unmeasured"]:
-        raise SystemExit("nothing is published: the time ended before the case load was measured")
+        raise SystemExit("nothing is published: the case load was not measured")
     for case in report["cases"]:
         for side in case["sides"].values():
             # An error may name folders of this machine.
@@ -145,7 +145,7 @@ def _targets(report: dict[str, Any]) -> str:
     told = ", ".join(f"{each} {word}" for word, each in count.items())
     head = ("case", "compared", "target", "measured", "interval", "rounds", "outcome")
     missing = ", ".join(report["unmeasured"])
-    late = f" The time ended before these cases were measured: {missing}." if missing else ""
+    late = f" Not measured in this run: {missing}." if missing else ""
     return f"\n\nOf {len(report['targets'])} targets: {told}.{late}" + _table(head, rows)
 
 
