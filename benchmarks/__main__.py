@@ -184,8 +184,8 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     options.repeats = options.repeats or (7 if options.full else None)
     if (options.publish or options.plot) and find_spec("matplotlib") is None:
         parser.error("--publish and --plot need matplotlib: pip install -e '.[bench]'")
-    if options.publish and (options.only or options.sides):
-        parser.error("--publish: expected all cases and sides; leave --only and --sides out")
+    if options.publish and (options.only or options.sides or options.quick):
+        parser.error("--publish: expected all cases; leave --only, --sides and --quick out")
     if options.folder is not None and not os.path.isdir(options.folder):
         parser.error(f"--folder: expected an existing folder, got {options.folder!r}")
     for option in ("json", "plot"):
