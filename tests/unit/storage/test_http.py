@@ -250,7 +250,7 @@ def test_a_server_that_sends_next_to_nothing_is_an_error(
 ) -> None:
     tree = safejax.load(f"{server.url}/big.safetensors")
     server.fault, server.at_most = lambda _: what, at_most
-    with within(20), pytest.raises(safejax.ReadError, match=rf"reading bytes .*{said}"):
+    with within(120), pytest.raises(safejax.ReadError, match=rf"reading bytes .*{said}"):
         np.asarray(tree["w"][100:101])
 
 
