@@ -7,12 +7,12 @@ copies is kept for as long as the array on the device lives.
 """
 
 import contextlib
-from functools import lru_cache
 from typing import Any, Final
 
 import jax
 from jax.sharding import Sharding, SingleDeviceSharding
 
+from safejax._src.arrays.devices import only_device
 from safejax._src.arrays.pinned import PINNED, has_pinned_memory
 from safejax._src.arrays.precision import needs_x64
 from safejax._src.arrays.switch import SWITCH, is_in_default_memory
@@ -42,12 +42,10 @@ def begin_fetch(array: HostArray, *, keep: bool = False) -> HostArray:
     return array
 
 
-@lru_cache(maxsize=1024)
 def _device_of(sharding: Sharding) -> Any | None:
     """The only device that holds an array in the memory that it computes in, if there is one."""
-    if len(sharding.device_set) != 1 or not sharding.is_fully_addressable:
-        return None
-    return next(iter(sharding.device_set)) if is_in_default_memory(sharding) else None
+    device = only_device(sharding)
+    return device if device is not None and is_in_default_memory(sharding) else None
 
 
 def _is_fit(array: jax.Array) -> bool:

@@ -13,7 +13,6 @@ it goes back to XLA, which keeps it for transfers of its own.
 
 import contextlib
 import ctypes
-import os
 import threading
 from collections import deque
 from collections.abc import Generator
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 
 from safejax._src.dtypes import Dtype
 from safejax._src.reading.memory import address, aligned_empty
+from safejax._src.system import in_forked_process
 
 PINNED: Final = "pinned_host"
 """JAX's name of page-locked memory of the host."""
@@ -233,5 +233,4 @@ RING_BYTES: Final = 512 << 20
 RING: Final = Ring(RING_BYTES)
 """The ring of the process."""
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=RING.leave_to_parent)
+in_forked_process(RING.leave_to_parent)

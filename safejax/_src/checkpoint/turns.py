@@ -3,7 +3,6 @@
 A save to a folder and one to what is in it meet in one place, too.
 """
 
-import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Final, final
 
 from safejax._src.checkpoint.handle import Save
 from safejax._src.storage.store import Store
+from safejax._src.system import in_forked_process
 
 _SIGN: Final = 0.25
 """Seconds after which a save that waits for others shows other processes that it is alive."""
@@ -128,5 +128,4 @@ class _Turns:
 
 
 turns: Final = _Turns()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=turns.leave_to_parent)
+in_forked_process(turns.leave_to_parent)

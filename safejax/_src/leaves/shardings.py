@@ -184,7 +184,7 @@ def _check_rules(rules: ShardingRules, names: Iterable[str], file: str) -> None:
     first = {name: rules.rule(name) for name in names}
     used = {id(rule) for rule in first.values()}
     missing: list[str] = []
-    shadowed: list[str] = []
+    faults: list[str] = []
 
     def matched(where: Where) -> set[str]:
         return meant[where] if isinstance(where, str) else set(filter(any_of(where), names))
@@ -197,25 +197,25 @@ def _check_rules(rules: ShardingRules, names: Iterable[str], file: str) -> None:
         if not taken:
             missing.append(repr(where))
             continue
+        found = [name for name in names if name in taken]
         # A last rule for all that the others leave, as `*` is, may have nothing left.
-        earlier = {id(each): each for name in names if name in taken and (each := first[name])}
+        earlier = {id(each): each for name in found if (each := first[name])}
         for other, other_spec in earlier.values():
             if other_spec != spec and matched(other) > taken:
-                found = [name for name in names if name in taken]
-                shadowed.append(
+                faults.append(
                     f"expected {where!r} to match an array of its own, but {show_where(other)}, "
                     f"before it, matches {_some(found)} and others: put {where!r} first"
                 )
                 break
     if missing:
-        shadowed.insert(
+        faults.insert(
             0,
             f"expected {missing[0]} to match an array, it matches none of {_some(names)}"
             + (f", nor does {', '.join(capped(missing[1:]))}" if missing[1:] else "")
             + ": correct it, or pass must_match=False",
         )
-    if shadowed:
-        raise ShardingError(f"{file}: sharding_rules: {'; '.join(shadowed[:8])}")
+    if faults:
+        raise ShardingError(f"{file}: sharding_rules: {'; '.join(faults[:8])}")
 
 
 def _by_prefix(prefix: Any, leaves: Leaves, file: str) -> dict[str, Sharding | None]:

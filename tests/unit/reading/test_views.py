@@ -355,7 +355,7 @@ def test_a_bool_is_true_or_false_whatever_its_byte(window):
     assert read.tobytes() == (raw != 0).tobytes()
 
 
-def testproper_bools_are_not_copied():
+def test_proper_bools_are_not_copied():
     buffer = np.array([0, 1, 1], np.uint8)
     view = Strided(BufferSource(buffer, "buffer"), 0, np.dtype(bool), Window.whole((3,)))
     assert np.shares_memory(view.read(), buffer)
